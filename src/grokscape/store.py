@@ -1,0 +1,171 @@
+"""The run folder: plain files that outlive this program. No PyTorch here.
+
+    spec.json            what was asked for
+    status.json          how far it got: {"state": "running" | "interrupted" | "finished" | "failed", "step": …, …}
+    trajectory/part-*.parquet   one row per replica and measured step; parts are only ever added
+    checkpoints/         state to go on from
+    findings.json        what the analysis found
+    figures/, report.html
+
+Columns of a trajectory: `replica`, `arm`, `seed`, `init_seed`, `split_seed`, `step`, then one column per split and measure,
+named `split/measure`: `train/…`, `test/…` (held-out around held-out means), `cross/…` (held-out around train means),
+`params/…` (of the parameters alone). The file's metadata holds, per column, measure, split, property, direction, unit,
+source and title.
+
+Every file is written beside its place and moved over it, so a reader never sees half a file.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+KEYS = ("replica", "arm", "seed", "init_seed", "split_seed", "step")
+_METADATA_KEY = b"grokscape.columns"
+
+
+class RunFolderError(Exception):
+    """A run folder that cannot be read or must not be written to; the message says what to do."""
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that, whatever happens, its place holds either the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with stable formatting, atomically."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a missing or damaged file gives a `RunFolderError` that names it."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunFolderError(f"{path} does not exist; is {path.parent} a run folder? `grokscape run` makes one") from None
+    except json.JSONDecodeError as error:
+        raise RunFolderError(f"{path} is not valid JSON ({error}); restore it or start the run anew") from None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder on disk.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path, spec: Mapping[str, Any]) -> "RunFolder":
+        """Make a new run folder; refuse one that holds anything.
+
+        Raises:
+            RunFolderError: the folder exists and is not empty.
+        """
+        folder = cls(Path(path))
+        if folder.path.exists() and any(folder.path.iterdir()):
+            raise RunFolderError(
+                f"{folder.path} exists and is not empty. Go on with it: `grokscape resume {folder.path}`. "
+                f"Or keep it and choose another place: `--out DIR`."
+            )
+        write_json(folder.path / "spec.json", spec)
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """Open an existing run folder.
+
+        Raises:
+            RunFolderError: there is no readable spec.json in it.
+        """
+        folder = cls(Path(path))
+        read_json(folder.path / "spec.json")
+        return folder
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The study as it was asked for."""
+        return read_json(self.path / "spec.json")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """How far the run got; empty before its first step."""
+        path = self.path / "status.json"
+        return read_json(path) if path.exists() else {}
+
+    def write_status(self, **status: Any) -> None:
+        """Replace the status."""
+        write_json(self.path / "status.json", status)
+
+    def parts(self) -> list[Path]:
+        """The trajectory's parts, oldest first."""
+        return sorted((self.path / "trajectory").glob("part-*.parquet"))
+
+    def append(self, rows: Mapping[str, Sequence[Any]], columns: Mapping[str, Mapping[str, Any]]) -> Path:
+        """Add a part to the trajectory.
+
+        Args:
+            rows: column name → values, all of one length.
+            columns: column name → {"measure", "split", "property", "direction", "unit", "source", "title"}.
+        """
+        parts = self.parts()
+        number = int(parts[-1].stem.removeprefix("part-")) + 1 if parts else 0
+        table = pa.table(dict(rows))
+        table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(columns).encode()})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        path = self.path / "trajectory" / f"part-{number:05d}.parquet"
+        write_bytes(path, sink.getvalue().to_pybytes())
+        return path
+
+    def truncate(self, number_of_parts: int) -> None:
+        """Drop the parts that came after a checkpoint, newest first, before a run goes on from it."""
+        for path in reversed(self.parts()[number_of_parts:]):
+            path.unlink()
+
+    def trajectory(self) -> pl.DataFrame:
+        """All parts as one frame, sorted by replica and step; empty if nothing was measured yet."""
+        parts = self.parts()
+        if not parts:
+            return pl.DataFrame()
+        frame = pl.concat([pl.read_parquet(part) for part in parts], how="diagonal_relaxed")
+        return frame.sort("replica", "step")
+
+    def columns(self) -> dict[str, dict[str, Any]]:
+        """What each measured column is: measure, split, property, direction, unit, source, title."""
+        merged: dict[str, dict[str, Any]] = {}
+        for part in self.parts():
+            metadata = pq.read_schema(part).metadata or {}
+            merged.update(json.loads(metadata.get(_METADATA_KEY, b"{}")))
+        return merged
+
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """What the analysis found; empty before it ran."""
+        path = self.path / "findings.json"
+        return read_json(path) if path.exists() else []
+
+    def write_findings(self, findings: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the findings."""
+        write_json(self.path / "findings.json", list(findings))
