@@ -5,9 +5,14 @@ Shapes here and in every measure: `...` any leading replica axes, N samples, d f
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
+
+from grokscape.measures.softmax import Softmax
+from grokscape.measures.statistics import ClassStatistics
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,41 @@ class Snapshot:
         return self.logits.shape[-1]
 
 
+class Quantities:
+    """What many measures need from one snapshot, each computed when first asked for and then kept.
+
+    Args:
+        snapshot: the snapshot.
+        around: quantities of another snapshot whose class means take the place of the snapshot's own.
+    """
+
+    def __init__(self, snapshot: Snapshot, around: "Quantities | None" = None) -> None:
+        self._snapshot = snapshot
+        self._around = around
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._snapshot, name)
+
+    @cached_property
+    def softmax(self) -> Softmax:
+        """Split softmax of the logits."""
+        return Softmax.of(self._snapshot.logits)
+
+    @cached_property
+    def squared_norms(self) -> Tensor:
+        """‖φ_i‖², (..., N)."""
+        return torch.linalg.vector_norm(self._snapshot.features, dim=-1).square()
+
+    @cached_property
+    def statistics(self) -> ClassStatistics:
+        """Class means and scatter."""
+        snapshot = self._snapshot
+        around = self._around.statistics if self._around is not None else None
+        return ClassStatistics.of(snapshot.features, snapshot.labels, snapshot.num_classes, around)
+
+
 Property = Literal["flatness", "collapse", "fit", "norm", "margin", "representation", "representativeness", "curvature"]
 
 
@@ -46,7 +86,8 @@ class Measure:
     Attributes:
         name: key in the table and column name in a trajectory.
         function: tensors in, a tensor of shape (...) out.
-        inputs: names of the snapshot's fields, in the order in which `function` takes them.
+        inputs: what `function` takes, in its order: names of fields of a snapshot, or of what is derived from one
+            (see `Quantities`).
         property: the family that verdicts are about.
         direction: whether the literature connects generalisation with lower or higher values.
         unit: unit or range, for people.
@@ -54,6 +95,7 @@ class Measure:
         title: how figures and tables call it.
         differentiable: whether it can stand in a loss.
         positive: whether it is never negative, so that it can be clamped and drawn on a log scale.
+        around: whether held-out samples can be measured around the class means of another snapshot.
     """
 
     name: str
@@ -66,7 +108,15 @@ class Measure:
     title: str
     differentiable: bool = True
     positive: bool = True
+    around: bool = False
 
     def __call__(self, snapshot: Snapshot, **options: object) -> Tensor:
-        """Value of the measure on a snapshot, shape (...)."""
-        return self.function(*(getattr(snapshot, name) for name in self.inputs), **options)
+        """Value of the measure on a snapshot, shape (...); NaN, without a word, where the measure does not exist.
+
+        Options go to `function`.
+        """
+        return self.of(Quantities(snapshot), **options)
+
+    def of(self, quantities: Quantities, **options: object) -> Tensor:
+        """Value from quantities that other measures may have computed already."""
+        return self.function(*(getattr(quantities, name) for name in self.inputs), **options)

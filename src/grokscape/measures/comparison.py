@@ -1,0 +1,64 @@
+"""What geometry is compared with: fit, margins, norms.
+
+Shapes: `...` any leading replica axes, N samples, d features, K classes.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from grokscape.measures.softmax import Softmax
+
+
+def cross_entropy_from(softmax: Softmax, labels: Tensor) -> Tensor:
+    """Mean cross-entropy; keeps its digits where float32 softmax rounds to one-hot."""
+    return softmax.cross_entropy(labels).mean(-1)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of samples whose largest logit is the label's."""
+    return (logits.argmax(-1) == labels).to(logits.dtype).mean(-1)
+
+
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """z_y − max_{c≠y} z_c of every sample: (..., N)."""
+    label = labels[..., None]
+    others = logits.scatter(-1, label, float("-inf")).amax(-1)
+    return logits.gather(-1, label).squeeze(-1) - others
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean margin of the logits."""
+    return margins(logits, labels).mean(-1)
+
+
+def margin_min(logits: Tensor, labels: Tensor) -> Tensor:
+    """Smallest margin of the logits: positive when every sample is classified rightly."""
+    return margins(logits, labels).amin(-1)
+
+
+def margin_normalised(logits: Tensor, labels: Tensor, weight: Tensor, squared_norms: Tensor) -> Tensor:
+    """Mean of margin / (‖W‖_F ‖φ_i‖): the margin that rescaling features or head cannot change."""
+    size = torch.linalg.matrix_norm(weight)[..., None] * squared_norms.sqrt()
+    return (margins(logits, labels) / size).mean(-1)
+
+
+def head_norm(weight: Tensor) -> Tensor:
+    """‖W‖_F of the head."""
+    return torch.linalg.matrix_norm(weight)
+
+
+def weight_norm(parameters: Mapping[str, Tensor], weight: Tensor) -> Tensor:
+    """‖θ‖ over all parameters of the network; NaN when the snapshot has none.
+
+    Args:
+        parameters: name → (..., *shape).
+        weight: the head's weight (..., K, d); says how many leading axes are replicas.
+    """
+    lead = weight.dim() - 2
+    if not parameters:
+        return weight.new_full(weight.shape[:lead], float("nan"))
+    norms = [torch.linalg.vector_norm(value.flatten(lead) if value.dim() > lead else value[..., None], dim=-1)
+             for value in parameters.values()]
+    return torch.stack(norms, -1).square().sum(-1).sqrt()

@@ -1,0 +1,110 @@
+"""Relative flatness of a linear head, in closed form, and the surrogate that bounds it.
+
+κ = Σ_{s,s'} ⟨w_s, w_s'⟩ Tr(H_{s,s'}), H_{s,s'} the block of the Hessian of the mean loss for rows s and s' of the
+head's weight. Because the head is linear, with G_i = ∂²ℓ_i/∂z∂zᵀ,
+
+    κ = mean_i ‖φ_i‖² Tr(Wᵀ G_i W),
+
+and under cross-entropy G = diag(p) − ppᵀ, so that Tr(Wᵀ G W) is the variance of the rows of W under p:
+
+    Σ_c p_c ‖w_c‖² − ‖Σ_c p_c w_c‖² = ½ Σ_{c,c'} p_c p_c' ‖w_c − w_c'‖².
+
+The right-hand form has no negative terms; it is what is computed, with the likeliest class split off.
+
+Shapes: `...` any leading replica axes, N samples, d features, K classes.
+"""
+
+import torch
+from torch import Tensor
+
+from grokscape.measures.softmax import Softmax
+from grokscape.numerics import select_rows, squared_distances
+
+
+def squared_norms(features: Tensor) -> Tensor:
+    """‖φ_i‖² of every sample: (..., N, d) → (..., N)."""
+    return torch.linalg.vector_norm(features, dim=-1).square()
+
+
+def row_variance(softmax: Softmax, weight: Tensor) -> Tensor:
+    """Variance of the rows of the head's weight under each sample's probabilities, tr Cov_{c∼p_i}(w_c).
+
+    Args:
+        softmax: split softmax of the logits (..., N, K).
+        weight: (..., K, d).
+
+    Returns:
+        (..., N).
+    """
+    classes, width = weight.shape[-2:]
+    if classes <= max(width, 128):
+        distances = squared_distances(weight)
+        spread = softmax.rest @ distances
+        to_top = spread.gather(-1, softmax.top[..., None]).squeeze(-1)
+        return (1 - softmax.rest_mass) * to_top + (softmax.rest * spread).sum(-1) / 2
+    centred = weight - weight.detach().mean(-2, keepdim=True)
+    norms = centred.square().sum(-1)
+    mean_row = softmax.rest @ centred
+    top_row = select_rows(centred.expand(*softmax.top.shape[:-1], classes, width), softmax.top)
+    mean_norm = (softmax.rest @ norms[..., None]).squeeze(-1)
+    top_norm = norms.expand(*softmax.top.shape[:-1], classes).gather(-1, softmax.top)
+    mass = softmax.rest_mass
+    to_top = mean_norm + mass * top_norm - 2 * (top_row * mean_row).sum(-1)
+    return (1 - mass) * to_top + mass * mean_norm - mean_row.square().sum(-1)
+
+
+def relative_flatness_from(softmax: Softmax, squared_norms: Tensor, weight: Tensor) -> Tensor:
+    """Exact κ under cross-entropy from shared quantities: mean_i ‖φ_i‖² tr Cov_{c∼p_i}(w_c), shape (...)."""
+    return (squared_norms * row_variance(softmax, weight)).mean(-1)
+
+
+def relative_flatness_bound_from(softmax: Softmax, squared_norms: Tensor, weight: Tensor) -> Tensor:
+    """The surrogate κ̄ from shared quantities: ‖W‖_F² mean_i ‖φ_i‖² (1 − ‖p_i‖²), shape (...)."""
+    return weight.square().sum((-2, -1)) * (squared_norms * softmax.impurity()).mean(-1)
+
+
+def relative_flatness_looseness(softmax: Softmax, squared_norms: Tensor, weight: Tensor) -> Tensor:
+    """κ̄/κ: how much the surrogate overstates, shape (...)."""
+    bound = relative_flatness_bound_from(softmax, squared_norms, weight)
+    return bound / relative_flatness_from(softmax, squared_norms, weight)
+
+
+def relative_flatness_per_loss(softmax: Softmax, squared_norms: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """κ over the mean cross-entropy, shape (...): what is left of flatness when the loss alone is taken out."""
+    return relative_flatness_from(softmax, squared_norms, weight) / softmax.cross_entropy(labels).mean(-1)
+
+
+def relative_flatness(features: Tensor, weight: Tensor, logits: Tensor, *, loss: str = "cross_entropy") -> Tensor:
+    """Exact relative flatness κ of a linear head; small is flat.
+
+    Args:
+        features: what enters the head, (..., N, d).
+        weight: the head's weight, (..., K, d).
+        logits: what leaves the head, bias included, (..., N, K).
+        loss: "cross_entropy".
+
+    Returns:
+        κ of shape (...), ≥ 0, differentiable.
+
+    Source: Petzka et al., Relative flatness and generalization, NeurIPS 2021, Definition 3.
+    """
+    if loss != "cross_entropy":
+        raise ValueError(f"loss must be 'cross_entropy', got {loss!r}")
+    return relative_flatness_from(Softmax.of(logits), squared_norms(features), weight)
+
+
+def relative_flatness_bound(features: Tensor, weight: Tensor, logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """The surrogate κ̄ = ‖W‖_F² mean_i ‖φ_i‖² (1 − ‖p_i‖²) ≥ κ, p = softmax(z / τ).
+
+    Args:
+        features: (..., N, d).
+        weight: (..., K, d).
+        logits: (..., N, K).
+        temperature: τ.
+
+    Returns:
+        κ̄ of shape (...), ≥ 0, differentiable. Unlike κ it changes when one vector is added to every row of W.
+
+    Source: Walter et al. 2024; Han et al., NeurIPS 2025, Lemma A.2 for τ = 1.
+    """
+    return relative_flatness_bound_from(Softmax.of(logits, temperature), squared_norms(features), weight)

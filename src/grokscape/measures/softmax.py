@@ -1,0 +1,56 @@
+"""Softmax probabilities kept so that nothing cancels when they are nearly one-hot.
+
+Late in training p is one-hot to rounding, 1 − p_top is what everything depends on, and `softmax` in float32 no longer
+holds it. So the likeliest class is named, and the mass of all others is kept as a number of its own.
+
+Shapes: `...` any leading replica axes, N samples, K classes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """softmax(z / τ), split into the likeliest class of each sample and the rest.
+
+    Attributes:
+        top: index r of the likeliest class, int64 (..., N).
+        rest: p_c for c ≠ r and 0 at r, (..., N, K).
+        rest_mass: 1 − p_r = Σ_{c≠r} p_c, (..., N).
+        log_normaliser: log Σ_c exp(z_c − z_r) ≥ 0, (..., N).
+        gaps: z_c − z_r ≤ 0, divided by τ, (..., N, K).
+    """
+
+    top: Tensor
+    rest: Tensor
+    rest_mass: Tensor
+    log_normaliser: Tensor
+    gaps: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, temperature: float = 1.0) -> "Softmax":
+        """Split the softmax of logits (..., N, K) at a temperature τ."""
+        if temperature != 1.0:
+            logits = logits / temperature
+        top = logits.argmax(-1, keepdim=True)
+        gaps = logits - logits.gather(-1, top)
+        odds = gaps.exp().scatter(-1, top, 0.0)
+        odds_sum = odds.sum(-1)
+        return cls(
+            top=top.squeeze(-1),
+            rest=odds / (1 + odds_sum)[..., None],
+            rest_mass=odds_sum / (1 + odds_sum),
+            log_normaliser=torch.log1p(odds_sum),
+            gaps=gaps,
+        )
+
+    def cross_entropy(self, labels: Tensor) -> Tensor:
+        """−log p_y of every sample, (..., N); keeps its digits where p_y rounds to 1."""
+        return self.log_normaliser - self.gaps.gather(-1, labels[..., None]).squeeze(-1)
+
+    def impurity(self) -> Tensor:
+        """1 − ‖p‖² = Tr(diag(p) − ppᵀ) of every sample, (..., N)."""
+        return self.rest_mass * (2 - self.rest_mass) - self.rest.square().sum(-1)

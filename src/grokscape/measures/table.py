@@ -1,0 +1,140 @@
+"""The table of measures, and the evaluation of many at once.
+
+A measure is a row here and a function: columns of trajectories, interventions, printed tables, documentation and the
+contract tests all follow from the row.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+
+from grokscape.measures import collapse, comparison, flatness
+from grokscape.measures.snapshot import Measure, Quantities, Snapshot
+
+_PETZKA = "Petzka et al., NeurIPS 2021, Definition 3"
+_PAPER = "Han et al., NeurIPS 2025"
+_PAPYAN = "Papyan, Han & Donoho, PNAS 2020"
+_GALANTI = "Galanti, György & Hutter, ICLR 2022"
+_SAKAMOTO = "Sakamoto & Sato, ICLR 2026 (arXiv 2509.20829)"
+_BARTLETT = "Bartlett et al., NeurIPS 2017"
+_ILDR = "arXiv 2604.20923"
+_OURS = "grokscape"
+
+
+def _row(
+    name: str, function: Callable[..., Tensor], inputs: str, title: str, unit: str, source: str, **more: Any
+) -> Measure:
+    more = {"direction": "lower", **more}
+    return Measure(name, function, tuple(inputs.split()), unit=unit, source=source, title=title, **more)
+
+
+def _flatness(*row: Any, **more: Any) -> Measure:
+    return _row(*row, property="flatness", **more)
+
+
+def _collapse(*row: Any, **more: Any) -> Measure:
+    return _row(*row, property="collapse", **more)
+
+
+_ROWS = (
+    _flatness("relative_flatness", flatness.relative_flatness_from, "softmax squared_norms weight",
+              "relative flatness κ", "≥ 0", _PETZKA),
+    _flatness("relative_flatness_bound", flatness.relative_flatness_bound_from, "softmax squared_norms weight",
+              "surrogate flatness κ̄", "≥ κ", f"Walter et al. 2024; {_PAPER}, Lemma A.2"),
+    _flatness("relative_flatness_looseness", flatness.relative_flatness_looseness, "softmax squared_norms weight",
+              "looseness of the surrogate κ̄/κ", "≥ 1", _OURS, direction="neither"),
+    _flatness("relative_flatness_per_loss", flatness.relative_flatness_per_loss, "softmax squared_norms weight labels",
+              "relative flatness over loss κ/L", "≥ 0", _OURS),
+    _collapse("cdnv", collapse.cdnv, "statistics",
+              "class-distance normalised variance", "≥ 0", f"{_GALANTI}; {_PAPER}, Definition 3.1", around=True),
+    _collapse("cdnv_sum", collapse.cdnv_sum, "statistics",
+              "class-distance normalised variance, summed", "≥ 0", f"{_PAPER}, Definition 3.1 to the letter",
+              around=True),
+    _collapse("within_variance", collapse.within_variance, "statistics",
+              "within-class variance", "≥ 0, squared features", _GALANTI, around=True),
+    _collapse("between_distance", collapse.between_distance, "statistics",
+              "squared distance between class means", "≥ 0, squared features", _GALANTI, direction="higher"),
+    _collapse("nc1", collapse.nc1, "statistics",
+              "within-class variability NC1", "≥ 0", _PAPYAN, around=True),
+    _collapse("nc1_rank", collapse.nc1_rank, "statistics",
+              "rank of the between-class scatter", "0 … K−1", _PAPYAN, direction="neither", differentiable=False),
+    _collapse("nc1_ratio", collapse.nc1_ratio, "statistics",
+              "within- over between-class scatter", "≥ 0", _PAPYAN, around=True),
+    _collapse("rnc1", collapse.rnc1, "statistics squared_norms",
+              "within-class scatter over squared mean norm", "≥ 0", _SAKAMOTO, around=True),
+    _collapse("rnc1_max", collapse.rnc1_max, "statistics squared_norms",
+              "within-class scatter over squared largest norm", "≥ 0", _SAKAMOTO, around=True),
+    _collapse("nc2_equinorm", collapse.nc2_equinorm, "statistics",
+              "spread of class-mean norms", "≥ 0", _PAPYAN),
+    _collapse("nc2_equinorm_weight", collapse.nc2_equinorm_weight, "statistics weight",
+              "spread of head-row norms", "≥ 0", _PAPYAN),
+    _collapse("nc2_equiangular", collapse.nc2_equiangular, "statistics",
+              "class-mean angles off the simplex", "0 … 2", _PAPYAN),
+    _collapse("nc2_equiangular_weight", collapse.nc2_equiangular_weight, "statistics weight",
+              "head-row angles off the simplex", "0 … 2", _PAPYAN),
+    _collapse("nc2_etf", collapse.nc2_etf, "statistics",
+              "class means off the simplex", "0 … 2", "Zhu et al., NeurIPS 2021"),
+    _collapse("nc3", collapse.nc3, "statistics weight",
+              "head off the class means (self-duality)", "0 … 4", _PAPYAN),
+    _collapse("nc4", collapse.nc4, "statistics features logits",
+              "decisions off the nearest class mean", "0 … 1", _PAPYAN, around=True, differentiable=False),
+    _collapse("ildr", collapse.ildr, "statistics",
+              "inter- over intra-class distance", "≥ 0", _ILDR, direction="higher", around=True),
+    _row("loss", comparison.cross_entropy_from, "softmax labels",
+         "cross-entropy", "nats", "–", property="fit"),
+    _row("accuracy", comparison.accuracy, "logits labels",
+         "accuracy", "0 … 1", "–", property="fit", direction="higher", differentiable=False),
+    _row("margin", comparison.margin, "logits labels",
+         "mean logit margin", "logits", _BARTLETT, property="margin", direction="higher", positive=False),
+    _row("margin_min", comparison.margin_min, "logits labels",
+         "smallest logit margin", "logits", _BARTLETT, property="margin", direction="higher",
+         positive=False),
+    _row("margin_normalised", comparison.margin_normalised, "logits labels weight squared_norms",
+         "margin over norms of head and features", "−2 … 2", _BARTLETT, property="margin",
+         direction="higher", positive=False),
+    _row("weight_norm", comparison.weight_norm, "parameters weight",
+         "norm of all parameters", "≥ 0", "Liu et al., ICLR 2023 (Omnigrok)", property="norm"),
+    _row("head_norm", comparison.head_norm, "weight",
+         "norm of the head's weight", "≥ 0", "–", property="norm", direction="neither"),
+)
+
+MEASURES: dict[str, Measure] = {row.name: row for row in _ROWS}
+"""Every measure of a snapshot by name; the names are those of trajectory columns and of interventions."""
+
+DEFAULT = (
+    "loss", "accuracy", "relative_flatness", "relative_flatness_bound", "relative_flatness_per_loss", "cdnv",
+    "within_variance", "between_distance", "nc1", "nc1_ratio", "rnc1", "nc2_equinorm", "nc2_equiangular", "nc2_etf",
+    "nc3", "nc4", "ildr", "margin", "head_norm", "weight_norm",
+)
+"""What is measured when nobody says what to measure."""
+
+
+def evaluate(
+    snapshot: Snapshot, names: Iterable[str] = DEFAULT, *, around: Snapshot | None = None
+) -> dict[str, Tensor]:
+    """Many measures of one snapshot, with class statistics, probabilities and norms computed once for all.
+
+    Args:
+        snapshot: what the head saw.
+        names: keys of `MEASURES`.
+        around: measure around the class means of this other snapshot (held-out samples around training means); then
+            only measures with `around=True` exist.
+
+    Returns:
+        name → value of shape (...), NaN where the measure does not exist.
+
+    Raises:
+        KeyError: a name is not in the table.
+        ValueError: `around` was given and a measure has no meaning around other means.
+    """
+    quantities = Quantities(snapshot, around=Quantities(around) if around is not None else None)
+    values = {}
+    for name in names:
+        if name not in MEASURES:
+            raise KeyError(f"no measure is called {name!r}; there are {', '.join(MEASURES)}")
+        if around is not None and not MEASURES[name].around:
+            able = ", ".join(row.name for row in MEASURES.values() if row.around)
+            raise ValueError(f"{name!r} has no meaning around other class means; these have: {able}")
+        values[name] = MEASURES[name].of(quantities)
+    return values
