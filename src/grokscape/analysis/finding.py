@@ -10,10 +10,12 @@ class Finding:
 
     Attributes:
         id: unique within a run, such as "necessity/flatness".
-        kind: "onset", "survival", "lead_lag", "hazard", "manipulation", "necessity", "convergence", "control", "dispute", "theory" or "pooled".
+        kind: "onset", "survival", "lead_lag", "hazard", "manipulation", "necessity", "sufficiency", "convergence",
+            "control", "dispute", "theory" or "pooled".
         subject: what it is about, such as {"arm": …} or {"property": …, "measure": …}.
         statement: one sentence of plain English.
-        verdict: "not necessary", "consistent with necessary", "inconclusive", "held", "failed", …; None where nothing is judged.
+        verdict: "not necessary", "consistent with necessary", "belongs to the manipulation", "inconclusive", "held",
+            "failed", …; None where nothing is judged.
         estimates: name → {"value", "low", "high", "unit"}; None for a number that does not exist.
         n: number of independent replicas (seeds) behind it.
         test: name of the statistical test, if any.

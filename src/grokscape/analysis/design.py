@@ -1,0 +1,189 @@
+"""What a study set out to do: its rules, written before the run, and what each arm's interventions aim at.
+
+Read from `spec.json`, every field with a default, so that a missing one is fine:
+
+    onset:   {"train_threshold": 0.99, "test_threshold": 0.95, "hold": 3}
+    verdict: the fields of `Rules` below
+    arms:    [{"name", "title", "role": "baseline" | "manipulation" | "control",
+               "control": "matched-level" | "random-labels" | "rescaling" | "no-delay" | "no-grokking",
+               "interventions": [{"kind", "measure", "at_least", "at_most", "strength", "start", "until",
+                                  "relative_to"}],
+               "testbed": {…}, "optimizer": {…}, "model": {…}}]      the last three override the study's for one arm
+    testbed: {"kind", …, "num_classes": K (or "p" for modular tasks)}
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+Goal = Literal["block", "promote", "other"]
+
+# Property and direction of well-known measures, for logs that carry no description of their columns.
+_KNOWN: dict[str, tuple[str, str]] = {
+    "relative_flatness": ("flatness", "lower"), "relative_flatness_bound": ("flatness", "lower"),
+    **dict.fromkeys(("cdnv", "cdnv_sum", "nc1", "nc1_ratio", "rnc1", "rnc1_max", "nc2_equinorm", "nc2_equiangular", "nc2_etf", "nc3", "nc4"), ("collapse", "lower")),
+    "ildr": ("collapse", "higher"), "loss": ("fit", "lower"), "accuracy": ("fit", "higher"),
+    "weight_norm": ("norm", "lower"), "head_norm": ("norm", "lower"), "margin": ("margin", "higher"),
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Margins and rules of a study's verdicts; see docs/verdicts.md.
+
+    Attributes:
+        train_threshold: train accuracy from which a run counts as having memorised.
+        test_threshold: test accuracy from which it counts as generalising.
+        hold: consecutive evaluations for which the threshold must hold.
+        accuracy_margin: difference in final test accuracy that is too small to matter.
+        delay_ratio_margin: factor on the delay that is too small to matter.
+        alpha: level of every test after correction; intervals have confidence 1 − alpha.
+        held_fraction: share of evaluations, and of seeds, for which a manipulation must have done its work.
+        held_tolerance: share by which a level may miss its goal and still count as held.
+        match_factor: two levels within this factor are the same level; a level further off is another.
+        moved_factor: a measure that changes by less than this factor after memorisation did not move.
+        minimum_seeds: pairs of seeds below which no verdict is given.
+        final_evaluations: evaluations at the end that make the final accuracy.
+        rescaling_tolerance: relative change of an invariant measure that a rescaling control may show.
+        bootstrap: resamples behind an interval.
+        primary: property → measure whose verdict stands for it; default: the one that most arms manipulate.
+    """
+
+    train_threshold: float = 0.99
+    test_threshold: float = 0.95
+    hold: int = 3
+    accuracy_margin: float = 0.05
+    delay_ratio_margin: float = 1.5
+    alpha: float = 0.05
+    held_fraction: float = 0.8
+    held_tolerance: float = 0.2
+    match_factor: float = 2.0
+    moved_factor: float = 2.0
+    minimum_seeds: int = 5
+    final_evaluations: int = 5
+    rescaling_tolerance: float = 0.05
+    bootstrap: int = 4000
+    primary: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> "Rules":
+        """The rules of a spec, with defaults for what it leaves out."""
+        given = {**(spec.get("onset") or {}), **(spec.get("verdict") or {})}
+        known = {item.name for item in fields(cls)}
+        return cls(**{name: value for name, value in given.items() if name in known and value is not None})
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What one intervention does to one column.
+
+    Attributes:
+        column: the trajectory's column.
+        measure: its measure.
+        property: its property, such as "flatness".
+        goal: "block" (keep the property from arising), "promote" (bring it about) or "other".
+        sign: +1 if it pushes the measure up, −1 if down, 0 if neither.
+        at_least: level below which the measure must not fall, if any.
+        at_most: level above which it must not rise, if any.
+        start: first step at which it acts.
+        until: step from which it no longer acts, if any.
+        relative_to: column that the level is a multiple of, if any.
+    """
+
+    column: str
+    measure: str
+    property: str
+    goal: Goal
+    sign: int
+    at_least: float | None = None
+    at_most: float | None = None
+    start: float = 0.0
+    until: float | None = None
+    relative_to: str | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of a study.
+
+    Attributes:
+        name: key in the trajectory.
+        title: for people.
+        role: "baseline", "manipulation" or "control".
+        control: kind of control, or "".
+        aims: what its interventions do.
+        hand: what takes hold of training: the penalised measures, caps and overridden settings, joined by " + ".
+    """
+
+    name: str
+    title: str
+    role: str
+    control: str
+    aims: tuple[Aim, ...]
+    hand: str
+
+    @property
+    def until(self) -> float | None:
+        """First step at which none of its measured interventions acts any more, if there is one."""
+        ends = [aim.until for aim in self.aims]
+        return max(end for end in ends if end is not None) if ends and None not in ends else None
+
+
+def describe(column: str, columns: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Measure, split, property, direction and title of a column, from the trajectory or from well-known names."""
+    split, _, name = column.rpartition("/")
+    known = _KNOWN.get(name, ("other", "neither"))
+    found = {key: value for key, value in columns.get(column, {}).items() if value is not None}
+    return {"measure": name, "split": split, "property": known[0], "direction": known[1], "title": name} | found
+
+
+def column_of(measure: str, columns: Mapping[str, Any]) -> str:
+    """The column that a measure's name means: itself, or on the training split, or of the parameters, or elsewhere."""
+    places = [measure, *(f"{split}/{measure}" for split in ("train", "params", "test", "cross"))]
+    return next((place for place in places if place in columns), f"train/{measure}")
+
+
+def arms_of(spec: Mapping[str, Any], columns: Mapping[str, Mapping[str, Any]], present: list[str]) -> list[Arm]:
+    """The study's arms in its order, then arms that only the trajectory knows; the first is the baseline.
+
+    A log without a spec has its arm called "baseline", or else its first arm, as the baseline.
+    """
+    listed = {str(item["name"]): item for item in spec.get("arms") or []}
+    items = [*listed.values(), *({"name": name} for name in present if name not in listed)]
+    arms = [_arm(item, columns) for item in items]
+    names = [arm.name for arm in arms]
+    marked = [arm.name for arm in arms if arm.role == "baseline"]
+    first = marked[0] if marked else "baseline" if "baseline" in names else names[0] if names else ""
+    rest = [arm for arm in arms if arm.name != first]
+    chosen = [Arm(arm.name, arm.title, "baseline", "", arm.aims, arm.hand) for arm in arms if arm.name == first]
+    return chosen + rest
+
+
+def _arm(item: Mapping[str, Any], columns: Mapping[str, Mapping[str, Any]]) -> Arm:
+    interventions = item.get("interventions") or []
+    aims = tuple(_aim(one, interventions, columns) for one in interventions if one.get("measure"))
+    overrides = [f"{place}.{key}" for place in ("testbed", "optimizer", "model") for key in (item.get(place) or {})]
+    kinds = (one.get("measure") or one["kind"] for one in interventions if one["kind"] != "unplug")
+    control = str(item.get("control") or "")
+    if not control and (item.get("testbed") or {}).get("random_labels"):
+        control = "random-labels"
+    role = str(item.get("role") or ("control" if control else "manipulation"))
+    return Arm(str(item["name"]), str(item.get("title") or item["name"]), role, control if role == "control" else "",
+               aims, " + ".join(sorted({*kinds, *overrides})))
+
+
+def _aim(one: Mapping[str, Any], siblings: list[Mapping[str, Any]], columns: Mapping[str, Mapping[str, Any]]) -> Aim:
+    column = column_of(str(one["measure"]), columns)
+    about = describe(column, columns)
+    at_least, at_most = one.get("at_least"), one.get("at_most")
+    toward = {"lower": -1, "higher": 1}.get(about["direction"], 0)
+    if one["kind"] in ("suppress", "promote"):
+        sign = toward if one["kind"] == "promote" else -toward
+    else:
+        sign = 0 if (at_least is None) == (at_most is None) else 1 if at_least is not None else -1
+    goal: Goal = "other" if sign * toward == 0 else "promote" if sign == toward else "block"
+    ends = [end for end in (one.get("until"), *(other.get("step") for other in siblings if other["kind"] == "unplug"))
+            if end is not None]
+    relative = one.get("relative_to")
+    return Aim(column, about["measure"], about["property"], goal, sign, at_least, at_most, float(one.get("start") or 0),
+               float(min(ends)) if ends else None, column_of(str(relative), columns) if relative else None)

@@ -1,0 +1,63 @@
+"""Dose and response: does more of a manipulation do more?"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+
+from grokscape.analysis.effects import Effect
+from grokscape.analysis.frames import Array
+from grokscape.analysis.manipulation import middle, settled
+from grokscape.analysis.record import Record
+
+if TYPE_CHECKING:
+    from grokscape.analysis.necessity import Target
+
+
+def trend(record: Record, target: "Target", found: list[Effect]) -> list[dict[str, Any]]:
+    """Page's trend test per hand with at least two doses: does test accuracy fall, and the delay grow, with the level?
+
+    Doses are ordered by the settled level of the measure, baseline included; seeds are the blocks; a run that never
+    generalised counts as slower than all that did.
+
+    Returns:
+        One entry per hand: {"hand", "arms" in order of level, "levels", "n", "p_accuracy", "p_delay", "monotone"}.
+    """
+    assert record.baseline is not None
+    values = settled(record, target.column)
+    hands: dict[str, list[str]] = {}
+    for item in found:
+        if item.check.valid and any(aim.column == target.column and aim.goal == "block" for aim in item.arm.aims):
+            hands.setdefault(item.arm.hand, []).append(item.arm.name)
+    result = []
+    for hand, names in hands.items():
+        level = {name: middle(values[record.panel.rows(name)]) for name in [record.baseline.name, *names]}
+        order = sorted(level, key=lambda name: level[name])
+        if level[record.baseline.name] != min(level.values()):
+            order.reverse()
+        if len(order) >= 3:
+            result.append({"hand": hand, "arms": order, "levels": [level[name] for name in order],
+                           **page(record, order)})
+    return result
+
+
+def page(record: Record, order: list[str]) -> dict[str, Any]:
+    """Page's test over arms in the given order, on final test accuracy (falling) and delay (growing)."""
+    rows = [{int(record.panel.seeds[row]): row for row in record.panel.rows(name)} for name in order]
+    shared = sorted(set.intersection(*(set(row) for row in rows)))
+    table = np.array([[row[seed] for row in rows] for seed in shared], dtype=int).reshape(len(shared), len(order))
+    accuracy = record.moment("final_accuracy")[table]
+    observed = record.results["delay_observed"].to_numpy()[table]
+    delay = np.where(observed, record.moment("delay")[table], np.inf)
+    p_accuracy, p_delay = _page(-accuracy), _page(np.where(np.isnan(delay), np.inf, delay))
+    means = accuracy.mean(axis=0) if len(shared) else np.array([])
+    monotone = bool((np.diff(means) <= 0).all())
+    return {"n": len(shared), "p_accuracy": p_accuracy, "p_delay": p_delay, "monotone": monotone}
+
+
+def _page(growing: Array) -> float | None:
+    """p value that values grow from column to column; None with fewer than two seeds or a value missing."""
+    if len(growing) < 2 or np.isnan(growing).any():
+        return None
+    ranks = stats.rankdata(growing, axis=1)
+    return float(stats.page_trend_test(ranks, ranked=True).pvalue)

@@ -1,0 +1,237 @@
+"""Did the manipulation do its work, and did memorisation survive it? Without that an arm says nothing."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grokscape.analysis.design import Aim, Arm
+from grokscape.analysis.estimation import estimate, geometric_median, plain
+from grokscape.analysis.finding import Finding
+from grokscape.analysis.frames import Array
+from grokscape.analysis.record import Record
+
+RULE = (
+    "Held: in at least {held:.0%} of the seeds the goal is met, within {tolerance:.0%} of its level, at {held:.0%} of the "
+    "evaluations from memorisation to the end of the intervention; an intervention without a level must move the measure "
+    "by a factor of {factor:g} against the same seed's baseline. Idle: the baseline meets the goal by itself. Memorised: "
+    "{held:.0%} of the seeds reach train accuracy {train:g}, keep it, and do not diverge."
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a manipulation did.
+
+    Attributes:
+        arm: the arm.
+        state: "held", "idle", "not held", "unmeasured" (nothing logged shows it) or "nothing to hold".
+        held: share of seeds in which every aim was met.
+        memorised: share of seeds whose memorisation is intact.
+        n: seeds.
+        reasons: why the arm says nothing, in plain words; empty if it says something.
+    """
+
+    arm: Arm
+    state: str
+    held: float
+    memorised: float
+    n: int
+    reasons: tuple[str, ...]
+
+    @property
+    def valid(self) -> bool:
+        """Whether the arm can say anything about what it manipulated."""
+        return not self.reasons
+
+
+def settled(record: Record, column: str, relative_to: str | None = None) -> Array:
+    """Level at which a measure settled, per replica, (R,).
+
+    Median (on a log scale) over the evaluations from generalisation, or from memorisation if it never generalised, to
+    the end of the arm's interventions. A run that generalised by then did so with the measure at this level.
+    """
+    values = record.series(column, relative_to)
+    start = record.moment("memorised")
+    generalised = record.moment("generalised")
+    end = _ends(record)
+    with np.errstate(invalid="ignore"):
+        start = np.where(generalised < np.where(np.isnan(end), np.inf, end), generalised, start)
+    return geometric_median(np.where(record.window(start, end), values, np.nan))
+
+
+def at_memorisation(record: Record, column: str, relative_to: str | None = None) -> Array:
+    """Value of a measure at memorisation (first measurement from then on), per replica, (R,)."""
+    values = record.series(column, relative_to)
+    allowed = record.window(record.moment("memorised"), np.full(len(values), np.nan)) & ~np.isnan(values)
+    if not allowed.shape[1]:
+        return np.full(len(values), np.nan)
+    first = allowed.argmax(axis=1)
+    return np.where(allowed.any(axis=1), values[np.arange(len(values)), first], np.nan)
+
+
+def _ends(record: Record) -> Array:
+    """First step at which an arm's interventions no longer act, per replica; NaN if they act to the end."""
+    ends = {arm.name: np.nan if arm.until is None else arm.until for arm in record.arms}
+    return np.array([ends.get(arm, np.nan) for arm in record.panel.arms])
+
+
+def check(record: Record, arm: Arm) -> Check:
+    """The manipulation check of one arm."""
+    rules, rows = record.rules, record.panel.rows(arm.name)
+    intact = _intact(record, rows)
+    memorised = float(intact.mean()) if len(rows) else 0.0
+    state, held = _state(record, arm)
+    reasons = []
+    if len(rows) == 0:
+        reasons.append("it has no runs")
+    if 0 < len(rows) < rules.minimum_seeds:
+        reasons.append(f"it has {len(rows)} seed{'s' * (len(rows) > 1)}, and a verdict needs {rules.minimum_seeds}")
+    if len(rows) and memorised < rules.held_fraction:
+        reasons.append(f"memorisation was lost in {round((1 - memorised) * len(rows))} of {len(rows)} seeds")
+    if state == "idle":
+        reasons.append("the baseline meets the same goal by itself")
+    if state == "not held":
+        reasons.append(f"the goal was met in only {round(held * len(rows))} of {len(rows)} seeds")
+    return Check(arm, state, held, memorised, len(rows), tuple(reasons))
+
+
+def _intact(record: Record, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each run memorised, kept it, and did not diverge."""
+    accuracy = record.moment("final_train_accuracy")[rows]
+    kept = accuracy >= record.rules.train_threshold - record.rules.accuracy_margin
+    return ~np.isnan(record.moment("memorised")[rows]) & kept & ~record.panel.diverged[rows]
+
+
+def _state(record: Record, arm: Arm) -> tuple[str, float]:
+    """Overall state and share of seeds in which every aim with a direction or a level was met."""
+    rows = record.panel.rows(arm.name)
+    aims = [aim for aim in arm.aims if aim.sign or aim.at_least is not None or aim.at_most is not None]
+    if not aims:
+        return ("nothing to hold" if not arm.hand else "unmeasured"), float("nan")
+    if any(np.isnan(record.series(aim.column, aim.relative_to)[rows]).all() for aim in aims):
+        return "unmeasured", float("nan")
+    met = np.ones(len(rows), dtype=bool)
+    idle = []
+    for aim in aims:
+        if aim.at_least is None and aim.at_most is None:
+            met &= moved(record, arm, aim)
+        else:
+            met &= goal_share(record, aim, rows) >= record.rules.held_fraction
+            idle.append(_idle(record, aim))
+    held = float(met.mean()) if len(rows) else 0.0
+    if held < record.rules.held_fraction:
+        return "not held", held
+    return ("idle" if idle and all(idle) and len(idle) == len(aims) else "held"), held
+
+
+def goal_share(record: Record, aim: Aim, rows: NDArray[np.int64], until: Array | None = None) -> Array:
+    """Share of evaluations from memorisation to the end of the intervention at which its goal is met, per row."""
+    values = record.series(aim.column, aim.relative_to)
+    slack = record.rules.held_tolerance
+    low = -np.inf if aim.at_least is None else aim.at_least - slack * abs(aim.at_least)
+    high = np.inf if aim.at_most is None else aim.at_most + slack * abs(aim.at_most)
+    end = np.full(len(values), np.nan if aim.until is None else aim.until) if until is None else until
+    start = np.maximum(record.moment("memorised"), aim.start)
+    inside = (record.window(start, end) & ~np.isnan(values))[rows]
+    count = inside.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        good = (inside & (values[rows] >= low) & (values[rows] <= high)).sum(axis=1)
+    return np.divide(good, count, out=np.zeros(len(rows)), where=count > 0)
+
+
+def _idle(record: Record, aim: Aim) -> bool:
+    """Whether most baseline runs meet the aim by themselves (for "promote": before they generalise)."""
+    if record.baseline is None:
+        return False
+    rows = record.panel.rows(record.baseline.name)
+    until = record.moment("generalised") if aim.goal == "promote" else None
+    share = goal_share(record, aim, rows, until) if len(rows) else np.array([])
+    return len(rows) > 0 and float((share >= record.rules.held_fraction).mean()) >= record.rules.held_fraction
+
+
+def moved(record: Record, arm: Arm, aim: Aim) -> NDArray[np.bool_]:
+    """Whether each run of an arm has the measure a factor away from its seed's baseline, on the intended side.
+
+    Levels compared: where both settled; for "promote" the median before the baseline generalises.
+    """
+    rows = record.panel.rows(arm.name)
+    result = np.zeros(len(rows), dtype=bool)
+    if record.baseline is None:
+        return result
+    if aim.goal == "promote":
+        values = record.series(aim.column, aim.relative_to)
+        early = record.window(record.moment("memorised"), _paired_end(record))
+        levels = geometric_median(np.where(early, values, np.nan))
+    else:
+        levels = settled(record, aim.column, aim.relative_to)
+    own, base = record.panel.pairs(arm.name, record.baseline.name)
+    far = aim.sign * log_ratio(levels[own], levels[base]) >= np.log(record.rules.match_factor)
+    place = {int(row): index for index, row in enumerate(rows)}
+    result[[place[int(row)] for row in own]] = far
+    return result
+
+
+def _paired_end(record: Record) -> Array:
+    """Step at which the baseline of each replica's seed generalised, (R,), NaN if never."""
+    assert record.baseline is not None
+    rows = record.panel.rows(record.baseline.name)
+    moments = dict(zip(record.panel.seeds[rows].tolist(), record.moment("generalised")[rows].tolist()))
+    return np.array([moments.get(int(seed), np.nan) for seed in record.panel.seeds])
+
+
+def log_ratio(first: Array, second: Array) -> Array:
+    """log(first/second) where both are positive, else NaN."""
+    ok = (first > 0) & (second > 0)
+    return np.where(ok, np.log(np.where(ok, first, 1.0)) - np.log(np.where(ok, second, 1.0)), np.nan)
+
+
+def manipulation_finding(record: Record, arm: Arm) -> Finding:
+    """The check of one arm as a finding: what was to be held, what it was, and whether memorisation survived."""
+    result, rules = check(record, arm), record.rules
+    rows = record.panel.rows(arm.name)
+    levels = [_level(record, arm, aim) for aim in arm.aims]
+    verdict = result.state if not result.reasons or result.state in ("idle", "not held") else "failed"
+    what = "; ".join(f"{record.title(aim.column)}{_goal(aim)} settled at {_number(level['value'])} "
+                     f"(baseline {_number(level['baseline'])})" for aim, level in zip(arm.aims, levels))
+    outcome = "The arm says nothing: " + ", ".join(result.reasons) if result.reasons else \
+        f"memorisation is intact in {round(result.memorised * result.n)} of {result.n} seeds"
+    return Finding(
+        f"manipulation/{arm.name}", "manipulation", {"arm": arm.name, "hand": arm.hand},
+        f"{arm.title}: {what + '; ' if what else ''}{outcome}.", verdict,
+        {"held": estimate(result.held, unit="share of seeds"),
+         "memorised": estimate(result.memorised, unit="share of seeds"),
+         **{f"level {level['column']}": estimate(level["value"], unit=level["unit"]) for level in levels}},
+        len(rows), rule=RULE.format(held=rules.held_fraction, tolerance=rules.held_tolerance, factor=rules.match_factor,
+                                    train=rules.train_threshold),
+        data=plain({"levels": levels, "state": result.state, "reasons": result.reasons}))
+
+
+def _level(record: Record, arm: Arm, aim: Aim) -> dict[str, Any]:
+    levels = settled(record, aim.column, aim.relative_to)
+    rows = record.panel.rows(arm.name)
+    own, early = levels[rows], at_memorisation(record, aim.column, aim.relative_to)[rows]
+    base = levels[record.panel.rows(record.baseline.name)] if record.baseline else np.array([])
+    return {"column": aim.column, "relative_to": aim.relative_to, "goal": aim.goal, "at_least": aim.at_least,
+            "at_most": aim.at_most, "until": aim.until, "per_seed": own, "value": middle(own), "baseline": middle(base),
+            "at_memorisation": middle(early),
+            "unit": str(record.columns.get(aim.column, {}).get("unit", ""))}
+
+
+def middle(values: Array) -> float:
+    """Median over seeds, NaN left out; NaN if nothing is left."""
+    values = values[~np.isnan(values)]
+    return float(np.median(values)) if len(values) else float("nan")
+
+
+def _goal(aim: Aim) -> str:
+    parts = [f" held ≥ {aim.at_least:g}" if aim.at_least is not None else "",
+             f" held ≤ {aim.at_most:g}" if aim.at_most is not None else ""]
+    if not any(parts) and aim.goal in ("block", "promote"):
+        parts = [" (suppressed)" if aim.goal == "block" else " (promoted)"]
+    return "".join(parts) + (f" × {aim.relative_to}" if aim.relative_to else "")
+
+
+def _number(value: float) -> str:
+    return "unknown" if np.isnan(value) else f"{value:.3g}"

@@ -1,0 +1,240 @@
+"""Is a property necessary for generalisation? Arms that block it, dose by dose and hand by hand.
+
+An arm *blocks* a measure if its runs settle a factor away from the baseline's level, on the side where the property is
+absent, whatever hand brought them there. Two arms are *matched* if their levels lie within that factor. A *hand* is
+what takes hold of training: a penalty on one measure, a cap, another optimiser setting; doses of one hand are one hand.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from grokscape.analysis.design import describe
+from grokscape.analysis.dose import trend
+from grokscape.analysis.effects import Effect, worded
+from grokscape.analysis.estimation import plain
+from grokscape.analysis.finding import Finding
+from grokscape.analysis.frames import TRAIN_LOSS
+from grokscape.analysis.manipulation import log_ratio, middle, settled
+from grokscape.analysis.record import Record
+
+RULE = (
+    "An arm harms if final test accuracy falls by more than {accuracy:g} or the delay grows by more than a factor of "
+    "{ratio:g}; it is intact if neither is so (TOST on accuracy, upwards open; one-sided t on the delay; level "
+    "{alpha:g}, Holm over all arms). Consistent with necessary: at one level two different hands harm, and no hand at "
+    "that level or beyond leaves generalisation intact. Belongs to the manipulation: one hand harms while another, at "
+    "the same level or beyond, does not. Not necessary: nothing harms, and the strongest arm that was made to block it "
+    "is intact. Else inconclusive, also when a control fails."
+)
+
+
+@dataclass(frozen=True)
+class Level:
+    """Where one arm brought the measure.
+
+    Attributes:
+        effect: what the arm did to generalisation.
+        value: settled level, median over seeds.
+        blocked: log of how far it lies from the baseline on the blocking side, median over pairs of seeds.
+        loss: settled train loss, median over seeds.
+        aimed: whether it was made to block this measure's property.
+    """
+
+    effect: Effect
+    value: float
+    blocked: float
+    loss: float
+    aimed: bool
+
+
+@dataclass(frozen=True)
+class Target:
+    """A measure about which a verdict is due."""
+
+    property_name: str
+    measure: str
+    column: str
+    primary: bool
+
+    @property
+    def id(self) -> str:
+        """Name of its findings: the property alone for the measure that stands for it."""
+        return self.property_name if self.primary else f"{self.property_name}/{self.measure}"
+
+
+def targets(record: Record, goal: str = "block") -> list[Target]:
+    """The measures that manipulation arms block (or promote), one of each property being the primary."""
+    count: dict[tuple[str, str, str], int] = {}
+    for arm in record.arms:
+        if arm.role == "manipulation":
+            for aim in arm.aims:
+                if aim.goal == goal and aim.relative_to is None:
+                    key = (aim.property, aim.measure, aim.column)
+                    count[key] = count.get(key, 0) + 1
+    primary: dict[str, str] = dict(record.rules.primary)
+    for prop, measure, _ in sorted(count, key=lambda key: -count[key]):
+        primary.setdefault(prop, measure)
+    return [Target(prop, measure, column, primary[prop] == measure) for prop, measure, column in count]
+
+
+def levels(record: Record, target: Target, found: list[Effect]) -> list[Level]:
+    """Arms that say something and block a measure, weakest first."""
+    assert record.baseline is not None
+    sign = -1.0 if describe(target.column, record.columns)["direction"] == "higher" else 1.0
+    values, losses = settled(record, target.column), settled(record, record.column("loss"))
+    result = []
+    for item in found:
+        own, base = record.panel.pairs(item.arm.name, record.baseline.name)
+        rows = record.panel.rows(item.arm.name)
+        shift = middle(sign * log_ratio(values[own], values[base]))
+        aimed = item.arm.role == "manipulation" and any(
+            aim.goal == "block" and aim.property == target.property_name for aim in item.arm.aims)
+        if item.check.valid and shift >= np.log(record.rules.match_factor):
+            result.append(Level(item, middle(values[rows]), shift, middle(losses[rows]), aimed))
+    return sorted(result, key=lambda level: level.blocked)
+
+
+def comparisons(record: Record, found: list[Level]) -> list[dict[str, Any]]:
+    """Pairs of arms of different hands whose levels match, or of which an intact one lies beyond a harmed one."""
+    near = np.log(record.rules.match_factor)
+    result = []
+    for one in found:
+        for two in found:
+            gap = two.blocked - one.blocked
+            if one is two or one.effect.arm.hand == two.effect.arm.hand or one.effect.call != "harmed":
+                continue
+            matched = abs(gap) <= near
+            agree = matched and two.effect.call == "harmed"
+            contradict = gap >= -near and two.effect.call in ("intact", "hastened")
+            if agree or contradict:
+                losses = abs(float(np.log(two.loss / one.loss))) if one.loss > 0 and two.loss > 0 else np.nan
+                result.append({
+                    "arms": [one.effect.arm.name, two.effect.arm.name], "agree": agree, "matched_level": matched,
+                    "hands": [one.effect.arm.hand, two.effect.arm.hand], "levels": [one.value, two.value],
+                    "calls": [one.effect.call, two.effect.call], "losses": [one.loss, two.loss],
+                    "matched_loss": bool(losses <= near)})
+    return result
+
+
+def _verdict(found: list[Level], pairs: list[dict[str, Any]]) -> tuple[str, list[Level], str]:
+    """Verdict, the arms that decided it, and the reason in words."""
+    by_name = {level.effect.arm.name: level for level in found}
+    contradicted = {pair["arms"][0]: pair["arms"][1] for pair in pairs if not pair["agree"]}
+    for pair in pairs:
+        if pair["agree"] and not contradicted.keys() & set(pair["arms"]):
+            one, two = (by_name[name] for name in pair["arms"])
+            return "consistent with necessary", [one, two], (
+                f"two different hands ({one.effect.arm.hand}; {two.effect.arm.hand}) that brought it to the same level "
+                f"({one.value:.3g} and {two.value:.3g}) both harmed generalisation")
+    harmed = [level for level in found if level.effect.call == "harmed"]
+    disputed = [level for level in harmed if level.effect.arm.name in contradicted]
+    if disputed:
+        one, two = disputed[-1], by_name[contradicted[disputed[-1].effect.arm.name]]
+        return "belongs to the manipulation", [one, two], (
+            f"“{one.effect.arm.title}” harmed generalisation at a level of {one.value:.3g}, but "
+            f"“{two.effect.arm.title}” brought it to {two.value:.3g} by another hand and left generalisation intact, so the harm belongs to the "
+            f"manipulation and not to the level")
+    if harmed:
+        return "inconclusive", harmed[-1:], (
+            f"“{harmed[-1].effect.arm.title}” harmed generalisation, but no second hand brought the measure to the same "
+            f"level, so the harm may belong to the manipulation")
+    aimed = [level for level in found if level.aimed]
+    if aimed and aimed[-1].effect.call in ("intact", "hastened"):
+        return "not necessary", aimed[-1:], (
+            f"“{aimed[-1].effect.arm.title}” kept it at {aimed[-1].value:.3g} and generalisation stayed intact")
+    if aimed:
+        return "inconclusive", aimed[-1:], (
+            f"the effect of “{aimed[-1].effect.arm.title}” is neither clearly within nor clearly beyond the margins")
+    return "inconclusive", [], "no arm both blocked it and left memorisation intact"
+
+
+def necessity(record: Record, target: Target, found: list[Effect], failed: list[str]) -> list[Finding]:
+    """The verdict on one measure, and the comparison of hands behind it.
+
+    Args:
+        record: the study.
+        target: the measure.
+        found: effects of all arms.
+        failed: titles of controls that failed and make this verdict void.
+    """
+    ordered = levels(record, target, found)
+    pairs = comparisons(record, ordered)
+    verdict, deciding, why = _verdict(ordered, pairs)
+    if failed:
+        verdict, why = "inconclusive", f"a control failed ({', '.join(failed)}); without it the reading would be: {why}"
+    title = record.title(target.column)
+    harm = any(level.effect.call == "harmed" for level in deciding)
+    p = max((level.effect.p_harmed if harm and level.effect.call == "harmed" else level.effect.p_intact
+             for level in deciding), default=None)
+    details = "; ".join(f"{level.effect.arm.title}: {worded(level.effect)}" for level in deciding)
+    rules = record.rules
+    first = Finding(
+        f"necessity/{target.id}", "necessity", {"property": target.property_name, "measure": target.measure,
+                                                "column": target.column},
+        f"{target.property_name.capitalize()} ({title}): {verdict}. {why[0].upper()}{why[1:]}."
+        + (f" {details}." if details else ""), verdict, _estimates(deciding),
+        min((level.effect.n for level in deciding), default=0), "TOST and one-sided paired t tests, Holm over arms", p,
+        RULE.format(accuracy=rules.accuracy_margin, ratio=rules.delay_ratio_margin, alpha=rules.alpha),
+        plain({"doses": doses(record, target, found), "trend": trend(record, target, found), "pairs": pairs,
+               "deciding": [level.effect.arm.name for level in deciding], "reason": why, "failed_controls": failed,
+               "also_blocked": _also_blocked(record, target, found, deciding)}))
+    return [first, _convergence(record, target, ordered, pairs)]
+
+
+def _estimates(deciding: list[Level]) -> dict[str, dict[str, Any]]:
+    result = {}
+    for level in deciding:
+        name = level.effect.arm.name
+        result[f"accuracy difference, {name}"] = level.effect.accuracy
+        result[f"delay ratio, {name}"] = level.effect.ratio
+        result[f"generalised, {name}"] = level.effect.generalised
+    return result
+
+
+def doses(record: Record, target: Target, found: list[Effect]) -> list[dict[str, Any]]:
+    """Every arm's level of the measure beside its effect, the baseline first: points of a dose–response figure."""
+    assert record.baseline is not None
+    values = settled(record, target.column)
+    losses = settled(record, record.column("loss")) if TRAIN_LOSS in record.columns else values * np.nan
+    aims = {item.arm.name: any(aim.goal == "block" and aim.property == target.property_name for aim in item.arm.aims)
+            for item in found}
+    accuracy = record.moment("final_accuracy")
+    result = []
+    for name, item in [(record.baseline.name, None), *((item.arm.name, item) for item in found)]:
+        rows = record.panel.rows(name)
+        result.append({"arm": name, "title": record.arm(name).title, "hand": record.arm(name).hand,
+                       "aimed": aims.get(name, False), "level": middle(values[rows]), "loss": middle(losses[rows]),
+                       "level_per_seed": values[rows], "final_accuracy_per_seed": accuracy[rows],
+                       "seeds": record.panel.seeds[rows], "effect": item.summary() if item else None})
+    return result
+
+
+def _also_blocked(record: Record, target: Target, found: list[Effect], deciding: list[Level]) -> list[str]:
+    """Other targeted measures that every deciding arm blocked as well: the evidence cannot tell them apart."""
+    names = {level.effect.arm.name for level in deciding}
+    others = [other for other in targets(record) if other.column != target.column]
+    return [other.measure for other in others
+            if names and names <= {level.effect.arm.name for level in levels(record, other, found)}]
+
+
+def _convergence(record: Record, target: Target, found: list[Level], pairs: list[dict[str, Any]]) -> Finding:
+    """The comparison of hands at matched levels as a finding of its own."""
+    hands = sorted({level.effect.arm.hand for level in found})
+    agreeing = [pair for pair in pairs if pair["agree"]]
+    against = [pair for pair in pairs if not pair["agree"]]
+    verdict = "hands disagree" if against else "hands agree" if agreeing else "not tested"
+    title = record.title(target.column)
+    if not pairs:
+        text = f"{len(hands)} hand{'s' * (len(hands) != 1)} moved {title} away from the baseline; none harms beside another " \
+               f"at the same level, so there is nothing to compare"
+    else:
+        shown = (against or agreeing)[0]
+        text = f"{title} at {shown['levels'][0]:.3g} by {shown['hands'][0]} and at {shown['levels'][1]:.3g} by " \
+               f"{shown['hands'][1]}: generalisation {shown['calls'][0]} and {shown['calls'][1]}" \
+               f" (train loss {'alike' if shown['matched_loss'] else 'not alike'})"
+    rule = f"Levels match within a factor of {record.rules.match_factor:g}; hands agree if both harm, and disagree if one " \
+           f"harms while another, at the same level or beyond, leaves generalisation intact."
+    return Finding(f"convergence/{target.id}", "convergence", {"property": target.property_name, "measure": target.measure},
+                   text[0].upper() + text[1:] + ".", verdict, n=min((level.effect.n for level in found), default=0),
+                   rule=rule, data=plain({"hands": hands, "pairs": pairs}))

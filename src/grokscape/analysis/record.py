@@ -1,0 +1,116 @@
+"""A study's record: what was planned and what happened, side by side. Everything else in the analysis starts from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from grokscape.analysis.design import Arm, Rules, arms_of, column_of, describe
+from grokscape.analysis.frames import TEST_ACCURACY, TRAIN_ACCURACY, TRAIN_LOSS, Array, Panel
+from grokscape.analysis.onsets import outcomes
+from grokscape.store import RunFolder
+
+_OUTCOMES = (TRAIN_ACCURACY, TEST_ACCURACY, TRAIN_LOSS, "test/loss")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Plan and trajectories of one study.
+
+    Attributes:
+        name: of the study.
+        spec: the plan as it was written.
+        columns: description of each measured column.
+        panel: the trajectories.
+        rules: margins and thresholds.
+        arms: baseline first.
+    """
+
+    name: str
+    spec: Mapping[str, Any]
+    columns: Mapping[str, Mapping[str, Any]]
+    panel: Panel
+    rules: Rules
+    arms: tuple[Arm, ...]
+    _until: dict[float, pl.DataFrame] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, frame: pl.DataFrame, spec: Mapping[str, Any] | None = None,
+           columns: Mapping[str, Mapping[str, Any]] | None = None, status: Mapping[str, Any] | None = None) -> "Record":
+        """The record of any trajectory; without a spec its arms are only compared, with default rules."""
+        spec, panel = spec or {}, Panel.of(frame, status)
+        known = {name: describe(name, columns or {}) | dict((columns or {}).get(name, {}))
+                 for name in panel.frame.columns if "/" in name}
+        present = list(dict.fromkeys(panel.replicas["arm"].to_list()))
+        arms = tuple(arms_of(spec, known, present))
+        return cls(str(spec.get("name") or "study"), spec, known, panel, Rules.of(spec), arms)
+
+    @classmethod
+    def read(cls, folder: RunFolder | str | Path) -> "Record":
+        """The record that a run folder holds."""
+        folder = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
+        return cls.of(folder.trajectory(), folder.spec, folder.columns(), folder.status)
+
+    @property
+    def baseline(self) -> Arm | None:
+        """The arm that the others are compared with; None if there is no arm."""
+        return self.arms[0] if self.arms else None
+
+    def arm(self, name: str) -> Arm:
+        """An arm by name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    @cached_property
+    def results(self) -> pl.DataFrame:
+        """What became of each replica (see `onsets.outcomes`)."""
+        return outcomes(self.panel, self.rules)
+
+    def results_before(self, step: float | None) -> pl.DataFrame:
+        """What had become of each replica before a step; the end of the study if None."""
+        if step is None:
+            return self.results
+        if step not in self._until:
+            cut = Panel.of(self.panel.frame.filter(pl.col("step") < step))
+            self._until[step] = outcomes(cut, self.rules)
+        return self._until[step]
+
+    def measured(self) -> list[str]:
+        """Columns of measures, accuracies and losses left out, that hold at least one number."""
+        return [name for name in self.columns if name not in _OUTCOMES
+                and self.panel.frame[name].is_not_nan().fill_null(False).any()]
+
+    def series(self, column: str, relative_to: str | None = None) -> Array:
+        """Values of a column, or of its ratio to another, (R, T)."""
+        if column not in self.panel:
+            return np.full(self.panel.steps.shape, np.nan)
+        values = self.panel[column]
+        if relative_to is None:
+            return values
+        if relative_to not in self.panel:
+            return np.full(self.panel.steps.shape, np.nan)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = values / self.panel[relative_to]
+        return np.where(np.isfinite(ratio), ratio, np.nan)
+
+    def column(self, measure: str) -> str:
+        """The trajectory's column for a measure's name."""
+        return column_of(measure, self.columns)
+
+    def title(self, column: str) -> str:
+        """How people call a column's measure."""
+        return describe(column, self.columns)["title"]
+
+    def moment(self, name: str) -> Array:
+        """A column of `results` as floats, (R,), NaN for null."""
+        return self.results[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+
+    def window(self, start: Array, end: Array) -> NDArray[np.bool_]:
+        """Evaluations from `start` on and before `end`, (R, T); NaN as a start gives none, NaN as an end gives all."""
+        steps = self.panel.steps
+        with np.errstate(invalid="ignore"):
+            return (steps >= start[:, None]) & ~(steps >= end[:, None])

@@ -1,0 +1,45 @@
+"""From run folder to findings: what was put in comes out."""
+
+import pytest
+
+import synthetic
+from grokscape.analysis import analyze, summary_table
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return synthetic.write(tmp_path_factory.mktemp("runs") / "quickstart", synthetic.study())
+
+
+@pytest.fixture(scope="module")
+def findings(folder):
+    return {item.id: item for item in analyze(folder)}
+
+
+def test_findings_are_written_beside_the_run(folder, findings):
+    assert [item["id"] for item in folder.findings] == list(findings)
+
+
+def test_flatness_needs_two_hands_and_has_them(findings):
+    item = findings["necessity/flatness"]
+    assert item.verdict == "consistent with necessary"
+    assert set(item.data["deciding"]) == {"flatness-held-30", "bound-held-2000"}
+    assert item.p < 0.01
+    assert item.n == 8
+
+
+def test_collapse_that_is_blocked_without_harm_is_not_necessary(findings):
+    assert findings["necessity/collapse"].verdict == "not necessary"
+
+
+def test_summary_counts_what_the_arms_did(folder):
+    table = summary_table(folder.trajectory(), folder.spec, folder.columns(), folder.status)
+    rows = {row["arm"]: row for row in table.iter_rows(named=True)}
+    assert next(iter(rows)) == "baseline"
+    assert rows["baseline"]["generalised"] == 8
+    assert rows["baseline"]["delay"] == pytest.approx(500, rel=0.3)
+    assert rows["flatness-held-30"]["generalised"] == 0
+    assert rows["flatness-held-30"]["generalised_step"] is None
+    assert rows["flatness-held-30"]["state"] == "held"
+    assert rows["flatness-held-30"]["level"] >= 30
+    assert rows["baseline"]["measure"] is None
