@@ -11,7 +11,8 @@ class InputSpec:
     """Shape and kind of one input.
 
     Attributes:
-        kind: "tokens" (int64 of shape (L,), values below `vocabulary`), "vector" (float, (D,)) or "image" (float, (C, H, W)).
+        kind: "tokens" (int64 of shape (L,), values below `vocabulary`), "vector" (float, (D,)) or "image" (float,
+            (C, H, W)).
         shape: shape of one input.
         vocabulary: number of different tokens; 0 for other kinds.
     """
@@ -23,7 +24,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Split:
-    """Train and test samples of one split seed; inputs (N, *input_spec.shape), labels (N,) int64 below `num_classes`."""
+    """Samples of one split seed; inputs (N, *input_spec.shape), labels (N,) int64 below `num_classes`."""
 
     train_inputs: Tensor
     train_labels: Tensor

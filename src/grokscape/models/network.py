@@ -1,0 +1,100 @@
+"""What every network offers: named parameter shapes, initial values, and features for many replicas at once.
+
+Shapes: R replicas, N samples, d features, K classes. A network holds no parameters; they are passed in, stacked along a
+leading replica axis. On a CPU, no replica's result depends on what the others hold.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """Shape and initial distribution of one parameter.
+
+    Attributes:
+        shape: shape in one replica.
+        law: "normal" (standard deviation `scale`), "uniform" (on [-scale, scale]) or "constant" (every entry `scale`).
+        scale: see `law`.
+    """
+
+    shape: tuple[int, ...]
+    law: Literal["normal", "uniform", "constant"] = "normal"
+    scale: float = 1.0
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Initial values in float64, on the CPU."""
+        if self.law == "normal":
+            return torch.randn(self.shape, generator=generator, dtype=torch.float64) * self.scale
+        if self.law == "uniform":
+            return (torch.rand(self.shape, generator=generator, dtype=torch.float64) * 2 - 1) * self.scale
+        return torch.full(self.shape, self.scale, dtype=torch.float64)
+
+
+class Network(ABC):
+    """A classifier up to its linear head, as a function of stacked parameters.
+
+    Attributes:
+        shapes: parameter name → shape in one replica (without R).
+        head: names of the head's weight (K, d) and bias (K,); None where it has no bias.
+        features_dim: d, the width of what enters the head.
+        batched: whether replicas run as one batched computation; if not, they run one after another.
+        reason: one line that says why.
+    """
+
+    shapes: dict[str, torch.Size]
+    head: tuple[str, str | None]
+    features_dim: int
+    batched: bool = True
+    reason: str = "written over a replica axis"
+
+    @abstractmethod
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """One replica's initial parameters, on the CPU.
+
+        Args:
+            generator: source of the random numbers; advanced.
+            dtype: of the result. Numbers are drawn in float64 and cast, so float32 and float64 agree up to rounding.
+        """
+
+    @abstractmethod
+    def features(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        """What enters the head.
+
+        Args:
+            parameters: name → (R, *shape).
+            inputs: (R, N, *input_shape), int64 tokens or floating point.
+
+        Returns:
+            (R, N, d), differentiable (twice) in the parameters.
+        """
+
+    def logits(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        """Features through the head, (R, N, K)."""
+        weight, bias = self.head
+        return linear(self.features(parameters, inputs), parameters[weight], parameters[bias] if bias else None)
+
+
+class SpecifiedNetwork(Network):
+    """A network whose parameters are all drawn from a table of `ParameterSpec`s, in the table's order."""
+
+    def __init__(self, specs: dict[str, ParameterSpec], head: tuple[str, str | None]) -> None:
+        self.specs = specs
+        self.shapes = {name: torch.Size(spec.shape) for name, spec in specs.items()}
+        self.head = head
+        self.features_dim = self.shapes[head[0]][1]
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """See `Network.init`."""
+        return {name: spec.draw(generator).to(dtype) for name, spec in self.specs.items()}
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Affine map per replica: inputs (R, ..., i), weight (R, o, i), bias (R, o) → (R, ..., o)."""
+    flat = inputs.flatten(1, -2)
+    output = flat @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(1), flat, weight.mT)
+    return output.unflatten(1, inputs.shape[1:-1])

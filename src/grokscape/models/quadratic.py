@@ -1,0 +1,60 @@
+"""The quadratic network: the smallest one that groks, in seconds."""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from grokscape.models.lookup import Lookup, LookupCache
+from grokscape.models.network import ParameterSpec, SpecifiedNetwork, linear
+from grokscape.testbeds.types import InputSpec
+
+
+class QuadraticMLP(BaseModel):
+    """z = W (Σ_l A_l x_l)², no biases: one hidden layer with a squared activation.
+
+    For tokens, A_l is a table with one row per token at position l, so two operands give W (A a + B b)². For vectors
+    and images it is one matrix. Modular addition has an exact solution in this form (Gromov 2023, arXiv 2301.02679).
+
+    Attributes:
+        width: hidden units, the number of features d.
+        init_std: standard deviation of every initial weight; None means 0.5 / (2·width)^(1/3).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["quadratic_mlp"] = "quadratic_mlp"
+    width: int = Field(default=128, ge=1)
+    init_std: float | None = Field(default=None, gt=0)
+
+    def build(self, input_spec: InputSpec, num_classes: int) -> "QuadraticNetwork":
+        """The network for inputs of the given kind and K classes."""
+        std = 0.5 / (2 * self.width) ** (1 / 3) if self.init_std is None else self.init_std
+        return QuadraticNetwork(input_spec, num_classes, self.width, std)
+
+
+class QuadraticNetwork(SpecifiedNetwork):
+    """Parameters "first.weight" (L·vocabulary or D, width) and "head.weight" (K, width)."""
+
+    def __init__(self, input_spec: InputSpec, num_classes: int, width: int, std: float) -> None:
+        rows = torch.Size(input_spec.shape).numel() * max(1, input_spec.vocabulary)
+        specs = {
+            "first.weight": ParameterSpec((rows, width), scale=std),
+            "head.weight": ParameterSpec((num_classes, width), scale=std),
+        }
+        super().__init__(specs, head=("head.weight", None))
+        self._vocabulary = input_spec.vocabulary
+        self._rows = rows
+        self._lookups = LookupCache(self._lookup)
+
+    def _lookup(self, tokens: Tensor) -> Lookup:
+        position = torch.arange(tokens.shape[-1], device=tokens.device) * self._vocabulary
+        return Lookup.of(tokens + position, self._rows)
+
+    def features(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        """See `Network.features`; d = width."""
+        first = parameters["first.weight"]
+        if self._vocabulary:
+            return self._lookups(inputs)(first).square()
+        return linear(inputs.flatten(2).to(first.dtype), first.mT).square()

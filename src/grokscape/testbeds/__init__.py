@@ -1,0 +1,19 @@
+"""Tasks as frozen configurations; `split(seed)` gives labelled samples to train on and to test on.
+
+>>> task = ModularArithmetic(operation="x+y", p=31)
+>>> split = task.split(seed=0)
+>>> split.train_inputs.shape, split.test_inputs.shape, split.num_classes
+(torch.Size([480, 2]), torch.Size([481, 2]), 31)
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from grokscape.testbeds.modular import ModularArithmetic
+from grokscape.testbeds.permutations import SymmetricGroup
+from grokscape.testbeds.types import InputSpec, Split
+
+Task = Annotated[ModularArithmetic | SymmetricGroup, Field(discriminator="kind")]
+
+__all__ = ["InputSpec", "ModularArithmetic", "Split", "SymmetricGroup", "Task"]

@@ -1,0 +1,54 @@
+"""Random splits of a data set into what is trained on and all the rest."""
+
+from typing import Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from grokscape.testbeds.types import InputSpec, Split
+
+TRAIN_FRACTION = Field(default=0.5, gt=0, lt=1, description="share of all samples that is trained on")
+
+
+class Described(Protocol):
+    """What a split needs to know of its task."""
+
+    @property
+    def input_spec(self) -> InputSpec: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def random_labels(self) -> bool: ...
+
+
+def split_by_fraction(inputs: Tensor, labels: Tensor, fraction: float, seed: int, task: Described) -> Split:
+    """Train on a random `round(fraction · M)` of M samples, test on all others.
+
+    Raises:
+        ValueError: the train or the test set would be empty.
+    """
+    total = len(labels)
+    count = round(fraction * total)
+    if not 0 < count < total:
+        raise ValueError(
+            f"train_fraction={fraction} of {total} samples leaves {count} to train on and {total - count} to test on; "
+            f"both need at least one: choose a fraction between {1 / total:.3g} and {1 - 1 / total:.3g}"
+        )
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return split_by_index(inputs, labels, order[:count], order[count:], seed, task)
+
+
+def split_by_index(inputs: Tensor, labels: Tensor, train: Tensor, test: Tensor, seed: int, task: Described) -> Split:
+    """The split with the given sample numbers; labels are shuffled first if the task asks for random ones."""
+    if task.random_labels:
+        labels = shuffled(labels, seed)
+    return Split(inputs[train], labels[train], inputs[test], labels[test], task.input_spec, task.num_classes)
+
+
+def shuffled(labels: Tensor, seed: int) -> Tensor:
+    """The same labels, each as often as before, in an order that has nothing to do with the inputs."""
+    generator = torch.Generator().manual_seed(seed ^ 0x5DEECE66D)
+    return labels[torch.randperm(len(labels), generator=generator)]

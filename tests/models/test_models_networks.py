@@ -1,0 +1,103 @@
+"""What every network must do: replicas apart from each other, precision, and the same numbers as plain code."""
+
+import pytest
+import torch
+
+from grokscape.models import QuadraticMLP, Transformer
+from grokscape.testbeds import ModularArithmetic
+
+TOKENS = ModularArithmetic(p=11)
+CASES = {
+    "quadratic": (QuadraticMLP(width=16), TOKENS),
+    "transformer": (Transformer(width=16), TOKENS),
+    "transformer post": (Transformer(width=16, norm="post", layers=1), TOKENS),
+    "transformer tied": (Transformer(width=16, norm="none", tied=True, bias=False), TOKENS),
+}
+
+
+def stacked(network, replicas, dtype=torch.float32, first_seed=0):
+    each = [network.init(torch.Generator().manual_seed(first_seed + r), dtype) for r in range(replicas)]
+    return {name: torch.stack([one[name] for one in each]).requires_grad_() for name in each[0]}
+
+
+def batch(task, replicas, samples=30):
+    splits = [task.split(seed) for seed in range(replicas)]
+    return torch.stack([split.train_inputs[:samples] for split in splits])
+
+
+def features_and_gradient(network, parameters, inputs):
+    features = network.features(parameters, inputs)
+    gradient = torch.autograd.grad(network.logits(parameters, inputs).square().sum(), list(parameters.values()))
+    return features, dict(zip(parameters, gradient, strict=True))
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    model, task = CASES[request.param]
+    return model.build(task.input_spec, task.num_classes), task
+
+
+def test_shapes_are_those_of_the_parameters_and_the_head(case):
+    network, task = case
+    parameters = stacked(network, 2)
+    assert {name: value.shape[1:] for name, value in parameters.items()} == network.shapes
+    assert network.shapes[network.head[0]] == (task.num_classes, network.features_dim)
+    assert network.features(parameters, batch(task, 2)).shape == (2, 30, network.features_dim)
+    assert network.logits(parameters, batch(task, 2)).shape == (2, 30, task.num_classes)
+
+
+def test_other_replicas_change_no_bit(case):
+    network, task = case
+    parameters, inputs = stacked(network, 3), batch(task, 3)
+    before = features_and_gradient(network, parameters, inputs)
+    with torch.no_grad():
+        for value in parameters.values():
+            value[0] *= 7.0
+            value[2] = torch.nan
+    after = features_and_gradient(network, parameters, inputs)
+    assert torch.equal(before[0][1], after[0][1])
+    assert not torch.equal(before[0][0], after[0][0])
+    for name in parameters:
+        assert torch.equal(before[1][name][1], after[1][name][1]), name
+
+
+def test_a_replica_alone_gives_the_same(case):
+    network, task = case
+    parameters, inputs = stacked(network, 3, torch.float64), batch(task, 3)
+    together = features_and_gradient(network, parameters, inputs)
+    alone = {name: value[1:2].detach().requires_grad_() for name, value in parameters.items()}
+    features, gradient = features_and_gradient(network, alone, inputs[1:2])
+    torch.testing.assert_close(features[0], together[0][1], rtol=1e-12, atol=1e-12)
+    for name in parameters:
+        torch.testing.assert_close(gradient[name][0], together[1][name][1], rtol=1e-12, atol=1e-12)
+
+
+def test_float32_starts_where_float64_does(case):
+    network, _ = case
+    single, double = stacked(network, 1), stacked(network, 1, torch.float64)
+    for name in single:
+        assert torch.equal(single[name], double[name].float()), name
+
+
+def test_another_seed_starts_elsewhere(case):
+    network, _ = case
+    one, other = stacked(network, 1), stacked(network, 1, first_seed=1)
+    assert not torch.equal(one[network.head[0]], other[network.head[0]])
+
+
+def test_no_sample_depends_on_the_others(case):
+    network, task = case
+    parameters, inputs = stacked(network, 1, torch.float64), batch(task, 1)
+    together = network.features(parameters, inputs)
+    torch.testing.assert_close(network.features(parameters, inputs[:, 3:8]), together[:, 3:8], rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_gradients_exist_and_are_right(case):
+    network, task = case
+    parameters, inputs = stacked(network, 2, torch.float64), batch(task, 2, 6)
+    names = list(parameters)
+
+    def loss(*values):
+        return network.logits(dict(zip(names, values, strict=True)), inputs).square().mean()
+
+    assert torch.autograd.gradgradcheck(loss, tuple(parameters.values()), atol=1e-5, fast_mode=True)
