@@ -6,20 +6,27 @@ Shapes: `...` any leading axes, N rows, d features, K classes.
 import torch
 from torch import Tensor
 
-EXACT_DISTANCES_BELOW = 256
-"""Up to so many rows, distances come from differences; above, from products with the pairs that cancel done again."""
-
 
 def squared_distances(rows: Tensor) -> Tensor:
-    """Squared Euclidean distances between rows, ‖a_i − a_j‖², from differences and never from ‖a‖² + ‖b‖² − 2ab.
+    """Squared Euclidean distances between rows, right to the last digits of the rows' own dtype.
+
+    ‖a‖² + ‖b‖² − 2ab cancels for rows that are close; so rows are centred and the products are taken in float64, and
+    what is left below its rounding is a distance of exactly zero.
 
     Args:
-        rows: (..., K, d).
+        rows: (..., K, d), floating point.
 
     Returns:
-        (..., K, K), zero on the diagonal; differentiable once.
+        (..., K, K), symmetric, zero on the diagonal; differentiable.
     """
-    return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
+    wide = rows.to(torch.float64)
+    wide = wide - wide.detach().mean(-2, keepdim=True)
+    gram = wide @ wide.mT
+    norms = gram.diagonal(dim1=-2, dim2=-1)
+    sums = norms[..., :, None] + norms[..., None, :]
+    distances = sums - gram - gram.mT
+    rounding = 4 * rows.shape[-1] * torch.finfo(torch.float64).eps
+    return distances.where(distances.abs() > rounding * sums, 0).to(rows.dtype)
 
 
 def select_rows(table: Tensor, index: Tensor) -> Tensor:

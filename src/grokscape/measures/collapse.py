@@ -73,25 +73,26 @@ def nc1(statistics: ClassStatistics, *, tolerance: float | None = None) -> Tenso
             K times the rounding error of the dtype.
     """
     gram, finite = _gram(statistics)
-    inverse = torch.linalg.pinv(gram, rtol=_cut(gram, tolerance), hermitian=True)
-    total = statistics.within_along(statistics.centred_means.mT @ inverse).sum(-1)
-    return total.where(finite & (statistics.number_present >= 2) & (gram.diagonal(dim1=-2, dim2=-1).sum(-1) > 0), NAN)
+    inverse = torch.linalg.pinv(gram, rtol=_cut(statistics, tolerance), hermitian=True)
+    total = statistics.within_through(inverse.to(statistics.means.dtype))
+    return total.where(finite & (statistics.centred_means.square().sum((-2, -1)) > 0), NAN)
 
 
 def nc1_rank(statistics: ClassStatistics, *, tolerance: float | None = None) -> Tensor:
     """How many directions `nc1` kept: the rank of Σ_B above its cut-off, K − 1 for means in general position."""
     gram, finite = _gram(statistics)
-    rank = torch.linalg.matrix_rank(gram, rtol=_cut(gram, tolerance), hermitian=True)
-    return rank.to(gram.dtype).where(finite, NAN)
+    rank = torch.linalg.matrix_rank(gram, rtol=_cut(statistics, tolerance), hermitian=True)
+    return rank.to(statistics.means.dtype).where(finite, NAN)
 
 
-def _cut(gram: Tensor, tolerance: float | None) -> float:
-    return tolerance if tolerance is not None else gram.shape[-1] * torch.finfo(gram.dtype).eps
+def _cut(statistics: ClassStatistics, tolerance: float | None) -> float:
+    means = statistics.means
+    return tolerance if tolerance is not None else means.shape[-2] * torch.finfo(means.dtype).eps
 
 
 def _gram(statistics: ClassStatistics) -> tuple[Tensor, Tensor]:
-    """Gram matrix of the centred means, and where it is finite; elsewhere it is 1, so one bad replica stops nobody."""
-    means = statistics.centred_means
+    """Gram matrix of the centred means in float64, and where it is finite; elsewhere 1, so a bad one stops nobody."""
+    means = statistics.centred_means.to(torch.float64)
     gram = means @ means.mT
     finite = gram.isfinite().all(-1).all(-1)
     return gram.where(finite[..., None, None], 1.0), finite
@@ -169,17 +170,13 @@ def _size(matrix: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(matrix)[..., None, None]
 
 
-def nc4(statistics: ClassStatistics, features: Tensor, logits: Tensor) -> Tensor:
+def nc4(statistics: ClassStatistics, prediction: Tensor) -> Tensor:
     """Share of samples where the head's decision, bias included, is not the class of the nearest mean."""
-    means = statistics.means
-    scores = (features - statistics.offset) @ means.mT - means.square().sum(-1)[..., None, :] / 2
-    nearest = scores.where(statistics.present[..., None, :], float("-inf")).argmax(-1)
-    wrong = (nearest != logits.argmax(-1)).to(features.dtype).mean(-1)
+    wrong = statistics.nearer_mean(prediction).to(statistics.means.dtype).mean(-1)
     return wrong.where(statistics.number_present >= 1, NAN)
 
 
 def ildr(statistics: ClassStatistics) -> Tensor:
     """Mean distance between class means over mean distance of samples to their class mean; meant for held-out data."""
     between = _mean_over(statistics.mean_distances.sqrt(), _pairs(statistics), 2)
-    distances = torch.linalg.vector_norm(statistics.deviations, dim=-1).sum(-1)
-    return between / (distances / statistics.counts.where(statistics.present, 0).sum(-1))
+    return between / statistics.mean_deviation()

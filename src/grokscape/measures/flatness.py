@@ -53,9 +53,9 @@ def row_variance(softmax: Softmax, weight: Tensor) -> Tensor:
     return (1 - mass) * to_top + mass * mean_norm - mean_row.square().sum(-1)
 
 
-def relative_flatness_from(softmax: Softmax, squared_norms: Tensor, weight: Tensor) -> Tensor:
+def relative_flatness_from(squared_norms: Tensor, row_variance: Tensor) -> Tensor:
     """Exact κ under cross-entropy from shared quantities: mean_i ‖φ_i‖² tr Cov_{c∼p_i}(w_c), shape (...)."""
-    return (squared_norms * row_variance(softmax, weight)).mean(-1)
+    return (squared_norms * row_variance).mean(-1)
 
 
 def relative_flatness_bound_from(softmax: Softmax, squared_norms: Tensor, weight: Tensor) -> Tensor:
@@ -63,15 +63,17 @@ def relative_flatness_bound_from(softmax: Softmax, squared_norms: Tensor, weight
     return weight.square().sum((-2, -1)) * (squared_norms * softmax.impurity()).mean(-1)
 
 
-def relative_flatness_looseness(softmax: Softmax, squared_norms: Tensor, weight: Tensor) -> Tensor:
+def relative_flatness_looseness(
+    softmax: Softmax, squared_norms: Tensor, weight: Tensor, row_variance: Tensor
+) -> Tensor:
     """κ̄/κ: how much the surrogate overstates, shape (...)."""
     bound = relative_flatness_bound_from(softmax, squared_norms, weight)
-    return bound / relative_flatness_from(softmax, squared_norms, weight)
+    return bound / relative_flatness_from(squared_norms, row_variance)
 
 
-def relative_flatness_per_loss(softmax: Softmax, squared_norms: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def relative_flatness_per_loss(squared_norms: Tensor, row_variance: Tensor, cross_entropies: Tensor) -> Tensor:
     """κ over the mean cross-entropy, shape (...): what is left of flatness when the loss alone is taken out."""
-    return relative_flatness_from(softmax, squared_norms, weight) / softmax.cross_entropy(labels).mean(-1)
+    return relative_flatness_from(squared_norms, row_variance) / cross_entropies.mean(-1)
 
 
 def relative_flatness(features: Tensor, weight: Tensor, logits: Tensor, *, loss: str = "cross_entropy") -> Tensor:
@@ -90,7 +92,7 @@ def relative_flatness(features: Tensor, weight: Tensor, logits: Tensor, *, loss:
     """
     if loss != "cross_entropy":
         raise ValueError(f"loss must be 'cross_entropy', got {loss!r}")
-    return relative_flatness_from(Softmax.of(logits), squared_norms(features), weight)
+    return relative_flatness_from(squared_norms(features), row_variance(Softmax.of(logits), weight))
 
 
 def relative_flatness_bound(features: Tensor, weight: Tensor, logits: Tensor, *, temperature: float = 1.0) -> Tensor:

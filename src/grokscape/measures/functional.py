@@ -54,7 +54,7 @@ def neural_collapse(
 
 def _collapse_rows(with_head: bool) -> list[Measure]:
     rows = [row for row in MEASURES.values() if row.property == "collapse"]
-    return rows if with_head else [row for row in rows if not {"weight", "logits"} & set(row.inputs)]
+    return rows if with_head else [row for row in rows if not {"weight", "prediction"} & set(row.inputs)]
 
 
 def _statistics(features: Tensor, labels: Tensor, num_classes: int | None) -> ClassStatistics:

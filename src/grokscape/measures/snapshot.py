@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from grokscape.measures.flatness import row_variance
 from grokscape.measures.softmax import Softmax
 from grokscape.measures.statistics import ClassStatistics
 
@@ -62,6 +63,21 @@ class Quantities:
     def softmax(self) -> Softmax:
         """Split softmax of the logits."""
         return Softmax.of(self._snapshot.logits)
+
+    @property
+    def prediction(self) -> Tensor:
+        """The class with the largest logit, int64 (..., N)."""
+        return self.softmax.top
+
+    @cached_property
+    def cross_entropies(self) -> Tensor:
+        """−log p_y of every sample, (..., N)."""
+        return self.softmax.cross_entropy(self._snapshot.labels)
+
+    @cached_property
+    def row_variance(self) -> Tensor:
+        """tr Cov_{c∼p_i}(w_c), (..., N)."""
+        return row_variance(self.softmax, self._snapshot.weight)
 
     @cached_property
     def squared_norms(self) -> Tensor:

@@ -19,8 +19,8 @@ from grokscape.numerics import select_rows, squared_distances, sum_by_class
 
 
 @dataclass(frozen=True)
-class ClassStatistics:
-    """Means and within-class variances, with the samples' deviations from the mean of their class.
+class ClassMeans:
+    """Class means and what follows from them alone.
 
     Attributes:
         counts: samples in each class, (..., K), of the features' dtype.
@@ -28,7 +28,6 @@ class ClassStatistics:
         means: class means minus the offset, (..., K, d).
         variances: V_c, mean squared distance of the class's samples to its mean, (..., K); 0 where not present.
         offset: what the means are relative to, (..., 1, d).
-        deviations: φ_i − μ_{y_i}, zero for samples of classes that are not present, (..., N, d).
     """
 
     counts: Tensor
@@ -36,50 +35,21 @@ class ClassStatistics:
     means: Tensor
     variances: Tensor
     offset: Tensor
-    deviations: Tensor
 
-    @classmethod
-    def of(
-        cls, features: Tensor, labels: Tensor, num_classes: int, around: "ClassStatistics | None" = None
-    ) -> "ClassStatistics":
-        """Statistics of features (..., N, d) with labels (..., N).
-
-        Args:
-            features: (..., N, d).
-            labels: int64 (..., N).
-            num_classes: K.
-            around: measure deviations around the means of these statistics, not around the features' own.
-        """
-        counts = _counts(labels, num_classes, features.dtype)
-        offset = features.detach().mean(-2, keepdim=True) if around is None else around.offset
-        shifted = features - offset
-        if around is None:
-            present = counts >= 2
-            means = sum_by_class(shifted, labels, num_classes) / counts.clamp(min=1)[..., None]
-        else:
-            present = around.present & (counts >= 1)
-            means = around.means
-        deviations = shifted - select_rows(means.expand(*labels.shape[:-1], *means.shape[-2:]), labels)
-        if around is not None:
-            deviations = deviations * present.to(deviations.dtype).gather(-1, labels)[..., None]
-        squares = torch.linalg.vector_norm(deviations, dim=-1, keepdim=True).square()
-        variances = sum_by_class(squares, labels, num_classes).squeeze(-1) / counts.clamp(min=1)
-        return cls(counts, present, means, variances.where(present, 0), offset, deviations)
+    @cached_property
+    def kept_counts(self) -> Tensor:
+        """n_c of the classes that take part, 0 of the others, (..., K)."""
+        return self.counts.where(self.present, 0)
 
     @cached_property
     def weights(self) -> Tensor:
         """n_c / N over the classes that take part, (..., K); zero elsewhere."""
-        kept = self.counts.where(self.present, 0)
-        return kept / kept.sum(-1, keepdim=True)
+        return self.kept_counts / self.kept_counts.sum(-1, keepdim=True)
 
-    @property
+    @cached_property
     def number_present(self) -> Tensor:
         """How many classes take part, (...)."""
         return self.present.sum(-1).to(self.means.dtype)
-
-    def within_trace(self) -> Tensor:
-        """Tr Σ_W = (1/N) Σ_i ‖φ_i − μ_{y_i}‖², (...)."""
-        return (self.weights * self.variances).sum(-1)
 
     @cached_property
     def mean_distances(self) -> Tensor:
@@ -93,13 +63,66 @@ class ClassStatistics:
         centre = (self.weights[..., None] * self.means.where(kept, 0)).sum(-2, keepdim=True)
         return (self.means - centre).where(kept, 0)
 
-    def within_along(self, directions: Tensor) -> Tensor:
-        """uᵀ Σ_W u for each column u of `directions` (..., d, m), → (..., m)."""
-        projected = self.deviations @ directions
-        weights = self.counts.where(self.present, 0).sum(-1)
-        return projected.square().sum(-2) / weights[..., None]
+    def within_trace(self) -> Tensor:
+        """Tr Σ_W = (1/N) Σ_i ‖φ_i − μ_{y_i}‖², (...)."""
+        return (self.weights * self.variances).sum(-1)
 
 
-def _counts(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    ones = torch.ones(*labels.shape, 1, dtype=dtype, device=labels.device)
-    return sum_by_class(ones, labels, num_classes).squeeze(-1)
+@dataclass(frozen=True)
+class ClassStatistics(ClassMeans):
+    """Class means with the samples' deviations from them.
+
+    Attributes:
+        labels: int64 (..., N).
+        deviations: φ_i − μ_{y_i}, zero for samples of classes that do not take part, (..., N, d).
+    """
+
+    labels: Tensor
+    deviations: Tensor
+
+    @classmethod
+    def of(
+        cls, features: Tensor, labels: Tensor, num_classes: int, around: ClassMeans | None = None
+    ) -> "ClassStatistics":
+        """Statistics of features (..., N, d) with labels (..., N).
+
+        Args:
+            features: (..., N, d).
+            labels: int64 (..., N).
+            num_classes: K.
+            around: measure deviations around these means, not around the features' own.
+        """
+        counts = sum_by_class(features.new_ones(*labels.shape, 1), labels, num_classes).squeeze(-1)
+        offset = features.detach().mean(-2, keepdim=True) if around is None else around.offset
+        shifted = features - offset
+        if around is None:
+            present = counts >= 2
+            means = sum_by_class(shifted, labels, num_classes) / counts.clamp(min=1)[..., None]
+        else:
+            present = around.present & (counts >= 1)
+            means = around.means
+        deviations = select_rows(means, labels).neg_().add_(shifted)
+        if around is not None:
+            deviations = deviations * select_rows(present[..., None].to(deviations.dtype), labels)
+        squares = torch.linalg.vector_norm(deviations, dim=-1, keepdim=True).square()
+        variances = sum_by_class(squares, labels, num_classes).squeeze(-1) / counts.clamp(min=1)
+        return cls(counts, present, means, variances.where(present, 0), offset, labels, deviations)
+
+    @cached_property
+    def projections(self) -> Tensor:
+        """(μ_c − μ_G) · (φ_i − μ_{y_i}), classes first: (..., K, N)."""
+        return self.centred_means @ self.deviations.mT
+
+    def within_through(self, matrix: Tensor) -> Tensor:
+        """Tr(A M Σ_W Mᵀ Aᵀ) for A (..., m, K) and M the centred means (K, d): (...)."""
+        return (matrix @ self.projections).square().sum((-2, -1)) / self.kept_counts.sum(-1)
+
+    def mean_deviation(self) -> Tensor:
+        """Mean distance of a sample to the mean of its class, (...)."""
+        return torch.linalg.vector_norm(self.deviations, dim=-1).sum(-1) / self.kept_counts.sum(-1)
+
+    def nearer_mean(self, prediction: Tensor) -> Tensor:
+        """Whether the mean of some class that takes part is nearer than that of the predicted class, bool (..., N)."""
+        closeness = self.projections - select_rows(self.mean_distances, self.labels).mT / 2
+        closeness = closeness.where(self.present[..., :, None], float("-inf"))
+        return closeness.gather(-2, prediction[..., None, :]).squeeze(-2) < closeness.amax(-2)
