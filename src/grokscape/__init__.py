@@ -16,7 +16,8 @@ _HOMES = {
     "grokscape.interventions": (
         "Clamp", "NormalizeFeatures", "Probe", "Promote", "Suppress", "Unplug", "WeightCap",
     ),
-    "grokscape.studies": ("Arm", "StudySpec", "load", "preset", "presets", "resume", "run"),
+    "grokscape.studies": ("Arm", "StudySpec", "preset", "presets"),
+    "grokscape.workflow": ("Study", "load", "resume", "run"),
     "grokscape.analysis": ("Finding", "analyze"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

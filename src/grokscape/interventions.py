@@ -1,0 +1,345 @@
+"""Interventions: hold a measure up, push it down, or lift a constraint, on one network or on many replicas at once.
+
+A penalty joins the loss. With m the measure of a batch and s the strength,
+
+    Promote   + s·m      (− s·m where higher values are connected with generalisation)
+    Suppress  − s·m      (+ s·m likewise)
+    Clamp     + s·(relu(log c_low − log m)² + relu(log m − log c_high)²), zero once the goal holds.
+
+Every number of a penalty may be a tensor over replicas; m, and then the penalty, has the replicas' shape. The other
+interventions act on features (`NormalizeFeatures`), on weights after a step (`WeightCap`) or on the optimiser
+(`Unplug`). All of them are frozen and go to JSON and back, so they stand in a study's specification as they are.
+
+Source: Han et al. 2025 (arXiv 2509.17738), sections 4–6 and appendices, for Suppress, NormalizeFeatures, WeightCap
+and Unplug; the clamp is ours.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from grokscape.measures import MEASURES, Measure, Snapshot
+
+_FROZEN = ConfigDict(extra="forbid", validate_default=True)
+Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Step = Annotated[int, Field(ge=0)]
+Option = float | int | str | bool
+
+
+def _differentiable_measure(name: str) -> Measure:
+    if name not in MEASURES:
+        near = difflib.get_close_matches(name, MEASURES, n=3) or sorted(MEASURES)
+        raise ValueError(f"expected the name of a measure, got {name!r}; near: {', '.join(near)}")
+    if not MEASURES[name].differentiable:
+        usable = sorted(row.name for row in MEASURES.values() if row.differentiable)
+        raise ValueError(f"{name!r} is not differentiable and cannot be a penalty; choose one of {', '.join(usable)}")
+    return MEASURES[name]
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class _Scheduled:
+    """Active from step `start` up to, not including, `until`; strength rises linearly over the first `ramp` steps."""
+
+    def gate(self, step: int) -> float:
+        """Share of the full strength at a step, 0 to 1."""
+        return float(schedule_gate(step, self.start, self.until, getattr(self, "ramp", 0)))  # type: ignore[attr-defined]
+
+    @model_validator(mode="after")
+    def _ends_after_start(self) -> "_Scheduled":
+        start, until = self.start, self.until  # type: ignore[attr-defined]
+        if until is not None and until <= start:
+            raise ValueError(f"expected until > start, got start={start}, until={until}; leave until out for no end")
+        return self
+
+
+def schedule_gate(step: int, start: Tensor | int, until: Tensor | float | None, ramp: Tensor | int = 0) -> Tensor:
+    """Share of the full strength at `step`: 0 before `start` and from `until` on, else min(1, (step − start + 1)/ramp)."""
+    start = torch.as_tensor(start, dtype=torch.float64)
+    until = torch.as_tensor(torch.inf if until is None else until, dtype=torch.float64)
+    ramp = torch.as_tensor(ramp, dtype=torch.float64).clamp(min=1)
+    inside = (step >= start) & (step < until)
+    return inside * ((step - start + 1) / ramp).clamp(0, 1)
+
+
+def linear_penalty(value: Tensor, strength: Tensor | float) -> Tensor:
+    """strength · m; a negative strength pushes the measure up."""
+    return strength * value
+
+
+def clamp_penalty(
+    value: Tensor, strength: Tensor | float, at_least: Tensor | float | None, at_most: Tensor | float | None
+) -> Tensor:
+    """strength · (relu(log at_least − log m)² + relu(log m − log at_most)²), exactly zero while the goal holds.
+
+    A goal that is NaN (a level relative to a moment that has not come yet) asks for nothing.
+    """
+    total = torch.zeros_like(value)
+    for goal, sign in ((at_least, 1), (at_most, -1)):
+        if goal is not None:
+            goal = torch.as_tensor(goal, dtype=value.dtype, device=value.device)
+            missed = sign * (goal.log() - value.detach().log()) > 0  # false for NaN
+            one = torch.ones_like(value)  # keeps infinite slopes out of replicas that have reached their goal
+            shortfall = torch.where(missed, goal, one).log() - torch.where(missed, value, one).log()
+            total = total + shortfall**2
+    return strength * total
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class _Penalty(_Scheduled):
+    def _check_measure(self) -> Measure:
+        return _differentiable_measure(self.measure)  # type: ignore[attr-defined]
+
+    def value(self, snapshot: Snapshot) -> Tensor:
+        """The measure that the penalty is about, with the penalty's options."""
+        return MEASURES[self.measure](snapshot, **dict(self.options))  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class _Linear(_Penalty):
+    measure: str
+    strength: Strength
+    start: Step = 0
+    until: Step | None = None
+    ramp: Step = 0
+    options: Mapping[str, Option] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_direction(self) -> "_Linear":
+        if self._check_measure().direction == "neither":
+            raise ValueError(f"{self.measure!r} has no direction to promote or suppress; use Clamp with at_least or at_most")
+        return self
+
+    @property
+    def signed_strength(self) -> float:
+        """Factor of the measure in the loss."""
+        lower_is_better = MEASURES[self.measure].direction == "lower"
+        return self.strength * (1 if lower_is_better == self._promotes else -1)  # type: ignore[attr-defined]
+
+    def __call__(self, snapshot: Snapshot, *, step: int = 0) -> Tensor:
+        """The term to add to the loss, shape (...)."""
+        return linear_penalty(self.value(snapshot), self.signed_strength * self.gate(step))
+
+    def __str__(self) -> str:
+        sign = "+" if self.signed_strength > 0 else "−"
+        return f"loss {sign} {self.strength:g}·{self.measure}{_options(self.options)}{_when(self)}"
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Promote(_Linear):
+    """Push a measure towards what is connected with generalisation: loss + strength·m (− where higher is better).
+
+    Args:
+        measure: name in `MEASURES`, differentiable.
+        strength: factor λ > 0.
+        start, until: first step, and first step no longer, at which it acts.
+        ramp: number of steps over which the strength rises.
+        options: keyword arguments of the measure, such as {"temperature": 2.0}.
+
+    Raises:
+        pydantic.ValidationError: unknown or non-differentiable measure, strength ≤ 0, until ≤ start.
+
+    >>> print(Promote("relative_flatness", strength=1e-2))
+    loss + 0.01·relative_flatness
+    """
+
+    kind: Literal["promote"] = "promote"
+    _promotes = True
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Suppress(_Linear):
+    """Push a measure away from what is connected with generalisation: loss − strength·m (+ where higher is better).
+
+    The arguments are those of `Promote`. Unbounded: above a narrow band of strengths it destroys training, below it
+    does nothing. `Clamp` holds a level instead.
+
+    >>> print(Suppress("cdnv", strength=1e-3, until=200))
+    loss − 0.001·cdnv before step 200
+    """
+
+    kind: Literal["suppress"] = "suppress"
+    _promotes = False
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Clamp(_Penalty):
+    """Hold a measure at or above, or at or below, a level; no force at all once it is there.
+
+    penalty = strength · (relu(log at_least − log m)² + relu(log m − log at_most)²)
+
+    Args:
+        measure: name in `MEASURES`, differentiable and positive.
+        at_least, at_most: the levels; one of them or both. Factors of the reference if `relative_to` is given.
+        strength: factor > 0.
+        relative_to: None for absolute levels; "memorisation" or a step for levels relative to the measure's value
+            at that moment (until it comes the clamp rests).
+        start, until, ramp, options: as in `Promote`.
+
+    Raises:
+        pydantic.ValidationError: unknown, non-differentiable or signed measure, no level, levels ≤ 0 or crossed.
+
+    >>> print(Clamp("relative_flatness", at_least=30))
+    relative_flatness held ≥ 30 (strength 0.1)
+    """
+
+    measure: str
+    at_least: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    at_most: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    strength: Strength = 0.1
+    relative_to: Literal["memorisation"] | Step | None = None
+    start: Step = 0
+    until: Step | None = None
+    ramp: Step = 0
+    options: Mapping[str, Option] = Field(default_factory=dict)
+    kind: Literal["clamp"] = "clamp"
+
+    @model_validator(mode="after")
+    def _has_levels(self) -> "Clamp":
+        if not self._check_measure().positive:
+            raise ValueError(f"{self.measure!r} can be negative, a clamp works on its logarithm; use Promote or Suppress")
+        if self.at_least is None and self.at_most is None:
+            raise ValueError("expected at_least or at_most (or both), got neither")
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"expected at_least ≤ at_most, got at_least={self.at_least}, at_most={self.at_most}")
+        return self
+
+    def __call__(self, snapshot: Snapshot, *, step: int = 0, reference: Tensor | float | None = None) -> Tensor:
+        """The term to add to the loss, shape (...).
+
+        Args:
+            snapshot: of the batch.
+            step: for the schedule.
+            reference: the measure's value at the moment that `relative_to` names; needed then, and only then.
+        """
+        if self.relative_to is not None and reference is None:
+            raise ValueError(f"this clamp is relative to {self.relative_to!r}; pass reference=, the value at that moment")
+        scale = 1.0 if reference is None else torch.as_tensor(reference)
+        low, high = (None if level is None else level * scale for level in (self.at_least, self.at_most))
+        return clamp_penalty(self.value(snapshot), self.strength * self.gate(step), low, high)
+
+    def __str__(self) -> str:
+        levels = [f"{sign} {level:g}" for sign, level in (("≥", self.at_least), ("≤", self.at_most)) if level is not None]
+        unit = "" if self.relative_to is None else f" × its value at {_moment(self.relative_to)}"
+        goal = " and ".join(levels)
+        return f"{self.measure}{_options(self.options)} held {goal}{unit} (strength {self.strength:g}){_when(self)}"
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class NormalizeFeatures(_Scheduled):
+    """Scale every sample's features to length `radius` before they enter the head: φ → radius·φ/‖φ‖.
+
+    >>> print(NormalizeFeatures(until=200))
+    features normalised to length 1 before step 200
+    """
+
+    radius: Strength = 1.0
+    start: Step = 0
+    until: Step | None = None
+    kind: Literal["normalize_features"] = "normalize_features"
+
+    def __call__(self, features: Tensor, *, step: int = 0) -> Tensor:
+        """Features as the head gets them, (..., N, d)."""
+        return normalize_features(features, self.radius) if self.gate(step) else features
+
+    def __str__(self) -> str:
+        return f"features normalised to length {self.radius:g}{_when(self)}"
+
+
+def normalize_features(features: Tensor, radius: Tensor | float) -> Tensor:
+    """radius·φ/‖φ‖ for every sample; a zero feature vector stays zero."""
+    norm = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    return features * (radius / torch.where(norm > 0, norm, torch.ones_like(norm)))
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class WeightCap(_Scheduled):
+    """After each step scale the head's weight down so that its norm stays at or below `at_most`.
+
+    >>> print(WeightCap(50))
+    head weight capped at Frobenius norm 50
+    """
+
+    at_most: Strength
+    norm: Literal["frobenius", "spectral"] = "frobenius"
+    start: Step = 0
+    until: Step | None = None
+    kind: Literal["weight_cap"] = "weight_cap"
+
+    def __call__(self, weight: Tensor, *, step: int = 0) -> Tensor:
+        """The weight as it goes on, (..., K, d)."""
+        return weight * cap_factor(weight, self.at_most, self.norm) if self.gate(step) else weight
+
+    def __str__(self) -> str:
+        return f"head weight capped at {self.norm.capitalize()} norm {self.at_most:g}{_when(self)}"
+
+
+def cap_factor(weight: Tensor, at_most: Tensor | float, norm: str) -> Tensor:
+    """min(1, at_most/‖W‖), shape (..., 1, 1): times this a weight (..., K, d) keeps within the cap."""
+    size = torch.linalg.matrix_norm(weight, ord="fro" if norm == "frobenius" else 2, keepdim=True)
+    at_most = torch.as_tensor(at_most, dtype=weight.dtype, device=weight.device)
+    at_most = at_most.reshape(at_most.shape + (1, 1)) if at_most.ndim else at_most
+    return torch.where(size > at_most, at_most / size, torch.ones_like(size))
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Unplug:
+    """At `step` every other intervention of the arm ends, and the optimiser gets new settings.
+
+    Args:
+        step: when.
+        lr: learning rate from then on; None keeps it.
+        cosine: whether it then falls to zero along half a cosine until the run's last step.
+        weight_decay: decay from then on; None keeps it.
+
+    >>> print(Unplug(200, lr=0.1, cosine=True, weight_decay=2e-4))
+    unplugged at step 200: lr 0.1, cosine, weight decay 0.0002
+    """
+
+    step: Annotated[int, Field(ge=1)]
+    lr: Strength | None = None
+    cosine: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    kind: Literal["unplug"] = "unplug"
+
+    def __str__(self) -> str:
+        changes = [f"lr {self.lr:g}"] if self.lr is not None else []
+        changes += ["cosine"] if self.cosine else []
+        changes += [f"weight decay {self.weight_decay:g}"] if self.weight_decay is not None else []
+        return f"unplugged at step {self.step}" + (f": {', '.join(changes)}" if changes else "")
+
+
+Penalty = Promote | Suppress | Clamp
+Intervention = Annotated[
+    Promote | Suppress | Clamp | NormalizeFeatures | WeightCap | Unplug, Field(discriminator="kind")
+]
+INTERVENTION = TypeAdapter(Intervention)
+
+
+def describe(interventions: tuple[Intervention, ...]) -> str:
+    """The interventions of an arm as one readable line.
+
+    >>> describe((Clamp("cdnv", at_least=1.2), WeightCap(50)))
+    'cdnv held ≥ 1.2 (strength 0.1); head weight capped at Frobenius norm 50'
+    """
+    return "; ".join(str(intervention) for intervention in interventions) or "no intervention"
+
+
+def _options(options: Mapping[str, Option]) -> str:
+    return f"({', '.join(f'{key}={value}' for key, value in options.items())})" if options else ""
+
+
+def _moment(relative_to: str | int) -> str:
+    return relative_to if isinstance(relative_to, str) else f"step {relative_to}"
+
+
+def _when(scheduled: object) -> str:
+    start, until = scheduled.start, scheduled.until  # type: ignore[attr-defined]
+    ramp = getattr(scheduled, "ramp", 0)
+    text = f" from step {start}" if start else ""
+    text += f" before step {until}" if until is not None else ""
+    return text + (f" (ramp {ramp})" if ramp else "")

@@ -1,0 +1,7 @@
+"""Studies: what to run, by name or by specification, and how to run it."""
+
+from grokscape.studies.launch import plan, train
+from grokscape.studies.presets import preset, presets
+from grokscape.studies.spec import DEFAULT_MEASURES, Arm, StudySpec, VerdictRule
+
+__all__ = ["DEFAULT_MEASURES", "Arm", "StudySpec", "VerdictRule", "plan", "preset", "presets", "train"]

@@ -1,0 +1,179 @@
+"""The specification of a study: testbed, model, optimiser, arms, seeds, what is measured, and the rules of the verdict.
+
+It is written down before the run, frozen, and goes to JSON and back unchanged.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from grokscape.interventions import Intervention, describe
+from grokscape.models import Model
+from grokscape.testbeds import Task
+from grokscape.training import Evaluation, OnsetRule, Optimizer
+from grokscape.training.columns import measures_of
+from grokscape.training.levers import unplug_of
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+DEFAULT_MEASURES = (
+    "relative_flatness",
+    "relative_flatness_bound",
+    "relative_flatness_per_loss",
+    "cdnv",
+    "nc1",
+    "nc1_ratio",
+    "rnc1",
+    "nc2_equinorm",
+    "nc2_equiangular",
+    "nc2_etf",
+    "nc3",
+    "nc4",
+    "margin",
+    "weight_norm",
+    "head_norm",
+)
+
+
+class Arm(BaseModel):
+    """One condition of a study: every seed is trained once under it.
+
+    Attributes:
+        name: short, unique within the study.
+        title: how figures and tables call it.
+        role: "baseline", "manipulation" (of a property), or "control".
+        control: what a control shows: "matched-level", "random-labels", "rescaling" or "no-delay".
+        interventions: what is done to the training.
+        optimizer: settings that differ from the study's, such as {"lr": 0.02}.
+        testbed: settings that differ from the study's, such as {"random_labels": true}.
+    """
+
+    model_config = _FROZEN
+
+    name: Annotated[str, Field(min_length=1, max_length=80)]
+    title: str = ""
+    role: Literal["baseline", "manipulation", "control"] = "manipulation"
+    control: Literal["matched-level", "random-labels", "rescaling", "no-delay"] | None = None
+    interventions: tuple[Intervention, ...] = ()
+    optimizer: dict[str, Any] = Field(default_factory=dict)
+    testbed: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_unplug(self) -> "Arm":
+        unplug_of(self.interventions)
+        return self
+
+    @property
+    def label(self) -> str:
+        """The title, or the name where there is none."""
+        return self.title or self.name
+
+    def __str__(self) -> str:
+        changes = {**self.optimizer, **self.testbed}
+        extra = "".join(f"; {key} {value}" for key, value in changes.items())
+        return f"{self.label}: {describe(self.interventions)}{extra}"
+
+
+class VerdictRule(BaseModel):
+    """The rules that turn numbers into verdicts, fixed before the run.
+
+    Attributes:
+        accuracy_margin: difference of final test accuracy that counts as none.
+        delay_ratio_margin: ratio of delays (arm over baseline) that counts as none.
+        alpha: level of tests and of intervals (1 − alpha).
+        held_fraction: share of evaluations after memorisation at which a clamp's level must hold.
+        held_tolerance: relative tolerance of that level.
+        memorised_fraction: share of an arm's seeds that must memorise for the arm to say anything.
+        match_ratio: levels of a measure in two arms within this factor count as the same level.
+    """
+
+    model_config = _FROZEN
+
+    accuracy_margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    delay_ratio_margin: Annotated[float, Field(gt=1)] = 1.5
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    held_fraction: Annotated[float, Field(gt=0, le=1)] = 0.8
+    held_tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    memorised_fraction: Annotated[float, Field(gt=0, le=1)] = 0.75
+    match_ratio: Annotated[float, Field(ge=1)] = 2.0
+
+
+class StudySpec(BaseModel):
+    """A registered experiment: arms × seeds, paired.
+
+    Attributes:
+        name, title, question: what it is called and asks.
+        description: cost, source, expected outcome; for `grokscape presets`.
+        testbed, model, optimizer: as in their own modules.
+        arms: the conditions; the first with role "baseline" is what the others are compared with.
+        seeds: number of paired seeds.
+        first_seed: initialisation seed of the first pair; the split seed of pair k is `first_split_seed` + k.
+        first_split_seed: split seed of the first pair.
+        same_split: whether all pairs share one split.
+        steps: training steps.
+        batch_size: samples a step, None for the full training set.
+        evaluation: what is measured, and when.
+        onset: thresholds of memorisation and generalisation.
+        verdict: rules of the verdict.
+        precision, early_stop, compile: of the engine.
+    """
+
+    model_config = _FROZEN
+
+    name: str
+    title: str = ""
+    question: str = ""
+    description: str = ""
+    testbed: Task
+    model: Model
+    optimizer: Optimizer
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
+    seeds: Annotated[int, Field(ge=1, le=100_000)] = 8
+    first_seed: Annotated[int, Field(ge=0)] = 0
+    first_split_seed: Annotated[int, Field(ge=0)] = 1000
+    same_split: bool = False
+    steps: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    evaluation: Evaluation = Evaluation(measures=DEFAULT_MEASURES)
+    onset: OnsetRule = OnsetRule()
+    verdict: VerdictRule = VerdictRule()
+    precision: Literal["float32", "float64", "bf16"] = "float32"
+    compile: bool = False
+    early_stop: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StudySpec":
+        names = [arm.name for arm in self.arms]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"expected arms with different names, got {', '.join(twice)} more than once")
+        baselines = [arm.name for arm in self.arms if arm.role == "baseline"]
+        if len(baselines) != 1:
+            raise ValueError(f"expected exactly one arm with role 'baseline', got {len(baselines)}")
+        measures_of(self.evaluation.measures, "train")
+        for arm in self.arms:
+            arm_optimizer(self, arm)
+            arm_testbed(self, arm)
+        return self
+
+    @property
+    def replicas(self) -> int:
+        """Number of training runs: arms × seeds."""
+        return len(self.arms) * self.seeds
+
+    def pair(self, k: int) -> tuple[int, int]:
+        """Initialisation and split seed of pair k."""
+        return self.first_seed + k, self.first_split_seed + (0 if self.same_split else k)
+
+
+def _overridden(adapter: TypeAdapter, settings: BaseModel, changes: dict[str, Any]) -> Any:
+    return adapter.validate_python({**settings.model_dump(), **changes}) if changes else settings
+
+
+def arm_optimizer(spec: StudySpec, arm: Arm) -> Any:
+    """The study's optimiser with the arm's changes."""
+    return _overridden(TypeAdapter(Optimizer), spec.optimizer, arm.optimizer)
+
+
+def arm_testbed(spec: StudySpec, arm: Arm) -> Any:
+    """The study's testbed with the arm's changes."""
+    return _overridden(TypeAdapter(Task), spec.testbed, arm.testbed)

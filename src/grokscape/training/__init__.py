@@ -1,0 +1,25 @@
+"""Training: one step function and one engine for any number of replicas, with checkpoints and resuming."""
+
+from grokscape.training.checkpoint import latest_checkpoint
+from grokscape.training.columns import column_table
+from grokscape.training.engine import Engine, State
+from grokscape.training.optimisers import SGD, AdamW, Optimizer
+from grokscape.training.plan import Evaluation, OnsetRule, Plan, Replica
+from grokscape.training.run import Interrupted, Progress, Run
+
+__all__ = [
+    "SGD",
+    "AdamW",
+    "Engine",
+    "Evaluation",
+    "Interrupted",
+    "OnsetRule",
+    "Optimizer",
+    "Plan",
+    "Progress",
+    "Replica",
+    "Run",
+    "State",
+    "column_table",
+    "latest_checkpoint",
+]

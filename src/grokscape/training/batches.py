@@ -1,0 +1,78 @@
+"""Training data of all replicas, and which of it each step sees.
+
+The order of epoch e of a seed follows from (seed, e) alone: no state to save, and arms of one seed see one order.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from grokscape.testbeds import Split
+from grokscape.training.plan import Replica
+
+_MIX = 1_000_003
+
+
+def _unique(splits: Sequence[Split]) -> tuple[list[Split], list[int]]:
+    seen: dict[int, int] = {}
+    kept: list[Split] = []
+    for split in splits:
+        if id(split) not in seen:
+            seen[id(split)] = len(kept)
+            kept.append(split)
+    return kept, [seen[id(split)] for split in splits]
+
+
+class Batches:
+    """Inputs and labels for R replicas.
+
+    Args:
+        replicas: R of them; replicas that share a `Split` object share its memory.
+        batch_size: samples a step, None for all.
+        device, dtype: where the data live; `dtype` is for inputs that are not token ids.
+    """
+
+    def __init__(
+        self, replicas: Sequence[Replica], batch_size: int | None, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        kept, owner = _unique([r.split for r in replicas])
+        self._owner = torch.tensor(owner, device=device)
+        self._order_seeds = [r.init_seed for r in replicas]
+        self.batch_size = batch_size
+        self.device = device
+
+        def stack(name: str) -> Tensor:
+            tensor = torch.stack([getattr(split, name) for split in kept])
+            return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+        self._train = stack("train_inputs"), stack("train_labels")
+        self._test = stack("test_inputs"), stack("test_labels")
+        self.train_size = self._train[1].shape[1]
+        self.steps_per_epoch = 1 if batch_size is None else self.train_size // batch_size
+        self._full = self.rows("train") if batch_size is None else None
+
+    def rows(self, side: str, replica: int | None = None, limit: int | None = None) -> tuple[Tensor, Tensor]:
+        """All samples of one side ("train" or "test") for every replica, or for one; (R, N, …) and (R, N)."""
+        inputs, labels = self._train if side == "train" else self._test
+        owner = self._owner if replica is None else self._owner[replica : replica + 1]
+        return inputs[owner, :limit], labels[owner, :limit]
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of every replica at a step, counted from 0."""
+        if self._full is not None:
+            return self._full
+        assert self.batch_size is not None
+        epoch, position = divmod(step, self.steps_per_epoch)
+        index = self._epoch_order(epoch)[:, position * self.batch_size : (position + 1) * self.batch_size]
+        rows = self._owner[:, None]
+        return self._train[0][rows, index], self._train[1][rows, index]
+
+    @lru_cache(maxsize=1)  # noqa: B019 - one epoch's order, for an object that lives as long as its run
+    def _epoch_order(self, epoch: int) -> Tensor:
+        orders = {}
+        for seed in set(self._order_seeds):
+            generator = torch.Generator().manual_seed((seed * _MIX + epoch) % 2**63)
+            orders[seed] = torch.randperm(self.train_size, generator=generator)
+        return torch.stack([orders[seed] for seed in self._order_seeds]).to(self.device)

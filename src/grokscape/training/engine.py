@@ -1,0 +1,209 @@
+"""One engine for every study: R replicas on a leading axis, one batched training step, measures at fixed weights."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from grokscape.measures import Snapshot, evaluate
+from grokscape.training.batches import Batches
+from grokscape.training.columns import measures_of
+from grokscape.training.levers import Levers, unplug_of
+from grokscape.training.optimisers import Layout, Rates, orthogonal_gradient, sam_gradient
+from grokscape.training.plan import Plan
+
+_CHUNK = 32768  # samples × replicas in one forward pass of an evaluation
+_MOVING = 0.03  # change of an accuracy between two measurements from which on a replica is measured more often
+
+
+@dataclass
+class State:
+    """Everything that changes during a run, as tensors: saving and loading it is all that resuming needs.
+
+    Attributes:
+        flat: parameters, (R, P).
+        slots: matrices of the optimiser, (R, P) each.
+        alive: False once a replica's loss or gradient was not finite; it is frozen from then on.
+        last_good: number of finite steps each replica has made.
+        references: values that relative clamps wait for.
+        memorised: whether train accuracy has reached its threshold at a measurement.
+        streak: number of successive evaluations at which test accuracy was at its threshold.
+        accuracies: train and test accuracy at the last measurement, (R, 2).
+        moving: replicas that are measured more often.
+    """
+
+    flat: Tensor
+    slots: dict[str, Tensor]
+    alive: Tensor
+    last_good: Tensor
+    references: dict[str, Tensor]
+    memorised: Tensor
+    streak: Tensor
+    accuracies: Tensor
+    moving: Tensor
+
+
+class Engine:
+    """Trains and measures the replicas of a plan.
+
+    Args:
+        plan: what to do.
+
+    Attributes:
+        state: where it stands.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.network = plan, plan.network
+        self.device = torch.device(plan.device)
+        self.dtype = torch.float64 if plan.precision == "float64" else torch.float32
+        self.layout = Layout(self.network.shapes)
+        self.state = self._initial_state()
+        like = self.state.flat
+        self.batches = Batches(plan.replicas, plan.batch_size, self.device, self.dtype)
+        self.levers = Levers([r.interventions for r in plan.replicas], like)
+        self.state.references = self.levers.empty_references()
+        optimizers = [r.optimizer for r in plan.replicas]
+        self.optimizer = optimizers[0]
+        self.rates = Rates(optimizers, [unplug_of(r.interventions) for r in plan.replicas], plan.steps, like)
+        self._orthogonal = torch.tensor([[o.orthogonal_gradient] for o in optimizers], device=self.device)
+        self._radius = torch.tensor([[o.sam_radius] for o in optimizers], dtype=self.dtype, device=self.device)
+        self._any_orthogonal, self._any_sam = bool(self._orthogonal.any()), bool((self._radius > 0).any())
+        self._features = torch.compile(self.network.features) if plan.compile else self.network.features
+        self._measures = {side: measures_of(plan.evaluation.measures, side) for side in ("train", "test", "cross", "params")}
+
+    def _initial_state(self) -> State:
+        plan, count = self.plan, len(self.plan.replicas)
+        rows = {
+            seed: self.layout.flatten(self.network.init(torch.Generator().manual_seed(seed), self.dtype))
+            for seed in {r.init_seed for r in plan.replicas}
+        }
+        flat = torch.stack([rows[r.init_seed] for r in plan.replicas]).to(self.device)
+
+        def full(value: float | bool, dtype: torch.dtype, *shape: int) -> Tensor:
+            return torch.full((count, *shape), value, dtype=dtype, device=self.device)
+
+        return State(
+            flat=flat,
+            slots={name: torch.zeros_like(flat) for name in plan.replicas[0].optimizer.slots},
+            alive=full(True, torch.bool),
+            last_good=full(0, torch.int64),
+            references={},
+            memorised=full(False, torch.bool),
+            streak=full(0, torch.int64),
+            accuracies=full(0.0, torch.float64, 2),
+            moving=full(False, torch.bool),
+        )
+
+    # --- one training step -------------------------------------------------------------------------------------
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self.plan.precision != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def _head(self, parameters: dict[str, Tensor], features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        weight_name, bias_name = self.network.head
+        weight, bias = parameters[weight_name], None if bias_name is None else parameters[bias_name]
+        with self._autocast():
+            logits = features @ weight.mT
+        logits = logits.to(self.dtype)
+        return logits if bias is None else logits + bias[:, None], weight, bias
+
+    def snapshot(self, parameters: dict[str, Tensor], inputs: Tensor, labels: Tensor, step: int, row: int | None = None) -> Snapshot:
+        """What the head sees at these parameters (R, …): features as the interventions of `step` leave them, and logits."""
+        with self._autocast():
+            features = self._features(parameters, inputs)
+        features = self.levers.features(features.to(self.dtype), step, row)
+        logits, weight, bias = self._head(parameters, features)
+        return Snapshot(features, logits, labels, weight, bias, parameters)
+
+    def objective(self, flat: Tensor, inputs: Tensor, labels: Tensor, step: int) -> Tensor:
+        """Training loss plus penalties of every replica, (R,)."""
+        seen = self.snapshot(self.layout.view(flat), inputs, labels, step)
+        loss = F.cross_entropy(seen.logits.mT, labels, reduction="none").mean(1)
+        if not self.levers.needs_parameters:
+            seen = Snapshot(seen.features, seen.logits, seen.labels, seen.weight, seen.bias)
+        penalty = self.levers.penalty(seen, step, self.state.references)
+        return loss if penalty is None else loss + penalty
+
+    def _gradient(self, flat: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        flat = flat.detach().requires_grad_()
+        with torch.enable_grad():
+            objective = self.objective(flat, *self.batches.at(step), step)
+            (grad,) = torch.autograd.grad(objective.sum(), flat)
+        return objective.detach(), grad
+
+    def step(self, step: int) -> None:
+        """Train every live replica by one step; `step` counts from 0."""
+        state = self.state
+        objective, grad = self._gradient(state.flat, step)
+        finite = objective.isfinite() & grad.sum(1).isfinite()
+        if self._any_sam:
+            grad = sam_gradient(state.flat, grad, self._radius, lambda flat: self._gradient(flat, step)[1])
+            finite &= grad.sum(1).isfinite()
+        if self._any_orthogonal:
+            grad = torch.where(self._orthogonal, orthogonal_gradient(state.flat, grad, self.layout), grad)
+        state.alive &= finite
+        state.last_good += state.alive
+        alive = state.alive[:, None]
+        grad = torch.where(alive, grad, torch.zeros_like(grad))
+        lr, wd = self.rates.at(step)
+        self.optimizer.update_(state.flat, grad, state.slots, lr * alive, wd, step + 1)
+        self.levers.cap_(self.layout.view(state.flat)[self.network.head[0]], step)
+
+    # --- measuring ---------------------------------------------------------------------------------------------
+
+    def _side(self, side: str, step: int, row: int | None) -> Snapshot:
+        """The snapshot of all samples of a side, computed in pieces; of all replicas, or of the one in `row`."""
+        flat = self.state.flat if row is None else self.state.flat[row : row + 1]
+        parameters = self.layout.view(flat)
+        inputs, labels = self.batches.rows(side, row, self.plan.evaluation.max_samples)
+        size = max(1, _CHUNK // len(flat))
+        pieces = [
+            self.snapshot(parameters, some, labels, step, row) for some in inputs.split(size, dim=1)
+        ]
+        features, logits = (torch.cat([getattr(p, name) for p in pieces], 1) for name in ("features", "logits"))
+        return Snapshot(features, logits, labels, pieces[0].weight, pieces[0].bias, parameters)
+
+    @torch.no_grad()
+    def measure(self, step: int, row: int | None = None) -> dict[str, Tensor]:
+        """Every measured column, one value a replica (or for the replica in `row` alone), at fixed weights."""
+        evaluating = getattr(self.network, "evaluating", contextlib.nullcontext)
+        with evaluating():
+            train, test = self._side("train", step, row), self._side("test", step, row)
+        values = {
+            **{f"train/{k}": v for k, v in evaluate(train, self._measures["train"]).items()},
+            **{f"test/{k}": v for k, v in evaluate(test, self._measures["test"]).items()},
+            **{f"cross/{k}": v for k, v in evaluate(test, self._measures["cross"], around=train).items()},
+            **{f"params/{k}": v for k, v in evaluate(train, self._measures["params"]).items()},
+        }
+        rows = slice(None) if row is None else slice(row, row + 1)
+        self._note(values, rows)
+        if row is None:
+            self.levers.record_references(self.state.references, train, step, self.state.memorised)
+        return values
+
+    def _note(self, values: dict[str, Tensor], rows: slice) -> None:
+        state, onset = self.state, self.plan.onset
+        now = torch.stack([values["train/accuracy"], values["test/accuracy"]], 1).to(state.accuracies)
+        state.moving[rows] = ((now - state.accuracies[rows]).abs() >= _MOVING).any(1) & state.alive[rows]
+        state.accuracies[rows] = now
+        state.memorised[rows] |= now[:, 0] >= onset.train_threshold
+        there = now[:, 1] >= onset.test_threshold
+        state.streak[rows] = torch.where(there, state.streak[rows] + 1, torch.zeros_like(state.streak[rows]))
+
+    def rows_to_refine(self, step: int) -> Iterator[int]:
+        """Replicas that are due for an extra measurement between two steps of the grid."""
+        refine = self.plan.evaluation.refine
+        if refine is not None and step % refine == 0:
+            yield from self.state.moving.nonzero()[:, 0].tolist()
+
+    @property
+    def settled(self) -> bool:
+        """Whether every replica has generalised and held it, or has diverged."""
+        done = (self.state.streak >= self.plan.onset.hold) & self.state.memorised
+        return bool((done | ~self.state.alive).all())

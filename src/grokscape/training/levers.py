@@ -1,0 +1,243 @@
+"""The interventions of all replicas, stacked: neighbouring replicas with the same kinds of penalty form one block."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from grokscape.interventions import (
+    Clamp,
+    Intervention,
+    NormalizeFeatures,
+    Penalty,
+    Promote,
+    Suppress,
+    Unplug,
+    WeightCap,
+    cap_factor,
+    clamp_penalty,
+    linear_penalty,
+    normalize_features,
+    schedule_gate,
+)
+from grokscape.measures import MEASURES, Snapshot
+
+
+def unplug_of(interventions: Sequence[Intervention]) -> Unplug | None:
+    """The arm's unplugging, if it has one."""
+    found = [i for i in interventions if isinstance(i, Unplug)]
+    if len(found) > 1:
+        raise ValueError(f"expected at most one Unplug in an arm, got {len(found)}; keep the one that should act")
+    return found[0] if found else None
+
+
+def _ended(interventions: Sequence[Intervention]) -> tuple[Intervention, ...]:
+    """Interventions other than Unplug, each ending no later than it."""
+    unplug = unplug_of(interventions)
+    kept = tuple(i for i in interventions if not isinstance(i, Unplug))
+    if unplug is None:
+        return kept
+    early = [i for i in kept if i.start < unplug.step]
+    return tuple(replace(i, until=min(unplug.step, unplug.step if i.until is None else i.until)) for i in early)
+
+
+class _Schedule:
+    """Gates of several scheduled interventions at once."""
+
+    def __init__(self, scheduled: Sequence, like: Tensor) -> None:
+        self._like = like
+        self._start = torch.tensor([s.start for s in scheduled])
+        self._until = torch.tensor([torch.inf if s.until is None else float(s.until) for s in scheduled])
+        self._ramp = torch.tensor([getattr(s, "ramp", 0) for s in scheduled])
+        self._settled = int((self._start + self._ramp).max())
+        self._ends = bool(self._until.isfinite().any())
+        self._last: tuple[object, Tensor] = (None, torch.empty(0))
+
+    def at(self, step: int) -> Tensor:
+        """Gates, one a row; recomputed only while they can change."""
+        key = step if self._ends or step < self._settled else "settled"
+        if self._last[0] != key:
+            self._last = (key, schedule_gate(step, self._start, self._until, self._ramp).to(self._like))
+        return self._last[1]
+
+
+class StackedPenalty:
+    """One kind of penalty with its numbers per replica of a block."""
+
+    def __init__(self, penalties: Sequence[Penalty], like: Tensor) -> None:
+        first = penalties[0]
+        self.measure, self.options = first.measure, dict(first.options)
+        self.is_clamp = isinstance(first, Clamp)
+        self.relative_to = [getattr(p, "relative_to", None) for p in penalties]
+        self._schedule = _Schedule(penalties, like)
+
+        def stack(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=like.dtype, device=like.device)
+
+        self._strength = stack([p.strength if isinstance(p, Clamp) else p.signed_strength for p in penalties])
+        self._low = stack([getattr(p, "at_least", None) or 0.0 for p in penalties])
+        self._high = stack([getattr(p, "at_most", None) or torch.inf for p in penalties])
+        self._relative = torch.tensor([moment is not None for moment in self.relative_to], device=like.device)
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether any replica's levels wait for a reference value."""
+        return any(moment is not None for moment in self.relative_to)
+
+    def active(self, step: int) -> bool:
+        """Whether any replica of the block feels it at this step."""
+        return bool(self._schedule.at(step).any())
+
+    def value(self, snapshot: Snapshot) -> Tensor:
+        """The measure, one number a replica."""
+        return MEASURES[self.measure](snapshot, **self.options)
+
+    def __call__(self, snapshot: Snapshot, step: int, reference: Tensor | None) -> Tensor:
+        """Penalty per replica of the block."""
+        value, strength = self.value(snapshot), self._strength * self._schedule.at(step)
+        if not self.is_clamp:
+            return linear_penalty(value, strength)
+        scale = 1.0 if reference is None else torch.where(self._relative, reference, torch.ones_like(reference))
+        return clamp_penalty(value, strength, self._low * scale, self._high * scale)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring replicas, from row `start` to before `stop`, that carry the same kinds of penalty."""
+
+    start: int
+    stop: int
+    penalties: tuple[StackedPenalty, ...]
+
+
+def _penalties(interventions: Sequence[Intervention]) -> list[Penalty]:
+    return [i for i in interventions if isinstance(i, Promote | Suppress | Clamp)]
+
+
+def _blocks(arms: Sequence[Sequence[Intervention]], like: Tensor) -> list[Block]:
+    rows = [_penalties(arm) for arm in arms]
+    kinds = [[(isinstance(p, Clamp), p.measure, sorted(p.options.items())) for p in row] for row in rows]
+    edges = [0, *(i for i in range(1, len(arms)) if kinds[i] != kinds[i - 1]), len(arms)]
+    return [
+        Block(start, stop, tuple(StackedPenalty(column, like) for column in zip(*rows[start:stop], strict=True)))
+        for start, stop in zip(edges, edges[1:], strict=False)
+    ]
+
+
+def cut(snapshot: Snapshot, blocks: Sequence[Block]) -> list[Snapshot]:
+    """The snapshot cut along the replica axis, a piece for each block; one split of each tensor for all pieces."""
+    if len(blocks) == 1:
+        return [snapshot]
+    sizes = [block.stop - block.start for block in blocks]
+    names = [n for n in ("features", "logits", "labels", "weight", "bias") if getattr(snapshot, n) is not None]
+    fields = {name: getattr(snapshot, name).split(sizes) for name in names}
+    parameters = {name: tensor.split(sizes) for name, tensor in snapshot.parameters.items()}
+    return [
+        Snapshot(
+            **{name: pieces[i] for name, pieces in fields.items()},
+            parameters={name: pieces[i] for name, pieces in parameters.items()},
+        )
+        for i in range(len(blocks))
+    ]
+
+
+_Group = tuple[Tensor, _Schedule, Tensor]
+
+
+class Levers:
+    """All interventions of a run.
+
+    Args:
+        arms: the interventions of each replica, R of them.
+        like: a tensor whose dtype and device to use.
+    """
+
+    def __init__(self, arms: Sequence[Sequence[Intervention]], like: Tensor) -> None:
+        arms = [_ended(arm) for arm in arms]
+        self.replicas = len(arms)
+        self.blocks = _blocks(arms, like)
+        penalties = [penalty for block in self.blocks for penalty in block.penalties]
+        self.needs_parameters = any("parameters" in MEASURES[p.measure].inputs for p in penalties)
+        self._like = like
+        self._normalise = self._stacked([[i for i in arm if isinstance(i, NormalizeFeatures)] for arm in arms], "radius")
+        self._caps = {
+            norm: self._stacked([[i for i in arm if isinstance(i, WeightCap) and i.norm == norm] for arm in arms], "at_most")
+            for norm in ("frobenius", "spectral")
+        }
+
+    def _stacked(self, arms: Sequence[Sequence[Intervention]], field: str) -> _Group | None:
+        owners = [row for row, found in enumerate(arms) for _ in found]
+        found = [intervention for mine in arms for intervention in mine]
+        if not found:
+            return None
+        if len(set(owners)) < len(owners):
+            raise ValueError(f"expected at most one {type(found[0]).__name__} of a kind in an arm, got several")
+        values = torch.tensor([getattr(i, field) for i in found], dtype=self._like.dtype, device=self._like.device)
+        return torch.tensor(owners, device=self._like.device), _Schedule(found, self._like), values
+
+    def _acting(self, group: _Group | None, step: int, neutral: float) -> Tensor | None:
+        """Value per replica (R,), `neutral` where nothing acts; None if nothing acts anywhere."""
+        if group is None:
+            return None
+        owners, schedule, values = group
+        gates = schedule.at(step)
+        if not gates.any():
+            return None
+        full = self._like.new_full((self.replicas,), neutral)
+        full[owners] = torch.where(gates > 0, values, torch.full_like(values, neutral))
+        return full
+
+    def features(self, features: Tensor, step: int, row: int | None = None) -> Tensor:
+        """Features (R, N, d) as the head gets them at this step; with `row`, (1, N, d) of that replica."""
+        radius = self._acting(self._normalise, step, torch.nan)
+        if radius is None:
+            return features
+        radius = radius if row is None else radius[row : row + 1]
+        off = radius.isnan()[:, None, None]
+        return torch.where(off, features, normalize_features(features, radius.nan_to_num(1.0)[:, None, None]))
+
+    def penalty(self, snapshot: Snapshot, step: int, references: Mapping[str, Tensor]) -> Tensor | None:
+        """Sum of the penalties per replica (R,); None if none acts."""
+        if not any(penalty.active(step) for block in self.blocks for penalty in block.penalties):
+            return None
+        totals = []
+        for b, (block, piece) in enumerate(zip(self.blocks, cut(snapshot, self.blocks), strict=True)):
+            total = self._like.new_zeros(block.stop - block.start)
+            for k, penalty in enumerate(block.penalties):
+                if penalty.active(step):
+                    total = total + penalty(piece, step, references.get(f"{b}.{k}"))
+            totals.append(total)
+        return torch.cat(totals)
+
+    def cap_(self, weight: Tensor, step: int) -> None:
+        """Scale head weights (R, K, d) down in place to their caps at this step."""
+        for norm, group in self._caps.items():
+            cap = self._acting(group, step, torch.inf)
+            if cap is not None:
+                weight.mul_(cap_factor(weight, cap, norm))
+
+    def empty_references(self) -> dict[str, Tensor]:
+        """NaN for every level that waits for its moment, keyed by block and penalty."""
+        return {
+            f"{b}.{k}": self._like.new_full((block.stop - block.start,), torch.nan)
+            for b, block in enumerate(self.blocks)
+            for k, penalty in enumerate(block.penalties)
+            if penalty.is_relative
+        }
+
+    def record_references(
+        self, references: dict[str, Tensor], snapshot: Snapshot, step: int, memorised: Tensor
+    ) -> None:
+        """Fill in the references whose moment has come, from a snapshot of the training set; `memorised` is (R,)."""
+        for key, reference in references.items():
+            b, k = map(int, key.split("."))
+            block = self.blocks[b]
+            penalty = block.penalties[k]
+            due = [
+                bool(memorised[block.start + i]) if moment == "memorisation" else moment is not None and step >= moment
+                for i, moment in enumerate(penalty.relative_to)
+            ]
+            fresh = torch.tensor(due, device=reference.device) & reference.isnan()
+            if fresh.any():
+                references[key] = torch.where(fresh, penalty.value(cut(snapshot, self.blocks)[b]), reference)

@@ -1,0 +1,169 @@
+"""Optimisers over a flat (R, P) parameter matrix: R replicas, P parameters each, learning rate and decay per replica.
+
+Everything is elementwise along P or reduces within a row, so replicas never touch each other.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from grokscape.interventions import Unplug
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Unit = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Optimizer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lr: Positive
+    weight_decay: NonNegative = 0.0
+    warmup: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    sam_radius: NonNegative = 0.0
+    orthogonal_gradient: bool = False
+
+
+class AdamW(_Optimizer):
+    """AdamW with decoupled weight decay (Loshchilov & Hutter 2019): θ ← θ − lr·wd·θ − lr·m̂/(√v̂ + eps).
+
+    Attributes:
+        lr: learning rate.
+        weight_decay: wd above, per unit of learning rate.
+        warmup: steps over which the learning rate rises linearly to `lr`.
+        schedule: "constant", or "cosine" to zero at the last step.
+        sam_radius: radius of sharpness-aware minimisation (Foret et al. 2021); 0 is off.
+        orthogonal_gradient: remove from each parameter's gradient its component along the parameter and keep its
+            length (⊥Grad, Prieto et al. 2025), which removes the delay of grokking.
+        betas, eps: of Adam.
+    """
+
+    kind: Literal["adamw"] = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 1.0
+    betas: tuple[Unit, Unit] = (0.9, 0.98)
+    eps: Positive = 1e-8
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the state's matrices."""
+        return ("exp_avg", "exp_avg_sq")
+
+    def update_(self, flat: Tensor, grad: Tensor, slots: Mapping[str, Tensor], lr: Tensor, wd: Tensor, t: int) -> None:
+        """One step in place; `lr` and `wd` are (R, 1), `t` counts from 1."""
+        mean, square = slots["exp_avg"], slots["exp_avg_sq"]
+        beta1, beta2 = self.betas
+        flat.mul_(1 - lr * wd)
+        mean.lerp_(grad, 1 - beta1)
+        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        denominator = square.sqrt().div_(math.sqrt(1 - beta2**t)).add_(self.eps)
+        flat.sub_((mean / denominator).mul_(lr / (1 - beta1**t)))
+
+
+class SGD(_Optimizer):
+    """Stochastic gradient descent as in PyTorch: g ← g + wd·θ; v ← μv + g; θ ← θ − lr·v (Nesterov: lr·(g + μv)).
+
+    Attributes:
+        lr, weight_decay, warmup, schedule, sam_radius, orthogonal_gradient: as in `AdamW`; the decay is coupled (L2).
+        momentum: μ.
+        nesterov: look-ahead form.
+    """
+
+    kind: Literal["sgd"] = "sgd"
+    lr: Positive = 0.01
+    momentum: Unit = 0.9
+    nesterov: bool = False
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the state's matrices."""
+        return ("momentum",) if self.momentum else ()
+
+    def update_(self, flat: Tensor, grad: Tensor, slots: Mapping[str, Tensor], lr: Tensor, wd: Tensor, t: int) -> None:
+        """One step in place; `lr` and `wd` are (R, 1), `t` counts from 1."""
+        grad = grad + wd * flat
+        if self.momentum:
+            velocity = slots["momentum"].mul_(self.momentum).add_(grad)  # starts at zero, so the first step is g
+            grad = grad + self.momentum * velocity if self.nesterov else velocity
+        flat.sub_(lr * grad)
+
+
+Optimizer = Annotated[AdamW | SGD, Field(discriminator="kind")]
+
+
+class Layout:
+    """Where each named parameter lies in a flat row of P numbers."""
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
+        self.size = sum(self.sizes)
+
+    def flatten(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """One replica's parameters as a row (P,)."""
+        return torch.cat([parameters[name].reshape(-1) for name in self.shapes])
+
+    def view(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views into (R, P) as named tensors (R, *shape)."""
+        pieces = flat.split(self.sizes, dim=1)
+        named = zip(self.shapes.items(), pieces, strict=True)
+        return {name: piece.view(flat.shape[0], *shape) for (name, shape), piece in named}
+
+
+def orthogonal_gradient(flat: Tensor, grad: Tensor, layout: Layout) -> Tensor:
+    """Each parameter's gradient without its component along the parameter, at its former length; (R, P)."""
+    pieces = []
+    for weight, gradient in zip(flat.split(layout.sizes, 1), grad.split(layout.sizes, 1), strict=True):
+        square = (weight * weight).sum(1, keepdim=True)
+        along = (weight * gradient).sum(1, keepdim=True) / torch.where(square > 0, square, torch.ones_like(square))
+        rest = gradient - along * weight
+        size = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
+        length = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+        pieces.append(rest * torch.where(size > 0, length / size, torch.ones_like(size)))
+    return torch.cat(pieces, 1)
+
+
+def sam_gradient(flat: Tensor, grad: Tensor, radius: Tensor, gradient_at: Callable[[Tensor], Tensor]) -> Tensor:
+    """Gradient at θ + radius·g/‖g‖ (norm over all parameters of a replica); `radius` is (R, 1), zero changes nothing."""
+    length = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
+    ascent = radius * grad / torch.where(length > 0, length, torch.ones_like(length))
+    return torch.where(radius > 0, gradient_at(flat + ascent), grad)
+
+
+class Rates:
+    """Learning rate and decay of every replica at every step, with warm-up, cosine and unplugging."""
+
+    def __init__(
+        self, optimizers: Sequence[AdamW | SGD], unplugs: Sequence[Unplug | None], steps: int, like: Tensor
+    ) -> None:
+        def column(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+
+        both = list(zip(optimizers, unplugs, strict=True))
+        self.steps = steps
+        self._lr = column([o.lr for o in optimizers])
+        self._wd = column([o.weight_decay for o in optimizers])
+        self._warmup = column([float(max(o.warmup, 1)) for o in optimizers])
+        self._cosine = column([float(o.schedule == "cosine") for o in optimizers]) > 0
+        self._unplug = column([math.inf if u is None else u.step for u in unplugs])
+        self._lr_after = column([o.lr if u is None or u.lr is None else u.lr for o, u in both])
+        self._wd_after = column([o.weight_decay if u is None or u.weight_decay is None else u.weight_decay for o, u in both])
+        self._cosine_after = column([float(u is not None and u.cosine) for u in unplugs]) > 0
+        self._constant = not any(unplugs) and all(o.warmup == 0 and o.schedule == "constant" for o in optimizers)
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Learning rate and weight decay at a step (counted from 0), each (R, 1)."""
+        if self._constant:
+            return self._lr, self._wd
+        falling = 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))
+        before = self._lr * ((step + 1) / self._warmup).clamp(max=1)
+        before = torch.where(self._cosine, before * falling, before)
+        share = ((step - self._unplug) / (self.steps - self._unplug).clamp(min=1)).clamp(0, 1)
+        after = torch.where(self._cosine_after, self._lr_after * 0.5 * (1 + (math.pi * share).cos()), self._lr_after)
+        unplugged = step >= self._unplug
+        return torch.where(unplugged, after, before), torch.where(unplugged, self._wd_after, self._wd)

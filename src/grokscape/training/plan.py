@@ -1,0 +1,128 @@
+"""What the engine is asked to do: replicas, network, length, what to measure and when."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from grokscape.interventions import Intervention
+from grokscape.models import Network
+from grokscape.testbeds import Split
+from grokscape.training.optimisers import SGD, AdamW
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class OnsetRule(BaseModel):
+    """When a network counts as having memorised and as having generalised.
+
+    Attributes:
+        train_threshold: train accuracy at or above which the training set is memorised.
+        test_threshold: test accuracy at or above which the network generalises.
+        hold: number of successive evaluations over which the accuracy must stay there.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train_threshold: Share = 0.99
+    test_threshold: Share = 0.95
+    hold: Annotated[int, Field(ge=1)] = 3
+
+
+class Evaluation(BaseModel):
+    """What is measured, and when.
+
+    Attributes:
+        measures: names of the table of measures.
+        points: number of log-spaced steps, from 0 to the last; fewer where they would coincide.
+        steps: listed steps instead.
+        every: further measurements at least this often (in steps), for long runs on a log grid; None for none.
+        refine: spacing of extra measurements of a replica whose train or test accuracy is on the move; None for none.
+        max_samples: at most this many train and test samples are used (the first of the split); None for all.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    measures: tuple[str, ...]
+    points: Annotated[int, Field(ge=2)] = 100
+    steps: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    every: Annotated[int, Field(ge=1)] | None = None
+    refine: Annotated[int, Field(ge=1)] | None = None
+    max_samples: Annotated[int, Field(ge=1)] | None = None
+
+    def grid(self, steps: int) -> list[int]:
+        """The steps at which every replica is measured, ascending, 0 and the last among them."""
+        if self.steps is not None:
+            chosen = {0, steps, *(step for step in self.steps if step <= steps)}
+        else:
+            ratio = math.log1p(steps) / (self.points - 1)
+            chosen = {round(math.expm1(ratio * k)) for k in range(self.points)} | {0, steps}
+        if self.every is not None:
+            chosen |= set(range(0, steps, self.every))
+        return sorted(chosen)
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One training run of a study.
+
+    Attributes:
+        arm: name of its arm.
+        seed: number of its pair: replicas with the same seed differ in nothing but the arm.
+        init_seed, split_seed: seeds of the initialisation and of the split; the data order follows `init_seed`.
+        split: its data.
+        interventions: of its arm.
+        optimizer: of its arm.
+    """
+
+    arm: str
+    seed: int
+    init_seed: int
+    split_seed: int
+    split: Split
+    interventions: tuple[Intervention, ...]
+    optimizer: AdamW | SGD
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run.
+
+    Attributes:
+        replicas: R of them; one kind of optimiser, splits of one size.
+        network: what they all train.
+        steps: number of training steps.
+        batch_size: samples a step; None for the full training set.
+        evaluation: what is measured, and when.
+        onset: thresholds, used for levels relative to memorisation, extra measurements and early stopping.
+        device: a PyTorch device.
+        precision: "float32", "float64", or "bf16" (float32 weights, matrix products in bfloat16).
+        compile: whether to run the network through torch.compile.
+        early_stop: end when every replica has generalised and held it, or has diverged.
+        checkpoint_seconds: time between checkpoints.
+    """
+
+    replicas: Sequence[Replica]
+    network: Network
+    steps: int
+    batch_size: int | None
+    evaluation: Evaluation
+    onset: OnsetRule
+    device: str = "cpu"
+    precision: Literal["float32", "float64", "bf16"] = "float32"
+    compile: bool = False
+    early_stop: bool = False
+    checkpoint_seconds: float = 20.0
+
+    def __post_init__(self) -> None:
+        sizes = {(len(r.split.train_labels), len(r.split.test_labels)) for r in self.replicas}
+        if len(sizes) != 1:
+            raise ValueError(f"expected splits of one size in a run, got (train, test) = {sorted(sizes)}; use one run each")
+        kinds = {type(r.optimizer).__name__ for r in self.replicas}
+        if len(kinds) != 1:
+            raise ValueError(f"expected one kind of optimiser in a run, got {sorted(kinds)}; use one run each")
+        train = sizes.pop()[0]
+        if self.batch_size is not None and not 1 <= self.batch_size <= train:
+            raise ValueError(f"expected 1 ≤ batch_size ≤ {train} training samples, got {self.batch_size}")
