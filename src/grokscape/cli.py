@@ -1,4 +1,7 @@
-"""The command line. Exit codes: 0 done; 1 bad input, the message says what to do; 130 stopped, the run can be resumed."""
+"""The command line.
+
+Exit codes: 0 done; 1 bad input, the message says what to do; 130 stopped, the run can be resumed.
+"""
 
 import json
 import os
@@ -19,8 +22,8 @@ app = cyclopts.App(
     name="grokscape",
     version=grokscape.__version__,
     help=(
-        "Which geometric property does generalisation need? Train paired arms × seeds on a grokking testbed, hold flatness or "
-        "neural collapse where you want it, and read the verdict.\n\n"
+        "Which geometric property does generalisation need? Train paired arms × seeds on a grokking testbed, hold "
+        "flatness or neural collapse where you want it, and read the verdict.\n\n"
         "Start with: grokscape run quickstart --out runs/quickstart"
     ),
 )
@@ -35,13 +38,18 @@ def presets_command(*, json: Json = False) -> None:
 
     specs = [preset(name) for name in presets()]
     if json:
-        _print_json([{"name": s.name, "title": s.title, "description": s.description, "replicas": s.replicas} for s in specs])
+        _print_json(
+            [{"name": s.name, "title": s.title, "description": s.description, "replicas": s.replicas} for s in specs]
+        )
         return
     console = Console()
     for spec in specs:
         console.print(f"[bold]{spec.name}[/bold]  {spec.title}", highlight=False)
         console.print(f"  {spec.description}", highlight=False)
-        console.print(f"  {len(spec.arms)} arms × {spec.seeds} seeds, {spec.steps} steps.  grokscape run {spec.name}\n", highlight=False)
+        console.print(
+            f"  {len(spec.arms)} arms × {spec.seeds} seeds, {spec.steps} steps.  grokscape run {spec.name}\n",
+            highlight=False,
+        )
 
 
 @app.command
@@ -93,7 +101,9 @@ def run(
 
 
 @app.command
-def resume(folder: Path, *, device: str | None = None, report: bool = True, quiet: Quiet = False, json: Json = False) -> None:
+def resume(
+    folder: Path, *, device: str | None = None, report: bool = True, quiet: Quiet = False, json: Json = False
+) -> None:
     """Go on with a run that was stopped or killed, from its newest checkpoint.
 
     Parameters
@@ -106,7 +116,8 @@ def resume(folder: Path, *, device: str | None = None, report: bool = True, quie
         Whether to write figures and report.html at the end.
     """
     from grokscape.studies.display import Display
-    from grokscape.workflow import load, resume as resume_study
+    from grokscape.workflow import load
+    from grokscape.workflow import resume as resume_study
 
     study = load(folder)
     if study.folder.status.get("state") == "finished" and study.report.exists() and study.findings:
@@ -181,7 +192,9 @@ def show(folder: Path, /, *, json: Json = False) -> None:
     status = opened.status
     console = Console()
     console.print(f"{opened.spec.get('title') or opened.spec['name']}", style="bold", highlight=False)
-    console.print(f"{status.get('state', 'not started')}, step {status.get('step', 0)} of {opened.spec['steps']}", highlight=False)
+    console.print(
+        f"{status.get('state', 'not started')}, step {status.get('step', 0)} of {opened.spec['steps']}", highlight=False
+    )
     if frame.is_empty():
         console.print(f"Nothing was measured yet. Go on with: grokscape resume {folder}", highlight=False)
         return
@@ -216,7 +229,12 @@ def _print_frame(console: Console, frame) -> None:
     for name in frame.columns:
         table.add_column(name)
     for row in frame.iter_rows():
-        table.add_row(*(Text("–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)) for value in row))
+        table.add_row(
+            *(
+                Text("–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value))
+                for value in row
+            )
+        )
     console.print(table)
 
 
@@ -257,7 +275,9 @@ def main() -> None:
 
 def _plain(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+        return "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        )
     return str(error)
 
 

@@ -15,7 +15,7 @@ and Unplug; the clamp is ours.
 """
 
 import difflib
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -28,7 +28,7 @@ from grokscape.measures import MEASURES, Measure, Snapshot
 _FROZEN = ConfigDict(extra="forbid", validate_default=True)
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Step = Annotated[int, Field(ge=0)]
-Option = float | int | str | bool
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _differentiable_measure(name: str) -> Measure:
@@ -58,12 +58,19 @@ class _Scheduled:
 
 
 def schedule_gate(step: int, start: Tensor | int, until: Tensor | float | None, ramp: Tensor | int = 0) -> Tensor:
-    """Share of the full strength at `step`: 0 before `start` and from `until` on, else min(1, (step − start + 1)/ramp)."""
+    """Share of the full strength: 0 before `start` and from `until` on, else min(1, (step − start + 1)/ramp)."""
     start = torch.as_tensor(start, dtype=torch.float64)
     until = torch.as_tensor(torch.inf if until is None else until, dtype=torch.float64)
     ramp = torch.as_tensor(ramp, dtype=torch.float64).clamp(min=1)
     inside = (step >= start) & (step < until)
     return inside * ((step - start + 1) / ramp).clamp(0, 1)
+
+
+def measure_at(name: str, snapshot: Snapshot, temperature: float = 1.0) -> Tensor:
+    """A measure of the snapshot with its logits divided by a temperature, shape (...)."""
+    if temperature != 1:
+        snapshot = replace(snapshot, logits=snapshot.logits / temperature)
+    return MEASURES[name](snapshot)
 
 
 def linear_penalty(value: Tensor, strength: Tensor | float) -> Tensor:
@@ -95,8 +102,8 @@ class _Penalty(_Scheduled):
         return _differentiable_measure(self.measure)  # type: ignore[attr-defined]
 
     def value(self, snapshot: Snapshot) -> Tensor:
-        """The measure that the penalty is about, with the penalty's options."""
-        return MEASURES[self.measure](snapshot, **dict(self.options))  # type: ignore[attr-defined]
+        """The measure that the penalty is about, at the penalty's temperature."""
+        return measure_at(self.measure, snapshot, self.temperature)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -106,12 +113,14 @@ class _Linear(_Penalty):
     start: Step = 0
     until: Step | None = None
     ramp: Step = 0
-    options: Mapping[str, Option] = Field(default_factory=dict)
+    temperature: Temperature = 1.0
 
     @model_validator(mode="after")
     def _has_direction(self) -> "_Linear":
         if self._check_measure().direction == "neither":
-            raise ValueError(f"{self.measure!r} has no direction to promote or suppress; use Clamp with at_least or at_most")
+            raise ValueError(
+                f"{self.measure!r} has no direction to promote or suppress; use Clamp with at_least or at_most"
+            )
         return self
 
     @property
@@ -126,7 +135,7 @@ class _Linear(_Penalty):
 
     def __str__(self) -> str:
         sign = "+" if self.signed_strength > 0 else "−"
-        return f"loss {sign} {self.strength:g}·{self.measure}{_options(self.options)}{_when(self)}"
+        return f"loss {sign} {self.strength:g}·{self.measure}{_tau(self.temperature)}{_when(self)}"
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -138,7 +147,7 @@ class Promote(_Linear):
         strength: factor λ > 0.
         start, until: first step, and first step no longer, at which it acts.
         ramp: number of steps over which the strength rises.
-        options: keyword arguments of the measure, such as {"temperature": 2.0}.
+        temperature: the measure sees logits divided by it, which keeps slopes alive where softmax is nearly one-hot.
 
     Raises:
         pydantic.ValidationError: unknown or non-differentiable measure, strength ≤ 0, until ≤ start.
@@ -178,7 +187,7 @@ class Clamp(_Penalty):
         strength: factor > 0.
         relative_to: None for absolute levels; "memorisation" or a step for levels relative to the measure's value
             at that moment (until it comes the clamp rests).
-        start, until, ramp, options: as in `Promote`.
+        start, until, ramp, temperature: as in `Promote`.
 
     Raises:
         pydantic.ValidationError: unknown, non-differentiable or signed measure, no level, levels ≤ 0 or crossed.
@@ -195,13 +204,15 @@ class Clamp(_Penalty):
     start: Step = 0
     until: Step | None = None
     ramp: Step = 0
-    options: Mapping[str, Option] = Field(default_factory=dict)
+    temperature: Temperature = 1.0
     kind: Literal["clamp"] = "clamp"
 
     @model_validator(mode="after")
     def _has_levels(self) -> "Clamp":
         if not self._check_measure().positive:
-            raise ValueError(f"{self.measure!r} can be negative, a clamp works on its logarithm; use Promote or Suppress")
+            raise ValueError(
+                f"{self.measure!r} can be negative, a clamp works on its logarithm; use Promote or Suppress"
+            )
         if self.at_least is None and self.at_most is None:
             raise ValueError("expected at_least or at_most (or both), got neither")
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
@@ -217,16 +228,20 @@ class Clamp(_Penalty):
             reference: the measure's value at the moment that `relative_to` names; needed then, and only then.
         """
         if self.relative_to is not None and reference is None:
-            raise ValueError(f"this clamp is relative to {self.relative_to!r}; pass reference=, the value at that moment")
+            raise ValueError(
+                f"this clamp is relative to {self.relative_to!r}; pass reference=, the value at that moment"
+            )
         scale = 1.0 if reference is None else torch.as_tensor(reference)
         low, high = (None if level is None else level * scale for level in (self.at_least, self.at_most))
         return clamp_penalty(self.value(snapshot), self.strength * self.gate(step), low, high)
 
     def __str__(self) -> str:
-        levels = [f"{sign} {level:g}" for sign, level in (("≥", self.at_least), ("≤", self.at_most)) if level is not None]
+        levels = [
+            f"{sign} {level:g}" for sign, level in (("≥", self.at_least), ("≤", self.at_most)) if level is not None
+        ]
         unit = "" if self.relative_to is None else f" × its value at {_moment(self.relative_to)}"
         goal = " and ".join(levels)
-        return f"{self.measure}{_options(self.options)} held {goal}{unit} (strength {self.strength:g}){_when(self)}"
+        return f"{self.measure}{_tau(self.temperature)} held {goal}{unit} (strength {self.strength:g}){_when(self)}"
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -282,7 +297,7 @@ def cap_factor(weight: Tensor, at_most: Tensor | float, norm: str) -> Tensor:
     """min(1, at_most/‖W‖), shape (..., 1, 1): times this a weight (..., K, d) keeps within the cap."""
     size = torch.linalg.matrix_norm(weight, ord="fro" if norm == "frobenius" else 2, keepdim=True)
     at_most = torch.as_tensor(at_most, dtype=weight.dtype, device=weight.device)
-    at_most = at_most.reshape(at_most.shape + (1, 1)) if at_most.ndim else at_most
+    at_most = at_most.reshape((*at_most.shape, 1, 1)) if at_most.ndim else at_most
     return torch.where(size > at_most, at_most / size, torch.ones_like(size))
 
 
@@ -329,8 +344,8 @@ def describe(interventions: tuple[Intervention, ...]) -> str:
     return "; ".join(str(intervention) for intervention in interventions) or "no intervention"
 
 
-def _options(options: Mapping[str, Option]) -> str:
-    return f"({', '.join(f'{key}={value}' for key, value in options.items())})" if options else ""
+def _tau(temperature: float) -> str:
+    return f"(τ = {temperature:g})" if temperature != 1 else ""
 
 
 def _moment(relative_to: str | int) -> str:

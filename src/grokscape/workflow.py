@@ -132,4 +132,3 @@ def finish(folder: RunFolder, *, report: bool = True) -> Study:
         write_figures(folder)
         write_report(folder)
     return Study(folder)
-

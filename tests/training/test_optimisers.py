@@ -18,7 +18,7 @@ RATES = [(1e-2, 0.0), (3e-3, 1.0), (5e-2, 0.1)]
 def loss_of(row: torch.Tensor, step: int) -> torch.Tensor:
     """A lopsided, step-dependent function of one replica's parameters."""
     a, b = row[:6].reshape(3, 2), row[6:]
-    return (a @ a.T).cos().sum() + (b**4).sum() / 4 + (b.sum() - 0.01 * step) ** 2 + a.prod()
+    return (a @ a.T).cos().sum() + (b**2).log1p().sum() + (b.sum() - 0.01 * step).sin() + a.sin().prod()
 
 
 def ours(optimizers, start):
@@ -51,8 +51,14 @@ CASES = {
         lambda lr, wd: AdamW(lr=lr, weight_decay=wd, betas=(0.9, 0.98)),
         lambda p, lr, wd: torch.optim.AdamW([p], lr=lr, weight_decay=wd, betas=(0.9, 0.98)),
     ),
-    "sgd": (lambda lr, wd: SGD(lr=lr, weight_decay=wd, momentum=0.0), lambda p, lr, wd: torch.optim.SGD([p], lr, 0.0, weight_decay=wd)),
-    "momentum": (lambda lr, wd: SGD(lr=lr, weight_decay=wd), lambda p, lr, wd: torch.optim.SGD([p], lr, 0.9, weight_decay=wd)),
+    "sgd": (
+        lambda lr, wd: SGD(lr=lr, weight_decay=wd, momentum=0.0),
+        lambda p, lr, wd: torch.optim.SGD([p], lr, 0.0, weight_decay=wd),
+    ),
+    "momentum": (
+        lambda lr, wd: SGD(lr=lr, weight_decay=wd),
+        lambda p, lr, wd: torch.optim.SGD([p], lr, 0.9, weight_decay=wd),
+    ),
     "nesterov": (
         lambda lr, wd: SGD(lr=lr, weight_decay=wd, nesterov=True),
         lambda p, lr, wd: torch.optim.SGD([p], lr, 0.9, weight_decay=wd, nesterov=True),

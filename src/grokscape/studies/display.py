@@ -74,7 +74,10 @@ class Display:
         self._labels = {arm.name: arm.label for arm in spec.arms}
         self._history: dict[str, list[float]] = defaultdict(list)
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.percentage:>3.0f} %"), console=self._console
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %"),
+            console=self._console,
         )
         self._task = self._bar.add_task("training", total=spec.steps)
         self._live = Live(self._bar, console=self._console, auto_refresh=False, transient=False)

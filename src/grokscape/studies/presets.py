@@ -16,21 +16,41 @@ def _quickstart() -> StudySpec:
         title="Does generalisation need flatness, or neural collapse?",
         question="Which of the two does a network need in order to generalise: flatness of the loss, or neural collapse?",
         description=(
-            "Quadratic MLP on x + y mod 31, half of the 961 pairs for training, 8 arms × 8 paired seeds in one batched run. "
-            "About a minute on 2 CPU cores. Flatness and collapse are each promoted and held back at two doses; a last arm "
-            "holds the training loss up, as a control."
+            "Quadratic MLP on x + y mod 31, half of the 961 pairs for training, 8 arms × 8 paired seeds in one batched "
+            "run. Flatness and collapse are each promoted and held back at two doses; a last arm holds the training loss "
+            "up, as a control."
         ),
         testbed=ModularArithmetic(operation="x+y", p=31, train_fraction=0.5),
         model=QuadraticMLP(width=128),
         optimizer=AdamW(lr=1e-2, weight_decay=1.0, betas=(0.9, 0.98)),
         arms=(
             Arm(name="baseline", title="Baseline", role="baseline"),
-            Arm(name="flatness-promoted", title="Flatness promoted", interventions=(Promote("relative_flatness", strength=1e-2),)),
-            Arm(name="flatness-held-3", title="Flatness held back, κ ≥ 3", interventions=(Clamp("relative_flatness", at_least=3.0),)),
-            Arm(name="flatness-held-30", title="Flatness held back, κ ≥ 30", interventions=(Clamp("relative_flatness", at_least=30.0),)),
+            Arm(
+                name="flatness-promoted",
+                title="Flatness promoted",
+                interventions=(Promote("relative_flatness", strength=1e-2),),
+            ),
+            Arm(
+                name="flatness-held-3",
+                title="Flatness held back, κ ≥ 3",
+                interventions=(Clamp("relative_flatness", at_least=3.0),),
+            ),
+            Arm(
+                name="flatness-held-30",
+                title="Flatness held back, κ ≥ 30",
+                interventions=(Clamp("relative_flatness", at_least=30.0),),
+            ),
             Arm(name="collapse-promoted", title="Collapse promoted", interventions=(Promote("cdnv", strength=1e-2),)),
-            Arm(name="collapse-held-1.2", title="Collapse held back, CDNV ≥ 1.2", interventions=(Clamp("cdnv", at_least=1.2),)),
-            Arm(name="collapse-held-1.6", title="Collapse held back, CDNV ≥ 1.6", interventions=(Clamp("cdnv", at_least=1.6),)),
+            Arm(
+                name="collapse-held-1.2",
+                title="Collapse held back, CDNV ≥ 1.2",
+                interventions=(Clamp("cdnv", at_least=1.2),),
+            ),
+            Arm(
+                name="collapse-held-1.6",
+                title="Collapse held back, CDNV ≥ 1.6",
+                interventions=(Clamp("cdnv", at_least=1.6),),
+            ),
             Arm(
                 name="loss-held",
                 title="Training loss held up",
@@ -51,8 +71,8 @@ def _grok_transformer() -> StudySpec:
         title="Grokking x + y mod 97: flatness and collapse over training",
         question="When do relative flatness and neural collapse arrive: with memorisation, or with generalisation?",
         description=(
-            "Figure 1 of Han et al. 2025 at laptop scale: 2-layer, 4-head decoder of width 128 on x + y mod 97, half of the "
-            "pairs for training, AdamW with lr 1e-3 and weight decay 1, 3 seeds. Under 12 minutes on 2 CPU cores."
+            "Figure 1 of Han et al. 2025 at laptop scale: 2-layer, 4-head decoder of width 128 on x + y mod 97, half of "
+            "the pairs for training, AdamW with lr 1e-3 and weight decay 1, 3 seeds."
         ),
         testbed=ModularArithmetic(operation="x+y", p=97, train_fraction=0.5),
         model=Transformer(layers=2, heads=4, width=128),

@@ -1,4 +1,4 @@
-"""Checkpoints: the engine's state as safetensors, with a JSON file beside it that is written last and makes it count."""
+"""Checkpoints: the engine's state as safetensors, and a JSON file that is written last and makes it count."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +17,11 @@ def pack(state: State) -> dict[str, Tensor]:
     packed: dict[str, Tensor] = {}
     for field in fields(state):
         value = getattr(state, field.name)
-        entries = {f"{field.name}/{key}": tensor for key, tensor in value.items()} if isinstance(value, dict) else {field.name: value}
+        entries = (
+            {f"{field.name}/{key}": tensor for key, tensor in value.items()}
+            if isinstance(value, dict)
+            else {field.name: value}
+        )
         packed |= {key: tensor.detach().cpu().contiguous() for key, tensor in entries.items()}
     return packed
 
@@ -54,7 +58,7 @@ def latest_checkpoint(folder: RunFolder) -> Path | None:
 
 
 def load_checkpoint(folder: RunFolder, state: State) -> dict[str, Any]:
-    """Bring a fresh state to the newest checkpoint and drop rows that came after it; {"step": 0, …} if there is none."""
+    """Bring a fresh state to the newest checkpoint and drop rows that came after it; step 0 if there is none."""
     path = latest_checkpoint(folder)
     if path is None:
         folder.truncate(0)

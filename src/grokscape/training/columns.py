@@ -23,7 +23,9 @@ def measures_of(names: Sequence[str], side: str) -> tuple[str, ...]:
     """
     unknown = [name for name in names if name not in MEASURES]
     if unknown:
-        raise ValueError(f"expected names of measures, got {', '.join(unknown)}; there are {', '.join(sorted(MEASURES))}")
+        raise ValueError(
+            f"expected names of measures, got {', '.join(unknown)}; there are {', '.join(sorted(MEASURES))}"
+        )
     names = tuple(dict.fromkeys((*ALWAYS, *names)))
     of_parameters = {name for name in names if set(MEASURES[name].inputs) <= _HEAD_ONLY}
     if side == "params":

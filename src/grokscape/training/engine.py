@@ -73,7 +73,9 @@ class Engine:
         self._radius = torch.tensor([[o.sam_radius] for o in optimizers], dtype=self.dtype, device=self.device)
         self._any_orthogonal, self._any_sam = bool(self._orthogonal.any()), bool((self._radius > 0).any())
         self._features = torch.compile(self.network.features) if plan.compile else self.network.features
-        self._measures = {side: measures_of(plan.evaluation.measures, side) for side in ("train", "test", "cross", "params")}
+        self._measures = {
+            side: measures_of(plan.evaluation.measures, side) for side in ("train", "test", "cross", "params")
+        }
 
     def _initial_state(self) -> State:
         plan, count = self.plan, len(self.plan.replicas)
@@ -113,8 +115,10 @@ class Engine:
         logits = logits.to(self.dtype)
         return logits if bias is None else logits + bias[:, None], weight, bias
 
-    def snapshot(self, parameters: dict[str, Tensor], inputs: Tensor, labels: Tensor, step: int, row: int | None = None) -> Snapshot:
-        """What the head sees at these parameters (R, …): features as the interventions of `step` leave them, and logits."""
+    def snapshot(
+        self, parameters: dict[str, Tensor], inputs: Tensor, labels: Tensor, step: int, row: int | None = None
+    ) -> Snapshot:
+        """What the head sees at these parameters (R, …): features as the interventions of `step` leave them."""
         with self._autocast():
             features = self._features(parameters, inputs)
         features = self.levers.features(features.to(self.dtype), step, row)
@@ -163,9 +167,7 @@ class Engine:
         parameters = self.layout.view(flat)
         inputs, labels = self.batches.rows(side, row, self.plan.evaluation.max_samples)
         size = max(1, _CHUNK // len(flat))
-        pieces = [
-            self.snapshot(parameters, some, labels, step, row) for some in inputs.split(size, dim=1)
-        ]
+        pieces = [self.snapshot(parameters, some, labels, step, row) for some in inputs.split(size, dim=1)]
         features, logits = (torch.cat([getattr(p, name) for p in pieces], 1) for name in ("features", "logits"))
         return Snapshot(features, logits, labels, pieces[0].weight, pieces[0].bias, parameters)
 

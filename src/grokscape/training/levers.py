@@ -1,5 +1,6 @@
 """The interventions of all replicas, stacked: neighbouring replicas with the same kinds of penalty form one block."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from grokscape.interventions import (
     cap_factor,
     clamp_penalty,
     linear_penalty,
+    measure_at,
     normalize_features,
     schedule_gate,
 )
@@ -67,7 +69,7 @@ class StackedPenalty:
 
     def __init__(self, penalties: Sequence[Penalty], like: Tensor) -> None:
         first = penalties[0]
-        self.measure, self.options = first.measure, dict(first.options)
+        self.measure, self.temperature = first.measure, first.temperature
         self.is_clamp = isinstance(first, Clamp)
         self.relative_to = [getattr(p, "relative_to", None) for p in penalties]
         self._schedule = _Schedule(penalties, like)
@@ -91,7 +93,7 @@ class StackedPenalty:
 
     def value(self, snapshot: Snapshot) -> Tensor:
         """The measure, one number a replica."""
-        return MEASURES[self.measure](snapshot, **self.options)
+        return measure_at(self.measure, snapshot, self.temperature)
 
     def __call__(self, snapshot: Snapshot, step: int, reference: Tensor | None) -> Tensor:
         """Penalty per replica of the block."""
@@ -117,11 +119,11 @@ def _penalties(interventions: Sequence[Intervention]) -> list[Penalty]:
 
 def _blocks(arms: Sequence[Sequence[Intervention]], like: Tensor) -> list[Block]:
     rows = [_penalties(arm) for arm in arms]
-    kinds = [[(isinstance(p, Clamp), p.measure, sorted(p.options.items())) for p in row] for row in rows]
+    kinds = [[(isinstance(p, Clamp), p.measure, p.temperature) for p in row] for row in rows]
     edges = [0, *(i for i in range(1, len(arms)) if kinds[i] != kinds[i - 1]), len(arms)]
     return [
         Block(start, stop, tuple(StackedPenalty(column, like) for column in zip(*rows[start:stop], strict=True)))
-        for start, stop in zip(edges, edges[1:], strict=False)
+        for start, stop in itertools.pairwise(edges)
     ]
 
 
@@ -160,9 +162,13 @@ class Levers:
         penalties = [penalty for block in self.blocks for penalty in block.penalties]
         self.needs_parameters = any("parameters" in MEASURES[p.measure].inputs for p in penalties)
         self._like = like
-        self._normalise = self._stacked([[i for i in arm if isinstance(i, NormalizeFeatures)] for arm in arms], "radius")
+        self._normalise = self._stacked(
+            [[i for i in arm if isinstance(i, NormalizeFeatures)] for arm in arms], "radius"
+        )
         self._caps = {
-            norm: self._stacked([[i for i in arm if isinstance(i, WeightCap) and i.norm == norm] for arm in arms], "at_most")
+            norm: self._stacked(
+                [[i for i in arm if isinstance(i, WeightCap) and i.norm == norm] for arm in arms], "at_most"
+            )
             for norm in ("frobenius", "spectral")
         }
 

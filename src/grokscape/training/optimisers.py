@@ -129,7 +129,7 @@ def orthogonal_gradient(flat: Tensor, grad: Tensor, layout: Layout) -> Tensor:
 
 
 def sam_gradient(flat: Tensor, grad: Tensor, radius: Tensor, gradient_at: Callable[[Tensor], Tensor]) -> Tensor:
-    """Gradient at θ + radius·g/‖g‖ (norm over all parameters of a replica); `radius` is (R, 1), zero changes nothing."""
+    """Gradient at θ + radius·g/‖g‖ (norm over all parameters of a replica); `radius` is (R, 1), zero is off."""
     length = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
     ascent = radius * grad / torch.where(length > 0, length, torch.ones_like(length))
     return torch.where(radius > 0, gradient_at(flat + ascent), grad)
@@ -152,7 +152,9 @@ class Rates:
         self._cosine = column([float(o.schedule == "cosine") for o in optimizers]) > 0
         self._unplug = column([math.inf if u is None else u.step for u in unplugs])
         self._lr_after = column([o.lr if u is None or u.lr is None else u.lr for o, u in both])
-        self._wd_after = column([o.weight_decay if u is None or u.weight_decay is None else u.weight_decay for o, u in both])
+        self._wd_after = column(
+            [o.weight_decay if u is None or u.weight_decay is None else u.weight_decay for o, u in both]
+        )
         self._cosine_after = column([float(u is not None and u.cosine) for u in unplugs]) > 0
         self._constant = not any(unplugs) and all(o.warmup == 0 and o.schedule == "constant" for o in optimizers)
 

@@ -119,7 +119,9 @@ class Plan:
     def __post_init__(self) -> None:
         sizes = {(len(r.split.train_labels), len(r.split.test_labels)) for r in self.replicas}
         if len(sizes) != 1:
-            raise ValueError(f"expected splits of one size in a run, got (train, test) = {sorted(sizes)}; use one run each")
+            raise ValueError(
+                f"expected splits of one size in a run, got (train, test) = {sorted(sizes)}; use one run each"
+            )
         kinds = {type(r.optimizer).__name__ for r in self.replicas}
         if len(kinds) != 1:
             raise ValueError(f"expected one kind of optimiser in a run, got {sorted(kinds)}; use one run each")

@@ -1,0 +1,200 @@
+"""The engine: replicas are independent, a batch equals each alone, interventions act, divergence is contained."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from grokscape.interventions import Clamp, NormalizeFeatures, Promote, Suppress, Unplug, WeightCap
+from grokscape.models import QuadraticMLP, Transformer
+from grokscape.testbeds import ModularArithmetic
+from grokscape.training import SGD, AdamW, Engine, Evaluation, OnsetRule, Plan, Replica
+
+MEASURES = ("relative_flatness", "cdnv", "nc1", "weight_norm")
+TASK = ModularArithmetic(operation="x+y", p=7, train_fraction=0.6)
+SPLITS = [TASK.split(seed) for seed in (10, 11)]
+ARMS = {
+    "baseline": (),
+    "promote": (Promote("relative_flatness", strength=1e-2),),
+    "clamp": (Clamp("relative_flatness", at_least=30.0),),
+    "collapse": (Clamp("cdnv", at_least=1.5, at_most=3.0, ramp=5),),
+    "paper": (
+        Suppress("relative_flatness_bound", strength=1e-2, temperature=2.0),
+        NormalizeFeatures(),
+        WeightCap(5.0),
+        Unplug(30, lr=3e-3, cosine=True, weight_decay=0.1),
+    ),
+    "spectral": (WeightCap(1.5, norm="spectral", start=5),),
+    "later": (Clamp("cdnv", at_least=2.0, relative_to=10),),
+}
+
+
+def plan_of(arms=ARMS, *, model=None, optimizer=None, batch_size=None, precision="float64", steps=50, **changes):
+    optimizer = optimizer or AdamW(lr=1e-2)
+    replicas = tuple(
+        Replica(name, seed, seed, seed + 10, SPLITS[seed], interventions, optimizer)
+        for name, interventions in arms.items()
+        for seed in range(2)
+    )
+    split = SPLITS[0]
+    return Plan(
+        replicas=replicas,
+        network=(model or QuadraticMLP(width=16)).build(split.input_spec, split.num_classes),
+        steps=steps,
+        batch_size=batch_size,
+        evaluation=Evaluation(measures=MEASURES),
+        onset=OnsetRule(),
+        precision=precision,
+        **changes,
+    )
+
+
+def trained(plan, steps=50):
+    engine = Engine(plan)
+    with torch.no_grad():
+        for step in range(steps):
+            if step in (0, 10, 20, 40):
+                engine.measure(step)
+            engine.step(step)
+    return engine
+
+
+def alone(plan, index):
+    return Plan(**{**vars(plan), "replicas": plan.replicas[index : index + 1]})
+
+
+@pytest.mark.parametrize(
+    ("model", "batch_size", "optimizer"),
+    [
+        (QuadraticMLP(width=16), None, AdamW(lr=1e-2)),
+        (QuadraticMLP(width=16), 9, SGD(lr=0.1, weight_decay=1e-2)),
+        (QuadraticMLP(width=16), None, AdamW(lr=1e-2, sam_radius=0.05)),
+        (QuadraticMLP(width=16), None, AdamW(lr=1e-2, orthogonal_gradient=True)),
+        (Transformer(layers=2, heads=2, width=16), 9, AdamW(lr=3e-3, warmup=10)),
+    ],
+    ids=["full batch", "minibatch", "sam", "orthogonal", "transformer"],
+)
+def test_a_replica_of_a_batched_run_equals_the_same_replica_alone(model, batch_size, optimizer):
+    plan = plan_of(model=model, batch_size=batch_size, optimizer=optimizer)
+    together = trained(plan)
+    for index in range(len(plan.replicas)):
+        single = trained(alone(plan, index))
+        error = (together.state.flat[index] - single.state.flat[0]).abs().max().item()
+        assert error < 1e-9, plan.replicas[index].arm
+        for name, values in single.measure(50).items():
+            expected = together.measure(50)[name][index]
+            torch.testing.assert_close(values[0], expected, rtol=1e-7, atol=1e-9, equal_nan=True)
+
+
+def test_every_intervention_changes_its_arm():
+    plan = plan_of()
+    state = trained(plan).state
+    rows = {replica.arm: state.flat[i] for i, replica in enumerate(plan.replicas) if replica.seed == 0}
+    for arm, row in rows.items():
+        if arm != "baseline":
+            assert (row - rows["baseline"]).abs().max() > 1e-3, arm
+
+
+def test_another_strength_in_one_arm_changes_no_bit_of_the_others():
+    changed = {**ARMS, "clamp": (Clamp("relative_flatness", at_least=77.0, strength=0.3),)}
+    first, second = (trained(plan_of(arms, precision="float32")) for arms in (ARMS, changed))
+    for i, replica in enumerate(first.plan.replicas):
+        same = torch.equal(first.state.flat[i], second.state.flat[i])
+        assert same == (replica.arm != "clamp"), replica.arm
+
+
+def test_paired_replicas_start_alike_and_seeds_differ():
+    state = Engine(plan_of()).state
+    assert torch.equal(state.flat[0], state.flat[2])
+    assert not torch.equal(state.flat[0], state.flat[1])
+
+
+def test_a_weight_cap_holds_after_every_step():
+    engine = Engine(plan_of({"capped": (WeightCap(1.0),), "spectral": (WeightCap(0.5, norm="spectral"),)}))
+    weight = engine.network.head[0]
+    with torch.no_grad():
+        for step in range(5):
+            engine.step(step)
+            head = engine.layout.view(engine.state.flat)[weight]
+            assert (torch.linalg.matrix_norm(head[:2]) <= 1.0 + 1e-12).all()
+            assert (torch.linalg.matrix_norm(head[2:], ord=2) <= 0.5 + 1e-12).all()
+
+
+def test_normalised_features_have_their_length_until_unplugged():
+    engine = Engine(plan_of({"baseline": (), "normalised": (NormalizeFeatures(radius=2.0), Unplug(3))}))
+    inputs, labels = engine.batches.at(0)
+    parameters = engine.layout.view(engine.state.flat)
+    before = engine.snapshot(parameters, inputs, labels, 2).features.norm(dim=-1)
+    after = engine.snapshot(parameters, inputs, labels, 3).features.norm(dim=-1)
+    torch.testing.assert_close(before[2:], torch.full_like(before[2:], 2.0))
+    assert (before[:2] - 2.0).abs().max() > 0.1
+    torch.testing.assert_close(after[2:], after[:2])
+
+
+def test_a_relative_clamp_rests_until_its_moment_and_then_holds_a_multiple():
+    engine = Engine(plan_of({"later": (Clamp("cdnv", at_least=2.0, relative_to=10),)}))
+    assert engine.levers.empty_references()["0.0"].isnan().all()
+    with torch.no_grad():
+        baseline, later = trained(plan_of({"baseline": ()}), 10), trained(engine.plan, 10)
+        torch.testing.assert_close(baseline.state.flat, later.state.flat)
+        value = later.measure(10)["train/cdnv"]
+        torch.testing.assert_close(later.state.references["0.0"], value)
+
+
+def test_a_replica_that_diverges_is_frozen_and_the_others_go_on_untouched():
+    calm = trained(plan_of({"baseline": (), "other": ARMS["promote"]}, precision="float32"))
+    plan = plan_of({"baseline": (), "wild": (), "other": ARMS["promote"]}, precision="float32")
+    hot = tuple(replace(r, optimizer=AdamW(lr=1e20)) if r.arm == "wild" else r for r in plan.replicas)
+    wild = trained(replace(plan, replicas=hot))
+    assert wild.state.alive.tolist() == [True, True, False, False, True, True]
+    assert (wild.state.last_good[2:4] < 50).all()
+    assert (wild.state.last_good[:2] == 50).all()
+    assert wild.state.flat.isfinite().all()
+    torch.testing.assert_close(wild.state.flat[:2], calm.state.flat[:2], rtol=1e-5, atol=1e-6)
+
+
+def test_minibatches_of_an_epoch_cover_it_and_are_paired_over_arms():
+    engine = Engine(plan_of({"a": (), "b": ARMS["promote"]}, batch_size=7))
+    steps = engine.batches.steps_per_epoch
+    seen = torch.cat([engine.batches.at(step)[0] for step in range(steps)], 1)
+    assert torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[0], seen[1])
+    assert len({tuple(pair) for pair in seen[0].tolist()}) == steps * 7
+    assert not torch.equal(seen, torch.cat([engine.batches.at(step + steps)[0] for step in range(steps)], 1))
+
+
+def test_bf16_products_train_about_as_float32_does():
+    losses = {
+        precision: trained(plan_of({"baseline": ()}, precision=precision)).measure(50)["train/loss"]
+        for precision in ("float32", "bf16")
+    }
+    assert losses["bf16"].dtype == torch.float32
+    torch.testing.assert_close(losses["bf16"], losses["float32"], rtol=0.3, atol=0.1)
+    assert not torch.equal(losses["bf16"], losses["float32"])
+
+
+def test_evaluation_grid_is_log_spaced_and_ends_at_the_last_step():
+    grid = Evaluation(measures=(), points=40).grid(10_000)
+    assert grid[0] == 0
+    assert grid[-1] == 10_000
+    assert grid == sorted(set(grid))
+    late = [math.log(b / a) for a, b in zip(grid[-11:], grid[-10:], strict=False)]
+    assert max(late) / min(late) < 1.05
+    assert Evaluation(measures=(), steps=(3, 5, 99)).grid(10) == [0, 3, 5, 10]
+    assert set(range(0, 100, 10)) <= set(Evaluation(measures=(), points=5, every=10).grid(100))
+
+
+def test_mismatched_replicas_are_refused_with_what_to_do():
+    other = ModularArithmetic(operation="x+y", p=7, train_fraction=0.5).split(0)
+    replicas = (
+        Replica("a", 0, 0, 10, SPLITS[0], (), AdamW()),
+        Replica("b", 0, 0, 10, other, (), AdamW()),
+    )
+    good = plan_of({"baseline": ()})
+    with pytest.raises(ValueError, match=r"splits of one size in a run.*one run each"):
+        Plan(**{**vars(good), "replicas": replicas})
+    with pytest.raises(ValueError, match="one kind of optimiser in a run"):
+        Plan(**{**vars(good), "replicas": (replicas[0], Replica("b", 0, 0, 10, SPLITS[0], (), SGD()))})
+    with pytest.raises(ValueError, match="expected 1 ≤ batch_size ≤ 29 training samples, got 30"):
+        Plan(**{**vars(good), "batch_size": 30})
