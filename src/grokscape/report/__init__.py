@@ -1,0 +1,6 @@
+"""What people look at: the page and the figures of a run folder. No PyTorch here."""
+
+from grokscape.report.document import write_report
+from grokscape.report.figures import write_figures
+
+__all__ = ["write_figures", "write_report"]

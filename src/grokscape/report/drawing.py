@@ -1,0 +1,202 @@
+"""A plate as a figure file: SVG, PDF and PNG with matplotlib, the same bytes every time.
+
+Glyphs are outlines in SVG and embedded TrueType in PDF. The font is the one that ships with matplotlib, so a figure does
+not depend on the machine.
+"""
+
+import io
+from collections.abc import Sequence
+from contextlib import nullcontext
+from math import log10
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+
+from grokscape.report.palette import GRID, INK, MUTED, Colour
+from grokscape.report.plate import Axis, Band, Layer, Line, Panel, Plate, Points, Rule
+from grokscape.store import write_bytes
+
+Style = Literal["paper", "talk"]
+
+STYLES: dict[Style, dict[str, float]] = {
+    "paper": {"width": 5.5, "font": 8.0, "line": 0.65, "row": 1.75},
+    "talk": {"width": 11.0, "font": 17.0, "line": 1.4, "row": 3.6},
+}
+FORMATS = ("svg", "pdf", "png")
+
+_DASHES: dict[str, Any] = {"solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.6)), "dashdot": (0, (6, 2, 1, 2))}
+_SYMBOLS = {"circle": "o", "circle-open": "o", "x": "x", "diamond": "D", "square": "s"}
+
+
+def _settings(style: Style) -> dict[str, Any]:
+    font = STYLES[style]["font"]
+    return {
+        "font.family": ["DejaVu Sans"], "font.size": font, "axes.titlesize": font, "axes.labelsize": font,
+        "legend.fontsize": font * 0.9, "xtick.labelsize": font * 0.9, "ytick.labelsize": font * 0.9,
+        "axes.edgecolor": MUTED.light, "axes.labelcolor": INK.light, "text.color": INK.light, "xtick.color": MUTED.light,
+        "ytick.color": MUTED.light, "xtick.labelcolor": INK.light, "ytick.labelcolor": INK.light,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6, "axes.grid": True, "grid.color": GRID.light, "grid.linewidth": 0.5, "axes.axisbelow": True,
+        "svg.fonttype": "path", "svg.hashsalt": "grokscape", "pdf.fonttype": 42, "text.parse_math": False,
+        "savefig.dpi": 300 if style == "paper" else 150, "figure.facecolor": "white", "axes.titlelocation": "left",
+    }
+
+
+def draw(plate: Plate, style: Style = "paper") -> Figure:
+    """The plate as a matplotlib figure, without the page's heading and caption.
+
+    Raises:
+        ValueError: `style` is not one of `STYLES`.
+    """
+    if style not in STYLES:
+        raise ValueError(f"expected a style out of {', '.join(STYLES)}, got {style!r}; use one of those")
+    with mpl.rc_context(_settings(style)):
+        return _draw(plate, style)
+
+
+def _draw(plate: Plate, style: Style) -> Figure:
+    size = STYLES[style]
+    rows = -(-len(plate.panels) // plate.columns)
+    ratios = [max(p.height for p in plate.panels[r * plate.columns : (r + 1) * plate.columns]) for r in range(rows)]
+    figure = Figure(figsize=(size["width"], size["row"] * sum(ratios) + 0.35), layout="constrained")
+    grid = figure.subplots(rows, plate.columns, squeeze=False, sharex="col" if plate.shared_x else False,
+                           gridspec_kw={"height_ratios": ratios})
+    for number, axes in enumerate(grid.flat):
+        if number >= len(plate.panels):
+            axes.set_axis_off()
+            continue
+        _draw_panel(axes, plate.panels[number], size["line"])
+        if plate.shared_x and number < len(plate.panels) - plate.columns:
+            axes.set_xlabel("")
+    if plate.legend:
+        _legend(figure, plate, size["line"])
+    return figure
+
+
+def _draw_panel(axes: Axes, panel: Panel, scale: float) -> None:
+    right = axes.twinx() if panel.right else None
+    for layer in panel.layers:
+        target = right if right is not None and getattr(layer, "right", False) else axes
+        _draw_layer(target, layer, scale)
+    _dress(axes, panel.x, "x")
+    _dress(axes, panel.y, "y")
+    if right is not None and panel.right:
+        _dress(right, panel.right, "y")
+        right.spines["right"].set_visible(True)
+        right.grid(False)
+    if panel.title:
+        axes.set_title(panel.title)
+
+
+def _dress(axes: Axes, axis: Axis, which: Literal["x", "y"]) -> None:
+    target = axes.xaxis if which == "x" else axes.yaxis
+    target.set_label_text(axis.title)
+    set_scale, set_limits = (axes.set_xscale, axes.set_xlim) if which == "x" else (axes.set_yscale, axes.set_ylim)
+    if axis.log:
+        set_scale("log")
+        target.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+        target.set_minor_locator(NullLocator())
+    if axis.limits:
+        set_limits(*axis.limits)
+    if axis.percent:
+        target.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    if axis.categories:
+        target.set_ticks(range(len(axis.categories)), axis.categories)
+        for label, colour in zip(target.get_ticklabels(), axis.colours):
+            label.set_color(colour.light)
+        set_limits(len(axis.categories) - 0.4, -0.6)
+        target.set_tick_params(length=0)
+        target.grid(False)
+
+
+def _power(value: float) -> str:
+    """A power of ten as text: 1, 10, 10², …; anything else as it is."""
+    exponent = round(log10(value)) if value > 0 else 0
+    if value <= 0 or abs(value / 10.0**exponent - 1) > 1e-6:
+        return f"{value:g}"
+    return {0: "1", 1: "10"}.get(exponent, "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")))
+
+
+def _draw_layer(axes: Axes, layer: Layer, scale: float) -> None:
+    colour = layer.colour.light
+    if isinstance(layer, Band):
+        step: Any = "post" if layer.stairs else None
+        axes.fill_between(_floats(layer.x), _floats(layer.low), _floats(layer.high), color=colour, alpha=layer.opacity, lw=0,
+                          step=step)
+    elif isinstance(layer, Line):
+        axes.plot(_floats(layer.x), _floats(layer.y), color=colour, lw=layer.width * scale, ls=_DASHES[layer.dash],
+                  alpha=layer.opacity, drawstyle="steps-post" if layer.stairs else "default")
+    elif isinstance(layer, Rule):
+        draw_rule = axes.axvline if layer.axis == "x" else axes.axhline
+        draw_rule(layer.at, color=colour, lw=scale, ls=_DASHES[layer.dash], zorder=0.5)
+        if layer.label:
+            _label_rule(axes, layer)
+    else:
+        _draw_points(axes, layer, scale)
+
+
+def _label_rule(axes: Axes, rule: Rule) -> None:
+    vertical = rule.axis == "x"
+    where = (rule.at, 1.0) if vertical else (1.0, rule.at)
+    axes.annotate(
+        rule.label, where, xycoords=axes.get_xaxis_transform() if vertical else axes.get_yaxis_transform(),
+        textcoords="offset points", xytext=(2, -2) if vertical else (-2, 2), color=rule.colour.light,
+        ha="left" if vertical else "right", va="top" if vertical else "bottom", fontsize="small",
+    )
+
+
+def _draw_points(axes: Axes, layer: Points, scale: float) -> None:
+    x, y, colour = _floats(layer.x), _floats(layer.y), layer.colour.light
+    for ends, along in ((layer.x_ends, "x"), (layer.y_ends, "y")):
+        for (low, high), cx, cy in zip(ends, x, y):
+            if low is not None and high is not None:
+                span = ([low, high], [cy, cy]) if along == "x" else ([cx, cx], [low, high])
+                axes.plot(*span, color=colour, lw=1.6 * scale, solid_capstyle="butt")
+    hollow = layer.symbol == "circle-open"
+    axes.plot(x, y, ls="", marker=_SYMBOLS[layer.symbol], ms=layer.size * scale, mec=colour, mew=1.4 * scale if hollow or
+              layer.symbol == "x" else 0, mfc="none" if hollow else colour, clip_on=False)
+
+
+def _legend(figure: Figure, plate: Plate, scale: float) -> None:
+    entries: dict[str, Line2D] = {}
+    for panel in plate.panels:
+        for layer in panel.layers:
+            if isinstance(layer, Line) and layer.label:
+                line = Line2D([], [], color=layer.colour.light, lw=layer.width * scale, ls=_DASHES[layer.dash])
+                entries.setdefault(layer.label, line)
+            elif isinstance(layer, Points) and layer.label:
+                hollow = layer.symbol == "circle-open"
+                mark = Line2D([], [], ls="", marker=_SYMBOLS[layer.symbol], ms=layer.size * scale, mec=layer.colour.light,
+                              mew=1.4 * scale, mfc="none" if hollow else layer.colour.light)
+                entries.setdefault(layer.label, mark)
+    if len(entries) > 1:
+        columns = min(len(entries), 3 if max(map(len, entries)) < 34 else 2)
+        figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=columns, frameon=False)
+
+
+def _floats(values: Sequence[float | None]) -> list[float]:
+    return [float("nan") if value is None else float(value) for value in values]
+
+
+def write_plate(plate: Plate, folder: Path, style: Style = "paper", formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write a plate's files; their bytes depend on the plate and the style alone."""
+    metadata: dict[str, dict[str, Any]] = {
+        "svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
+        "png": {"Software": None},
+    }
+    paths = []
+    with mpl.rc_context(_settings(style)) if style in STYLES else nullcontext():
+        figure = draw(plate, style)
+        for format_ in formats:
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=format_, metadata=metadata[format_])
+            suffix = "" if style == "paper" else f"-{style}"
+            path = folder / f"{plate.key}{suffix}.{format_}"
+            write_bytes(path, buffer.getvalue())
+            paths.append(path)
+    return paths

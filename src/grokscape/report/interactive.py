@@ -1,0 +1,189 @@
+"""A plate as plotly reads it: traces and layout, JSON only.
+
+Colours are written as "light|dark|opacity"; the page's script resolves them for the theme in use, so one document serves
+both. Texts are escaped, because plotly reads a subset of HTML in them.
+"""
+
+from collections.abc import Sequence
+from math import log10
+from typing import Any
+
+from grokscape.report.palette import GRID, INK, MUTED, Colour
+from grokscape.report.plate import Axis, Band, Layer, Line, Panel, Plate, Points, Rule
+
+DASHES = {"solid": "solid", "dash": "7px,3px", "dot": "2px,3px", "dashdot": "8px,3px,2px,3px"}
+_SYMBOLS = {"circle": "circle", "circle-open": "circle-open", "x": "x-thin", "diamond": "diamond", "square": "square"}
+
+
+def themed(colour: Colour, opacity: float = 1.0) -> str:
+    """A colour in both themes, for the page's script to resolve."""
+    return f"{colour.light}|{colour.dark}|{opacity:g}"
+
+
+def escaped(text: str) -> str:
+    """A text that plotly shows as it is."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def plotly_figure(plate: Plate, row_height: int = 300) -> dict[str, Any]:
+    """Traces and layout of a plate, and its height in pixels."""
+    rows = -(-len(plate.panels) // plate.columns)
+    data: list[dict[str, Any]] = []
+    layout: dict[str, Any] = {"annotations": [], "shapes": []}
+    domains = _domains(plate, rows)
+    for number, (panel, (x_domain, y_domain)) in enumerate(zip(plate.panels, domains), start=1):
+        bottom = number > len(plate.panels) - plate.columns or not plate.shared_x
+        _add_panel(data, layout, panel, number, x_domain, y_domain, plate.shared_x and number > 1, bottom)
+    heights = [max(p.height for p in plate.panels[i : i + plate.columns]) for i in range(0, len(plate.panels), plate.columns)]
+    layout["showlegend"] = False
+    return {"data": data, "layout": layout, "height": round(row_height * sum(heights)) + 50}
+
+
+def legend_entries(plate: Plate) -> list[dict[str, str | None]]:
+    """What a plate's labelled layers are, once each: {"label", "arm", "colour", "dash", "symbol"}."""
+    if not plate.legend:
+        return []
+    entries: dict[str, dict[str, str | None]] = {}
+    for panel in plate.panels:
+        for layer in panel.layers:
+            if isinstance(layer, (Line, Points)) and layer.label:
+                symbol = layer.symbol if isinstance(layer, Points) else ""
+                dash = DASHES[layer.dash] if isinstance(layer, Line) else ""
+                entry = {"label": layer.label, "arm": layer.arm, "colour": themed(layer.colour), "dash": dash, "symbol": symbol}
+                entries.setdefault(layer.label, entry)
+    return list(entries.values())
+
+
+def _domains(plate: Plate, rows: int) -> list[tuple[list[float], list[float]]]:
+    gap_x = 0.09 if plate.columns > 1 else 0.0
+    gap_y = 0.05 if plate.shared_x else 0.16 / max(rows - 1, 1) + 0.03
+    heights = [max(p.height for p in plate.panels[r * plate.columns : (r + 1) * plate.columns]) for r in range(rows)]
+    width = (1 - gap_x * (plate.columns - 1)) / plate.columns
+    scale = (1 - gap_y * (rows - 1)) / sum(heights)
+    domains = []
+    for number in range(len(plate.panels)):
+        row, column = divmod(number, plate.columns)
+        top = 1 - sum(heights[:row]) * scale - gap_y * row
+        left = column * (width + gap_x)
+        x_domain = [round(left, 4), round(left + width, 4)]
+        domains.append((x_domain, [round(max(top - heights[row] * scale, 0.0), 4), round(top, 4)]))
+    return domains
+
+
+def _add_panel(
+    data: list[dict[str, Any]], layout: dict[str, Any], panel: Panel, number: int,
+    x_domain: list[float], y_domain: list[float], follows: bool, bottom: bool,
+) -> None:
+    suffix = "" if number == 1 else str(number)
+    layout[f"xaxis{suffix}"] = {
+        **_axis(panel.x), "domain": x_domain, "anchor": f"y{suffix}", "showticklabels": bottom,
+        **({"matches": "x"} if follows else {}),
+    }
+    if not bottom:
+        layout[f"xaxis{suffix}"]["title"] = {"text": ""}
+    layout[f"yaxis{suffix}"] = {**_axis(panel.y), "domain": y_domain, "anchor": f"x{suffix}"}
+    right = f"y{100 + number}"
+    if panel.right:
+        layout[f"yaxis{100 + number}"] = {
+            **_axis(panel.right), "overlaying": f"y{suffix}", "side": "right", "anchor": f"x{suffix}", "showgrid": False,
+        }
+    for layer in panel.layers:
+        on = right if panel.right and getattr(layer, "right", False) else f"y{suffix}"
+        if isinstance(layer, Rule):
+            _add_rule(layout, layer, panel, suffix)
+        else:
+            data += [{**trace, "xaxis": f"x{suffix}", "yaxis": on} for trace in _traces(layer)]
+    if panel.title:
+        layout["annotations"].append({
+            "text": escaped(panel.title), "showarrow": False, "xref": "paper", "yref": "paper", "xanchor": "left",
+            "yanchor": "bottom", "x": x_domain[0], "y": y_domain[1], "yshift": 4, "font": {"size": 13, "color": themed(INK)},
+        })
+
+
+def _axis(axis: Axis) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "title": {"text": escaped(axis.title), "font": {"size": 12}, "standoff": 8},
+        "type": "log" if axis.log else "linear", "gridcolor": themed(GRID), "linecolor": themed(MUTED), "zeroline": False,
+        "automargin": True,
+    }
+    if axis.percent:
+        described["tickformat"] = ".0%"
+    elif axis.log:
+        described |= {"dtick": 1, "exponentformat": "power", "tickfont": {"size": 9.6}}  # plotly draws powers a quarter larger
+    if axis.limits:
+        described["range"] = _range(axis)
+    if axis.categories:
+        names = [f'<span style="color:{themed(c)}">{escaped(n)}</span>' for n, c in zip(axis.categories, _colours(axis))]
+        described |= {
+            "tickvals": list(range(len(names))), "ticktext": names, "range": [len(names) - 0.4, -0.6], "showgrid": False,
+            "fixedrange": True, "tickfont": {"size": 12},
+        }
+    return described
+
+
+def _colours(axis: Axis) -> Sequence[Colour]:
+    return axis.colours or (INK,) * len(axis.categories)
+
+
+def _range(axis: Axis) -> list[float]:
+    assert axis.limits is not None
+    return [round(log10(v), 4) for v in axis.limits] if axis.log else list(axis.limits)
+
+
+def _traces(layer: Layer) -> list[dict[str, Any]]:
+    arm = {"meta": {"arm": layer.arm}} if not isinstance(layer, Rule) and layer.arm else {}
+    if isinstance(layer, Band):
+        edge = {"mode": "lines", "line": {"width": 0, **_shape(layer.stairs)}, "hoverinfo": "skip", "x": list(layer.x), **arm}
+        fill = {"fill": "tonexty", "fillcolor": themed(layer.colour, layer.opacity)}
+        return [{**edge, "y": list(layer.low)}, {**edge, "y": list(layer.high), **fill}]
+    if isinstance(layer, Line):
+        line = {"color": themed(layer.colour), "width": layer.width, "dash": DASHES[layer.dash], **_shape(layer.stairs)}
+        named = {"name": escaped(layer.label)} if layer.label else {"hoverinfo": "skip"}
+        return [{"mode": "lines", "x": list(layer.x), "y": list(layer.y), "line": line, "opacity": layer.opacity, **named, **arm}]
+    assert isinstance(layer, Points)
+    return [{**_marks(layer), **arm}]
+
+
+def _shape(stairs: bool) -> dict[str, str]:
+    return {"shape": "hv"} if stairs else {}
+
+
+def _marks(layer: Points) -> dict[str, Any]:
+    colour = themed(layer.colour)
+    edge = 2 if layer.symbol in ("circle-open", "x") else 0
+    trace: dict[str, Any] = {
+        "mode": "markers", "x": list(layer.x), "y": list(layer.y), "name": escaped(layer.label),
+        "marker": {"symbol": _SYMBOLS[layer.symbol], "size": layer.size, "color": colour,
+                   "line": {"width": edge, "color": colour}},
+        "cliponaxis": False,
+    }
+    if layer.hover:
+        trace |= {"text": [escaped(text) for text in layer.hover], "hovertemplate": "%{text}<extra></extra>"}
+    for name, ends, centre in (("error_x", layer.x_ends, layer.x), ("error_y", layer.y_ends, layer.y)):
+        if ends:
+            trace[name] = _error(ends, centre, colour)
+    return trace
+
+
+def _error(ends: Sequence[tuple[float | None, float | None]], centre: Sequence[float | None], colour: str) -> dict[str, Any]:
+    up = [None if h is None or c is None else h - c for (_, h), c in zip(ends, centre)]
+    down = [None if low is None or c is None else c - low for (low, _), c in zip(ends, centre)]
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "color": colour, "thickness": 1.6, "width": 0}
+
+
+def _add_rule(layout: dict[str, Any], rule: Rule, panel: Panel, suffix: str) -> None:
+    vertical = rule.axis == "x"
+    along, across = (f"x{suffix}", f"y{suffix} domain") if vertical else (f"x{suffix} domain", f"y{suffix}")
+    ends = {"x0": rule.at, "x1": rule.at, "y0": 0, "y1": 1} if vertical else {"x0": 0, "x1": 1, "y0": rule.at, "y1": rule.at}
+    line = {"color": themed(rule.colour), "width": 1, "dash": DASHES[rule.dash]}
+    layout["shapes"].append({"type": "line", "xref": along, "yref": across, "line": line, "layer": "below", **ends})
+    if not rule.label:
+        return
+    axis = panel.x if vertical else panel.y
+    at = log10(rule.at) if axis.log else rule.at
+    where = {"x": at, "y": 1, "xanchor": "left", "yanchor": "top"} if vertical else \
+        {"x": 1, "y": at, "xanchor": "right", "yanchor": "bottom"}
+    layout["annotations"].append({
+        "text": escaped(rule.label), "showarrow": False, "xref": along, "yref": across,
+        "font": {"size": 11, "color": themed(rule.colour)}, **where,
+    })

@@ -1,0 +1,128 @@
+"""Trajectories summed up per arm: median and spread over replicas, single replicas where they are few.
+
+Everything that draws a trajectory, the page and the figure files, draws from these summaries, so both show the same numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from grokscape.report.plate import Axis, Band, Line, Panel
+from grokscape.report.run import Arm, Run
+
+SEEDS_SHOWN = 12
+MOST_STEPS = 320
+SPREAD = (0.1, 0.9)
+
+DEFAULT_MEASURES = ("accuracy", "loss", "relative_flatness", "cdnv", "rnc1", "weight_norm")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One column of one arm over the steps shown.
+
+    Attributes:
+        median: (S,) over replicas that were measured; NaN where none was.
+        low: (S,) 10 % quantile.
+        high: (S,) 90 % quantile.
+        seeds: (R, S), empty when there are more replicas than can be told apart.
+        replicas: number of replicas R.
+    """
+
+    median: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    seeds: np.ndarray
+    replicas: int
+
+
+def shown_steps(run: Run, most: int = MOST_STEPS) -> np.ndarray:
+    """Measured steps to draw: all if there are few, else half spaced evenly and half by ratio, the ends always."""
+    if not run.frame.height:
+        return np.zeros(0, dtype=np.int64)
+    steps = np.sort(run.frame["step"].unique().to_numpy())
+    if len(steps) <= most:
+        return steps
+    even = np.linspace(0, len(steps) - 1, most // 2)
+    ratio = np.geomspace(1, len(steps), most // 2) - 1
+    return steps[np.unique(np.round(np.concatenate([even, ratio])).astype(int))]
+
+
+def summarise(run: Run, column: str, steps: np.ndarray, seeds_shown: int = SEEDS_SHOWN) -> dict[str, Summary]:
+    """Each arm's summary of a column at the given steps; arms that never measured it are left out."""
+    summaries = {}
+    frame = run.frame.select("arm", "replica", "step", pl.col(column).cast(pl.Float64)).filter(
+        pl.col("step").is_in(steps.tolist())
+    )
+    position = {int(step): i for i, step in enumerate(steps)}
+    for (name,), rows in frame.group_by("arm", maintain_order=True):
+        replicas = rows["replica"].unique().sort().to_list()
+        table = np.full((len(replicas), len(steps)), np.nan)
+        at = {replica: i for i, replica in enumerate(replicas)}
+        rows_at = [at[r] for r in rows["replica"].to_list()]
+        table[rows_at, [position[s] for s in rows["step"].to_list()]] = rows[column].fill_null(np.nan).to_numpy()
+        table[~np.isfinite(table)] = np.nan
+        if np.isfinite(table).any():
+            summaries[str(name)] = _summary(table, seeds_shown)
+    return summaries
+
+
+def _summary(table: np.ndarray, seeds_shown: int) -> Summary:
+    measured = np.isfinite(table).any(axis=0)
+    quantiles = np.full((3, table.shape[1]), np.nan)
+    quantiles[:, measured] = np.nanquantile(table[:, measured], (0.5, *SPREAD), axis=0)
+    seeds = table if len(table) <= seeds_shown else table[:0]
+    return Summary(quantiles[0], quantiles[1], quantiles[2], seeds, len(table))
+
+
+def is_logarithmic(summaries: Sequence[Summary]) -> bool:
+    """Whether a column is better read by ratio: positive everywhere and spanning more than a factor of 20."""
+    values = np.concatenate([s.median[np.isfinite(s.median)] for s in summaries]) if summaries else np.zeros(0)
+    return bool(len(values)) and float(values.min()) > 0 and float(values.max()) > 20 * float(values.min())
+
+
+def layers(arm: Arm, steps: np.ndarray, summary: Summary, *, faint: bool = False) -> list[Band | Line]:
+    """An arm's band, single replicas and median, back to front. `faint` is for the split that gives context."""
+    x = steps.tolist()
+    if faint:
+        return [Line(x, _nullable(summary.median), arm.colour, arm=arm.name, dash="dot", width=1.2, opacity=0.75)]
+    drawn: list[Band | Line] = []
+    if summary.replicas > 2:
+        drawn.append(Band(x, _nullable(summary.low), _nullable(summary.high), arm.colour, arm.name))
+    if len(summary.seeds) > 1:
+        drawn += [Line(x, _nullable(row), arm.colour, arm=arm.name, width=0.5, opacity=0.3) for row in summary.seeds]
+    drawn.append(Line(x, _nullable(summary.median), arm.colour, arm.title, arm.name, arm.dash))
+    return drawn
+
+
+def panel(run: Run, measure: str, split: str, steps: np.ndarray, *, title: str = "") -> Panel | None:
+    """A measure on one split over the steps, every arm; accuracy and loss show the other split faintly. None if absent."""
+    column = f"{split}/{measure}"
+    if column not in run.frame.columns:
+        return None
+    summaries = summarise(run, column, steps)
+    drawn: list[Band | Line] = []
+    if measure in ("accuracy", "loss") and split == "test" and f"train/{measure}" in run.frame.columns:
+        train = summarise(run, f"train/{measure}", steps)
+        drawn += [x for arm in run.arms if arm.name in train for x in layers(arm, steps, train[arm.name], faint=True)]
+    for arm in run.arms:
+        if arm.name in summaries:
+            drawn += layers(arm, steps, summaries[arm.name])
+    percent = measure == "accuracy"
+    y = Axis(run.measure_title(measure), log=not percent and is_logarithmic(list(summaries.values())), percent=percent,
+             limits=(-0.02, 1.02) if percent else None)
+    return Panel(step_axis(run), y, tuple(drawn), title)
+
+
+def step_axis(run: Run) -> Axis:
+    """The axis all trajectories share."""
+    if run.last_step <= 200:
+        return Axis("Training step")
+    first = run.frame.filter(pl.col("step") > 0)["step"].min()
+    return Axis("Training step", log=True, limits=(float(first), run.last_step * 1.06))  # pyright: ignore[reportArgumentType]
+
+
+def _nullable(values: np.ndarray) -> list[float | None]:
+    return [None if not np.isfinite(v) else float(f"{v:.4g}") for v in values]

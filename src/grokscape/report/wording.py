@@ -1,0 +1,90 @@
+"""Numbers and findings in words."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from grokscape.report.palette import FAMILY_COLOURS, MUTED, Colour
+from grokscape.report.run import Run
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """A number for people: three significant digits, thousands apart, "–" for none."""
+    if value is None or value != value:
+        return "–"
+    size = abs(value)
+    if size and (size < 1e-3 or size >= 1e6):
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa}·10{_superscript(int(exponent))}" + _unit(unit)
+    text = f"{value:,.0f}".replace(",", "\u2009") if size >= 1000 or float(value).is_integer() else f"{value:.3g}"
+    return text.replace("-", "−") + _unit(unit)
+
+
+def _unit(unit: str) -> str:
+    return f" {unit}" if unit else ""
+
+
+def _superscript(value: int) -> str:
+    return str(value).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def estimates(finding: Mapping[str, Any], run: Run) -> list[dict[str, str]]:
+    """A finding's estimates as {"name", "value", "interval"}; arms by their titles, differences of accuracy in points."""
+    rows = []
+    for name, estimate in (finding.get("estimates") or {}).items():
+        what, _, arm = str(name).rpartition(", ")
+        label = f"{what}, {run.title_of(arm)}" if what and arm in run.arm_by_name else str(name)
+        unit, value = str(estimate.get("unit") or ""), estimate.get("value")
+        show = _FORMATS.get(unit, lambda number_: number(number_))
+        low, high = estimate.get("low"), estimate.get("high")
+        interval = "" if low is None and high is None else f"{show(low)} to {show(high)}"
+        shown = show(value) if value is None or unit in _FORMATS else number(value, unit)
+        rows.append({"name": sentence(label.replace("_", " ")), "value": shown, "interval": interval})
+    return rows
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage."""
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def points(value: float | None) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return "–" if value is None else f"{100 * value:+.1f} points".replace("-", "−").replace("+0.0", "0.0").replace("−0.0 ", "0.0 ")
+
+
+def times(value: float | None) -> str:
+    """A factor."""
+    return "–" if value is None else f"× {value:.2f}"
+
+
+_FORMATS = {"share of seeds": percent, "difference in test accuracy": points, "times the baseline's delay": times}
+
+
+def sentence(text: str) -> str:
+    """A text that starts with a capital letter, where its first letter has one."""
+    return text[:1].upper() + text[1:]
+
+
+def basis(finding: Mapping[str, Any]) -> str:
+    """What a finding rests on: seeds, test, p value."""
+    parts = []
+    if n := finding.get("n"):
+        parts.append(f"{n} seeds" if n != 1 else "1 seed")
+    if finding.get("test"):
+        parts.append(str(finding["test"]))
+    if finding.get("p") is not None:
+        p = finding["p"]
+        parts.append("p < 0.001" if p < 1e-3 else f"p = {p:.3f}")
+    return ", ".join(parts)
+
+
+def anchor(identifier: object) -> str:
+    """A finding's id as the page's anchor: letters, digits and hyphens."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", str(identifier)).strip("-") or "finding"
+
+
+def property_colour(property_: str) -> Colour:
+    """The colour that stands for a property."""
+    family = {"flatness": "flatness", "curvature": "flatness", "collapse": "collapse"}.get(property_)
+    return FAMILY_COLOURS[family][0] if family else MUTED  # pyright: ignore[reportArgumentType]

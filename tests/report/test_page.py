@@ -1,0 +1,96 @@
+"""The page: what is on it, that it says so when something is missing, and that it is the same every time."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grokscape.analysis import analyze
+from grokscape.report import write_report
+from grokscape.store import RunFolder, RunFolderError
+
+HERE = Path(__file__).parent
+
+
+def payload(html: str) -> dict[str, Any]:
+    """The data that stand in a page."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found is not None
+    return json.loads(found.group(1))
+
+
+def test_the_question_and_a_card_per_property_come_first(finished: RunFolder) -> None:
+    html = write_report(finished).read_text()
+    start = html.index("<main>")
+    question = html.index("Does generalisation need flat minima, or collapsed classes?", start)
+    verdicts = [html.index(f"Is {name} necessary?", start) for name in ("flatness", "collapse")]
+    assert question < min(verdicts) < max(verdicts) < html.index('id="outcomes"', start)
+
+
+def test_the_same_folder_gives_the_same_bytes(finished: RunFolder, tmp_path: Path) -> None:
+    first = write_report(finished).read_bytes()
+    copy = tmp_path / "finished"
+    shutil.copytree(finished.path, copy)
+    assert write_report(copy).read_bytes() == first
+    assert write_report(finished).read_bytes() == first
+
+
+def test_the_page_needs_nothing_from_outside_and_is_small(finished: RunFolder) -> None:
+    html = write_report(finished).read_text()
+    assert len(html.encode()) < 8_000_000
+    assert not re.search(r'<(?:script|img|iframe|link)[^>]+(?:src|href)="(?!data:|#)', html)
+    assert "@import" not in html
+
+
+def test_names_from_data_are_text(make_run: Any, tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    arms = [{"name": "baseline", "role": "baseline", "interventions": []},
+            {"name": evil, "title": evil, "role": "manipulation", "interventions": [
+                {"kind": "clamp", "measure": "relative_flatness", "at_least": 3.0}]}]
+    folder = make_run(tmp_path / "run", arms=arms, seeds=5, name=evil)
+    analyze(folder)
+    html = write_report(folder).read_text()
+    assert "<script>alert" not in html
+    assert "<img" not in html
+    assert evil in [arm["name"] for arm in payload(html)["trajectories"]["arms"]]
+
+
+def test_an_unfinished_run_says_so(make_run: Any, tmp_path: Path) -> None:
+    html = write_report(make_run(tmp_path / "run", state="interrupted", reached=300)).read_text()
+    assert "This run was interrupted: it reached step 300 of 1500." in html
+    assert "No verdicts yet." in html
+    assert "grokscape analyze" in html
+
+
+def test_a_run_without_a_single_measurement_gives_a_page(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", {"name": "empty", "arms": []})
+    html = write_report(folder).read_text()
+    assert "Nothing has been measured yet." in html
+    assert "This run has not recorded that it finished" in html
+
+
+def test_every_measure_on_the_page_leads_to_its_definition(finished: RunFolder) -> None:
+    html = write_report(finished).read_text()
+    for target in set(re.findall(r'href="#([^"]+)"', html)):
+        assert f'id="{target}"' in html, target
+    assert "Petzka et al. 2021, Def. 3" in html
+
+
+def test_trajectories_show_the_median_over_seeds(finished: RunFolder) -> None:
+    shown = payload(write_report(finished).read_text())["trajectories"]
+    frame = finished.trajectory()
+    step = shown["steps"][40]
+    values = sorted(frame.filter(arm="cdnv12", step=step)["train/cdnv"].to_list())
+    assert shown["columns"]["train/cdnv"]["cdnv12"]["m"][40] == pytest.approx((values[2] + values[3]) / 2, rel=1e-3)
+
+
+def test_500_replicas_stay_small(make_run: Any, tmp_path: Path) -> None:
+    html = write_report(make_run(tmp_path / "run", seeds=84, every=5)).read_text()
+    assert len(html.encode()) < 8_000_000
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="is .* a run folder"):
+        write_report(tmp_path)
