@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from grokscape.analysis import analyze
 from grokscape.store import RunFolder
 
@@ -20,30 +21,72 @@ MEASURES = {
 }
 ARMS = [
     {"name": "baseline", "title": "Baseline", "role": "baseline", "interventions": []},
-    {"name": "kappa3", "title": "κ held ≥ 3", "role": "manipulation", "interventions": [
-        {"kind": "clamp", "measure": "relative_flatness", "at_least": 3.0, "strength": 0.1}]},
-    {"name": "kappa30", "title": "κ held ≥ 30", "role": "manipulation", "interventions": [
-        {"kind": "clamp", "measure": "relative_flatness", "at_least": 30.0, "strength": 0.1}]},
-    {"name": "cdnv12", "title": "CDNV held ≥ 1.2", "role": "manipulation", "interventions": [
-        {"kind": "clamp", "measure": "cdnv", "at_least": 1.2, "strength": 0.1}]},
-    {"name": "cdnv16", "title": "CDNV held ≥ 1.6", "role": "manipulation", "interventions": [
-        {"kind": "clamp", "measure": "cdnv", "at_least": 1.6, "strength": 0.1}]},
-    {"name": "loss", "title": "Loss held ≥ 0.02", "role": "control", "control": "matched-level", "interventions": [
-        {"kind": "clamp", "measure": "loss", "at_least": 0.02, "strength": 0.1}]},
+    {
+        "name": "kappa3",
+        "title": "κ held ≥ 3",
+        "role": "manipulation",
+        "interventions": [{"kind": "clamp", "measure": "relative_flatness", "at_least": 3.0, "strength": 0.1}],
+    },
+    {
+        "name": "kappa30",
+        "title": "κ held ≥ 30",
+        "role": "manipulation",
+        "interventions": [{"kind": "clamp", "measure": "relative_flatness", "at_least": 30.0, "strength": 0.1}],
+    },
+    {
+        "name": "cdnv12",
+        "title": "CDNV held ≥ 1.2",
+        "role": "manipulation",
+        "interventions": [{"kind": "clamp", "measure": "cdnv", "at_least": 1.2, "strength": 0.1}],
+    },
+    {
+        "name": "cdnv16",
+        "title": "CDNV held ≥ 1.6",
+        "role": "manipulation",
+        "interventions": [{"kind": "clamp", "measure": "cdnv", "at_least": 1.6, "strength": 0.1}],
+    },
+    {
+        "name": "loss",
+        "title": "Loss held ≥ 0.02",
+        "role": "control",
+        "control": "matched-level",
+        "interventions": [{"kind": "clamp", "measure": "loss", "at_least": 0.02, "strength": 0.1}],
+    },
 ]
 GROKS_AT = {"baseline": 680, "kappa3": 1600, "kappa30": 9000, "cdnv12": 860, "cdnv16": 1300, "loss": 600}
-FLOORS = {"kappa3": ("relative_flatness", 3.0), "kappa30": ("relative_flatness", 30.0), "cdnv12": ("cdnv", 1.2),
-          "cdnv16": ("cdnv", 1.6), "loss": ("loss", 0.02)}
+FLOORS = {
+    "kappa3": ("relative_flatness", 3.0),
+    "kappa30": ("relative_flatness", 30.0),
+    "cdnv12": ("cdnv", 1.2),
+    "cdnv16": ("cdnv", 1.6),
+    "loss": ("loss", 0.02),
+}
 
 
 def columns() -> dict[str, dict[str, str]]:
     """Descriptions of the columns, as a run writes them."""
     described = {
-        f"{split}/{name}": {"measure": name, "split": split, "property": p, "direction": d, "unit": u, "source": s, "title": t}
-        for name, (p, d, u, s, t) in MEASURES.items() for split in ("train", "test")
+        f"{split}/{name}": {
+            "measure": name,
+            "split": split,
+            "property": p,
+            "direction": d,
+            "unit": u,
+            "source": s,
+            "title": t,
+        }
+        for name, (p, d, u, s, t) in MEASURES.items()
+        for split in ("train", "test")
     }
-    norm = {"measure": "weight_norm", "split": "params", "property": "norm", "direction": "lower", "unit": "≥ 0",
-            "source": "Euclidean norm of all parameters", "title": "Weight norm"}
+    norm = {
+        "measure": "weight_norm",
+        "split": "params",
+        "property": "norm",
+        "direction": "lower",
+        "unit": "≥ 0",
+        "source": "Euclidean norm of all parameters",
+        "title": "Weight norm",
+    }
     return described | {"params/weight_norm": norm}
 
 
@@ -54,7 +97,8 @@ def curves(arm: str, steps: np.ndarray, rng: np.random.Generator) -> dict[str, n
     seen = 0.5 * (1 + np.tanh((steps - generalised + 60) / 50))
     noise = rng.lognormal(0, 0.05, (4, len(steps)))
     values = {
-        "train/accuracy": learned, "test/accuracy": 0.03 + 0.3 * learned + 0.67 * seen * learned,
+        "train/accuracy": learned,
+        "test/accuracy": 0.03 + 0.3 * learned + 0.67 * seen * learned,
         "train/loss": (3.4 * (1 - learned) + 2e-2 * (1 - seen) + 1e-4) * noise[0],
         "train/relative_flatness": (90 * learned * (1 - seen) + 0.05 + 2 * (1 - learned)) * noise[1],
         "train/cdnv": (0.2 + 2.5 * np.exp(-steps / 400)) * noise[2],
@@ -72,14 +116,32 @@ def curves(arm: str, steps: np.ndarray, rng: np.random.Generator) -> dict[str, n
     return values
 
 
-def synthetic_run(path: Path, *, seeds: int = 6, steps: int = 1500, every: int = 10, arms: list[dict[str, Any]] | None = None,
-             state: str = "finished", reached: int | None = None, name: str = "synthetic") -> RunFolder:
+def synthetic_run(
+    path: Path,
+    *,
+    seeds: int = 6,
+    steps: int = 1500,
+    every: int = 10,
+    arms: list[dict[str, Any]] | None = None,
+    state: str = "finished",
+    reached: int | None = None,
+    name: str = "synthetic",
+) -> RunFolder:
     """A run folder with made-up trajectories; `reached` cuts it short."""
     arms = ARMS if arms is None else arms
-    spec = {"name": name, "title": "Modular addition, quadratic network", "question": "Does generalisation need flat minima, or collapsed classes?",
-            "testbed": {"kind": "modular", "operation": "x+y", "p": 31, "train_fraction": 0.5}, "model": {"kind": "quadratic", "width": 128},
-            "optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 1.0}, "arms": arms, "seeds": seeds, "steps": steps,
-            "onset": {"train_threshold": 0.99, "test_threshold": 0.95, "hold": 3}, "verdict": {"accuracy_margin": 0.05}}
+    spec = {
+        "name": name,
+        "title": "Modular addition, quadratic network",
+        "question": "Does generalisation need flat minima, or collapsed classes?",
+        "testbed": {"kind": "modular", "operation": "x+y", "p": 31, "train_fraction": 0.5},
+        "model": {"kind": "quadratic", "width": 128},
+        "optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 1.0},
+        "arms": arms,
+        "seeds": seeds,
+        "steps": steps,
+        "onset": {"train_threshold": 0.99, "test_threshold": 0.95, "hold": 3},
+        "verdict": {"accuracy_margin": 0.05},
+    }
     folder = RunFolder.create(path, spec)
     grid = np.arange(0, (reached or steps) + 1, every)
     rows: dict[str, list[Any]] = {}
@@ -92,8 +154,15 @@ def synthetic_run(path: Path, *, seeds: int = 6, steps: int = 1500, every: int =
         for column, value in values.items():
             rows.setdefault(column, []).extend(value.tolist())
     folder.append(rows, columns())
-    folder.write_status(state=state, step=int(grid[-1]), steps=steps, seconds=12.5, device="cpu", versions={"grokscape": "0.1.0", "torch": "2.13.0"},
-                        command=f"grokscape run {name} --seeds {seeds}")
+    folder.write_status(
+        state=state,
+        step=int(grid[-1]),
+        steps=steps,
+        seconds=12.5,
+        device="cpu",
+        versions={"grokscape": "0.1.0", "torch": "2.13.0"},
+        command=f"grokscape run {name} --seeds {seeds}",
+    )
     return folder
 
 

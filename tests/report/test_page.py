@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from grokscape.analysis import analyze
 from grokscape.report import write_report
 from grokscape.store import RunFolder, RunFolderError
-
-HERE = Path(__file__).parent
 
 
 def payload(html: str) -> dict[str, Any]:
@@ -46,9 +45,15 @@ def test_the_page_needs_nothing_from_outside_and_is_small(finished: RunFolder) -
 
 def test_names_from_data_are_text(make_run: Any, tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
-    arms = [{"name": "baseline", "role": "baseline", "interventions": []},
-            {"name": evil, "title": evil, "role": "manipulation", "interventions": [
-                {"kind": "clamp", "measure": "relative_flatness", "at_least": 3.0}]}]
+    arms = [
+        {"name": "baseline", "role": "baseline", "interventions": []},
+        {
+            "name": evil,
+            "title": evil,
+            "role": "manipulation",
+            "interventions": [{"kind": "clamp", "measure": "relative_flatness", "at_least": 3.0}],
+        },
+    ]
     folder = make_run(tmp_path / "run", arms=arms, seeds=5, name=evil)
     analyze(folder)
     html = write_report(folder).read_text()
@@ -92,5 +97,5 @@ def test_500_replicas_stay_small(make_run: Any, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="is .* a run folder"):
+    with pytest.raises(RunFolderError, match=r"is .* a run folder"):
         write_report(tmp_path)

@@ -1,7 +1,7 @@
 """A plate as a figure file: SVG, PDF and PNG with matplotlib, the same bytes every time.
 
-Glyphs are outlines in SVG and embedded TrueType in PDF. The font is the one that ships with matplotlib, so a figure does
-not depend on the machine.
+Glyphs are outlines in SVG and embedded TrueType in PDF. The font ships with matplotlib, so a figure does not
+depend on the machine.
 """
 
 import io
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-from grokscape.report.palette import GRID, INK, MUTED, Colour
+from grokscape.report.palette import GRID, INK, MUTED
 from grokscape.report.plate import Axis, Band, Layer, Line, Panel, Plate, Points, Rule
 from grokscape.store import write_bytes
 
@@ -36,14 +36,36 @@ _SYMBOLS = {"circle": "o", "circle-open": "o", "x": "x", "diamond": "D", "square
 def _settings(style: Style) -> dict[str, Any]:
     font = STYLES[style]["font"]
     return {
-        "font.family": ["DejaVu Sans"], "font.size": font, "axes.titlesize": font, "axes.labelsize": font,
-        "legend.fontsize": font * 0.9, "xtick.labelsize": font * 0.9, "ytick.labelsize": font * 0.9,
-        "axes.edgecolor": MUTED.light, "axes.labelcolor": INK.light, "text.color": INK.light, "xtick.color": MUTED.light,
-        "ytick.color": MUTED.light, "xtick.labelcolor": INK.light, "ytick.labelcolor": INK.light,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
-        "ytick.major.width": 0.6, "axes.grid": True, "grid.color": GRID.light, "grid.linewidth": 0.5, "axes.axisbelow": True,
-        "svg.fonttype": "path", "svg.hashsalt": "grokscape", "pdf.fonttype": 42, "text.parse_math": False,
-        "savefig.dpi": 300 if style == "paper" else 150, "figure.facecolor": "white", "axes.titlelocation": "left",
+        "font.family": ["DejaVu Sans"],
+        "font.size": font,
+        "axes.titlesize": font,
+        "axes.labelsize": font,
+        "legend.fontsize": font * 0.9,
+        "xtick.labelsize": font * 0.9,
+        "ytick.labelsize": font * 0.9,
+        "axes.edgecolor": MUTED.light,
+        "axes.labelcolor": INK.light,
+        "text.color": INK.light,
+        "xtick.color": MUTED.light,
+        "ytick.color": MUTED.light,
+        "xtick.labelcolor": INK.light,
+        "ytick.labelcolor": INK.light,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.6,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "axes.grid": True,
+        "grid.color": GRID.light,
+        "grid.linewidth": 0.5,
+        "axes.axisbelow": True,
+        "svg.fonttype": "path",
+        "svg.hashsalt": "grokscape",
+        "pdf.fonttype": 42,
+        "text.parse_math": False,
+        "savefig.dpi": 300 if style == "paper" else 150,
+        "figure.facecolor": "white",
+        "axes.titlelocation": "left",
     }
 
 
@@ -64,8 +86,13 @@ def _draw(plate: Plate, style: Style) -> Figure:
     rows = -(-len(plate.panels) // plate.columns)
     ratios = [max(p.height for p in plate.panels[r * plate.columns : (r + 1) * plate.columns]) for r in range(rows)]
     figure = Figure(figsize=(size["width"], size["row"] * sum(ratios) + 0.35), layout="constrained")
-    grid = figure.subplots(rows, plate.columns, squeeze=False, sharex="col" if plate.shared_x else False,
-                           gridspec_kw={"height_ratios": ratios})
+    grid = figure.subplots(
+        rows,
+        plate.columns,
+        squeeze=False,
+        sharex="col" if plate.shared_x else False,
+        gridspec_kw={"height_ratios": ratios},
+    )
     for number, axes in enumerate(grid.flat):
         if number >= len(plate.panels):
             axes.set_axis_off()
@@ -126,11 +153,25 @@ def _draw_layer(axes: Axes, layer: Layer, scale: float) -> None:
     colour = layer.colour.light
     if isinstance(layer, Band):
         step: Any = "post" if layer.stairs else None
-        axes.fill_between(_floats(layer.x), _floats(layer.low), _floats(layer.high), color=colour, alpha=layer.opacity, lw=0,
-                          step=step)
+        axes.fill_between(
+            _floats(layer.x),
+            _floats(layer.low),
+            _floats(layer.high),
+            color=colour,
+            alpha=layer.opacity,
+            lw=0,
+            step=step,
+        )
     elif isinstance(layer, Line):
-        axes.plot(_floats(layer.x), _floats(layer.y), color=colour, lw=layer.width * scale, ls=_DASHES[layer.dash],
-                  alpha=layer.opacity, drawstyle="steps-post" if layer.stairs else "default")
+        axes.plot(
+            _floats(layer.x),
+            _floats(layer.y),
+            color=colour,
+            lw=layer.width * scale,
+            ls=_DASHES[layer.dash],
+            alpha=layer.opacity,
+            drawstyle="steps-post" if layer.stairs else "default",
+        )
     elif isinstance(layer, Rule):
         draw_rule = axes.axvline if layer.axis == "x" else axes.axhline
         draw_rule(layer.at, color=colour, lw=scale, ls=_DASHES[layer.dash], zorder=0.5)
@@ -144,9 +185,15 @@ def _label_rule(axes: Axes, rule: Rule) -> None:
     vertical = rule.axis == "x"
     where = (rule.at, 1.0) if vertical else (1.0, rule.at)
     axes.annotate(
-        rule.label, where, xycoords=axes.get_xaxis_transform() if vertical else axes.get_yaxis_transform(),
-        textcoords="offset points", xytext=(2, -2) if vertical else (-2, 2), color=rule.colour.light,
-        ha="left" if vertical else "right", va="top" if vertical else "bottom", fontsize="small",
+        rule.label,
+        where,
+        xycoords=axes.get_xaxis_transform() if vertical else axes.get_yaxis_transform(),
+        textcoords="offset points",
+        xytext=(2, -2) if vertical else (-2, 2),
+        color=rule.colour.light,
+        ha="left" if vertical else "right",
+        va="top" if vertical else "bottom",
+        fontsize="small",
     )
 
 
@@ -158,8 +205,17 @@ def _draw_points(axes: Axes, layer: Points, scale: float) -> None:
                 span = ([low, high], [cy, cy]) if along == "x" else ([cx, cx], [low, high])
                 axes.plot(*span, color=colour, lw=1.6 * scale, solid_capstyle="butt")
     hollow = layer.symbol == "circle-open"
-    axes.plot(x, y, ls="", marker=_SYMBOLS[layer.symbol], ms=layer.size * scale, mec=colour, mew=1.4 * scale if hollow or
-              layer.symbol == "x" else 0, mfc="none" if hollow else colour, clip_on=False)
+    axes.plot(
+        x,
+        y,
+        ls="",
+        marker=_SYMBOLS[layer.symbol],
+        ms=layer.size * scale,
+        mec=colour,
+        mew=1.4 * scale if hollow or layer.symbol == "x" else 0,
+        mfc="none" if hollow else colour,
+        clip_on=False,
+    )
 
 
 def _legend(figure: Figure, plate: Plate, scale: float) -> None:
@@ -171,8 +227,16 @@ def _legend(figure: Figure, plate: Plate, scale: float) -> None:
                 entries.setdefault(layer.label, line)
             elif isinstance(layer, Points) and layer.label:
                 hollow = layer.symbol == "circle-open"
-                mark = Line2D([], [], ls="", marker=_SYMBOLS[layer.symbol], ms=layer.size * scale, mec=layer.colour.light,
-                              mew=1.4 * scale, mfc="none" if hollow else layer.colour.light)
+                mark = Line2D(
+                    [],
+                    [],
+                    ls="",
+                    marker=_SYMBOLS[layer.symbol],
+                    ms=layer.size * scale,
+                    mec=layer.colour.light,
+                    mew=1.4 * scale,
+                    mfc="none" if hollow else layer.colour.light,
+                )
                 entries.setdefault(layer.label, mark)
     if len(entries) > 1:
         columns = min(len(entries), 3 if max(map(len, entries)) < 34 else 2)
@@ -186,7 +250,8 @@ def _floats(values: Sequence[float | None]) -> list[float]:
 def write_plate(plate: Plate, folder: Path, style: Style = "paper", formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write a plate's files; their bytes depend on the plate and the style alone."""
     metadata: dict[str, dict[str, Any]] = {
-        "svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
         "png": {"Software": None},
     }
     paths = []

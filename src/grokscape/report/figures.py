@@ -38,4 +38,6 @@ def trajectory_plate(run: Run) -> Plate | None:
             panels.append(drawn)
     if not panels:
         return None
-    return Plate("trajectories", "Trajectories", "", "Measures over training steps by arm", tuple(panels), shared_x=True)
+    return Plate(
+        "trajectories", "Trajectories", "", "Measures over training steps by arm", tuple(panels), shared_x=True
+    )

@@ -8,8 +8,10 @@ _DIRECTIONS = {
     "higher": "The literature connects higher values with generalisation.",
 }
 _SPLITS = {
-    "train": "training samples", "test": "held-out samples, around their own class means",
-    "cross": "held-out samples around the class means of the training samples", "params": "the parameters alone",
+    "train": "training samples",
+    "test": "held-out samples, around their own class means",
+    "cross": "held-out samples around the class means of the training samples",
+    "params": "the parameters alone",
 }
 
 
@@ -21,26 +23,51 @@ def entries(run: Run, rules: Rules) -> list[dict[str, str]]:
 def _outcomes(rules: Rules) -> list[dict[str, str]]:
     hold = f"and stays there for {rules.hold} evaluations in a row"
     return [
-        {"id": "onset", "title": "Onset", "text":
-            f"The first evaluation at or above a threshold that then holds: a run has memorised once its accuracy on "
-            f"training samples reaches {rules.train_threshold:g} {hold}, and has generalised once its accuracy on held-out samples reaches "
-            f"{rules.test_threshold:g} {hold}. A run that never gets there is censored at its last evaluation: it stays in every "
-            f"count and is never dropped."},
-        {"id": "median-onset", "title": "Median onset", "text":
-            "The median step over the replicas of an arm, where a replica that never got there counts as later than all "
-            "others. If half of them or more never did, there is no median."},
-        {"id": "delay", "title": "Delay", "text": "Steps from memorisation to generalisation, or to the end of the run if it never came."},
-        {"id": "final-accuracy", "title": "Final test accuracy", "text":
-            f"Mean accuracy on held-out samples over a replica's last {rules.final_evaluations} evaluations; then the median over "
-            f"replicas."},
-        {"id": "final-measure", "title": "Value at the end", "text":
-            "A measure at a replica's last evaluation on training samples (or of the parameters); then the median over replicas."},
+        {
+            "id": "onset",
+            "title": "Onset",
+            "text": f"The first evaluation at or above a threshold that then holds: a run has memorised once its "
+            "accuracy "
+            f"on training samples reaches {rules.train_threshold:g} {hold}, and has generalised once its accuracy on "
+            f"held-out samples reaches {rules.test_threshold:g} {hold}. A run that never gets there is censored at its "
+            f"last evaluation: it stays in every "
+            f"count and is never dropped.",
+        },
+        {
+            "id": "median-onset",
+            "title": "Median onset",
+            "text": "The median step over the replicas of an arm, where a replica that never got there counts as later "
+            "than "
+            "all others. If half of them or more never did, there is no median.",
+        },
+        {
+            "id": "delay",
+            "title": "Delay",
+            "text": "Steps from memorisation to generalisation, or to the end of the run if it never came.",
+        },
+        {
+            "id": "final-accuracy",
+            "title": "Final test accuracy",
+            "text": f"Mean accuracy on held-out samples over a replica's last {rules.final_evaluations} evaluations; "
+            "then the "
+            f"median over replicas.",
+        },
+        {
+            "id": "final-measure",
+            "title": "Value at the end",
+            "text": "A measure at a replica's last evaluation on training samples (or of the parameters); then the "
+            "median "
+            "over replicas.",
+        },
     ]
 
 
 def _measure(run: Run, measure: str, splits: list[str]) -> dict[str, str]:
     about = next((run.columns[f"{s}/{measure}"] for s in splits if f"{s}/{measure}" in run.columns), {})
-    parts = [f"Column {', '.join(f'{s}/{measure}' for s in splits)}: taken on {'; '.join(_SPLITS.get(s, s) for s in splits)}."]
+    parts = [
+        f"Column {', '.join(f'{s}/{measure}' for s in splits)}: taken on "
+        f"{'; '.join(_SPLITS.get(s, s) for s in splits)}."
+    ]
     if about.get("property"):
         parts.append(f"Property: {about['property']}.")
     if about.get("direction") in _DIRECTIONS:

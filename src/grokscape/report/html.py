@@ -18,12 +18,20 @@ _PLACE = Path(__file__).parent / "page"
 def render(template: str, context: Mapping[str, Any], payload: Mapping[str, Any]) -> str:
     """A page from its template; names are escaped, the data stand in the page as JSON."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_PLACE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(_PLACE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     scripts = {name: (_PLACE / f"{name}.js").read_text() for name in ("theme", "report")}
     return environment.get_template(template).render(
-        **context, stylesheet=(_PLACE / "report.css").read_text(), theme_script=scripts["theme"],
-        report_script=scripts["report"], plotly_script=get_plotlyjs(), payload=json_in_html(payload),
+        **context,
+        stylesheet=(_PLACE / "report.css").read_text(),
+        theme_script=scripts["theme"],
+        report_script=scripts["report"],
+        plotly_script=get_plotlyjs(),
+        payload=json_in_html(payload),
     )
 
 

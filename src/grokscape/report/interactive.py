@@ -1,7 +1,7 @@
 """A plate as plotly reads it: traces and layout, JSON only.
 
-Colours are written as "light|dark|opacity"; the page's script resolves them for the theme in use, so one document serves
-both. Texts are escaped, because plotly reads a subset of HTML in them.
+Colours are written as "light|dark|opacity"; the page's script resolves them for the theme in use, so one document
+serves both. Texts are escaped, because plotly reads a subset of HTML in them.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,9 @@ def plotly_figure(plate: Plate, row_height: int = 300) -> dict[str, Any]:
     for number, (panel, (x_domain, y_domain)) in enumerate(zip(plate.panels, domains), start=1):
         bottom = number > len(plate.panels) - plate.columns or not plate.shared_x
         _add_panel(data, layout, panel, number, x_domain, y_domain, plate.shared_x and number > 1, bottom)
-    heights = [max(p.height for p in plate.panels[i : i + plate.columns]) for i in range(0, len(plate.panels), plate.columns)]
+    heights = [
+        max(p.height for p in plate.panels[i : i + plate.columns]) for i in range(0, len(plate.panels), plate.columns)
+    ]
     layout["showlegend"] = False
     return {"data": data, "layout": layout, "height": round(row_height * sum(heights)) + 50}
 
@@ -49,7 +51,13 @@ def legend_entries(plate: Plate) -> list[dict[str, str | None]]:
             if isinstance(layer, (Line, Points)) and layer.label:
                 symbol = layer.symbol if isinstance(layer, Points) else ""
                 dash = DASHES[layer.dash] if isinstance(layer, Line) else ""
-                entry = {"label": layer.label, "arm": layer.arm, "colour": themed(layer.colour), "dash": dash, "symbol": symbol}
+                entry = {
+                    "label": layer.label,
+                    "arm": layer.arm,
+                    "colour": themed(layer.colour),
+                    "dash": dash,
+                    "symbol": symbol,
+                }
                 entries.setdefault(layer.label, entry)
     return list(entries.values())
 
@@ -71,12 +79,21 @@ def _domains(plate: Plate, rows: int) -> list[tuple[list[float], list[float]]]:
 
 
 def _add_panel(
-    data: list[dict[str, Any]], layout: dict[str, Any], panel: Panel, number: int,
-    x_domain: list[float], y_domain: list[float], follows: bool, bottom: bool,
+    data: list[dict[str, Any]],
+    layout: dict[str, Any],
+    panel: Panel,
+    number: int,
+    x_domain: list[float],
+    y_domain: list[float],
+    follows: bool,
+    bottom: bool,
 ) -> None:
     suffix = "" if number == 1 else str(number)
     layout[f"xaxis{suffix}"] = {
-        **_axis(panel.x), "domain": x_domain, "anchor": f"y{suffix}", "showticklabels": bottom,
+        **_axis(panel.x),
+        "domain": x_domain,
+        "anchor": f"y{suffix}",
+        "showticklabels": bottom,
         **({"matches": "x"} if follows else {}),
     }
     if not bottom:
@@ -85,7 +102,11 @@ def _add_panel(
     right = f"y{100 + number}"
     if panel.right:
         layout[f"yaxis{100 + number}"] = {
-            **_axis(panel.right), "overlaying": f"y{suffix}", "side": "right", "anchor": f"x{suffix}", "showgrid": False,
+            **_axis(panel.right),
+            "overlaying": f"y{suffix}",
+            "side": "right",
+            "anchor": f"x{suffix}",
+            "showgrid": False,
         }
     for layer in panel.layers:
         on = right if panel.right and getattr(layer, "right", False) else f"y{suffix}"
@@ -94,29 +115,52 @@ def _add_panel(
         else:
             data += [{**trace, "xaxis": f"x{suffix}", "yaxis": on} for trace in _traces(layer)]
     if panel.title:
-        layout["annotations"].append({
-            "text": escaped(panel.title), "showarrow": False, "xref": "paper", "yref": "paper", "xanchor": "left",
-            "yanchor": "bottom", "x": x_domain[0], "y": y_domain[1], "yshift": 4, "font": {"size": 13, "color": themed(INK)},
-        })
+        layout["annotations"].append(
+            {
+                "text": escaped(panel.title),
+                "showarrow": False,
+                "xref": "paper",
+                "yref": "paper",
+                "xanchor": "left",
+                "yanchor": "bottom",
+                "x": x_domain[0],
+                "y": y_domain[1],
+                "yshift": 4,
+                "font": {"size": 13, "color": themed(INK)},
+            }
+        )
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
     described: dict[str, Any] = {
         "title": {"text": escaped(axis.title), "font": {"size": 12}, "standoff": 8},
-        "type": "log" if axis.log else "linear", "gridcolor": themed(GRID), "linecolor": themed(MUTED), "zeroline": False,
+        "type": "log" if axis.log else "linear",
+        "gridcolor": themed(GRID),
+        "linecolor": themed(MUTED),
+        "zeroline": False,
         "automargin": True,
     }
     if axis.percent:
         described["tickformat"] = ".0%"
     elif axis.log:
-        described |= {"dtick": 1, "exponentformat": "power", "tickfont": {"size": 9.6}}  # plotly draws powers a quarter larger
+        described |= {
+            "dtick": 1,
+            "exponentformat": "power",
+            "tickfont": {"size": 9.6},
+        }  # plotly draws powers a quarter larger
     if axis.limits:
         described["range"] = _range(axis)
     if axis.categories:
-        names = [f'<span style="color:{themed(c)}">{escaped(n)}</span>' for n, c in zip(axis.categories, _colours(axis))]
+        names = [
+            f'<span style="color:{themed(c)}">{escaped(n)}</span>' for n, c in zip(axis.categories, _colours(axis))
+        ]
         described |= {
-            "tickvals": list(range(len(names))), "ticktext": names, "range": [len(names) - 0.4, -0.6], "showgrid": False,
-            "fixedrange": True, "tickfont": {"size": 12},
+            "tickvals": list(range(len(names))),
+            "ticktext": names,
+            "range": [len(names) - 0.4, -0.6],
+            "showgrid": False,
+            "fixedrange": True,
+            "tickfont": {"size": 12},
         }
     return described
 
@@ -133,13 +177,29 @@ def _range(axis: Axis) -> list[float]:
 def _traces(layer: Layer) -> list[dict[str, Any]]:
     arm = {"meta": {"arm": layer.arm}} if not isinstance(layer, Rule) and layer.arm else {}
     if isinstance(layer, Band):
-        edge = {"mode": "lines", "line": {"width": 0, **_shape(layer.stairs)}, "hoverinfo": "skip", "x": list(layer.x), **arm}
+        edge = {
+            "mode": "lines",
+            "line": {"width": 0, **_shape(layer.stairs)},
+            "hoverinfo": "skip",
+            "x": list(layer.x),
+            **arm,
+        }
         fill = {"fill": "tonexty", "fillcolor": themed(layer.colour, layer.opacity)}
         return [{**edge, "y": list(layer.low)}, {**edge, "y": list(layer.high), **fill}]
     if isinstance(layer, Line):
         line = {"color": themed(layer.colour), "width": layer.width, "dash": DASHES[layer.dash], **_shape(layer.stairs)}
         named = {"name": escaped(layer.label)} if layer.label else {"hoverinfo": "skip"}
-        return [{"mode": "lines", "x": list(layer.x), "y": list(layer.y), "line": line, "opacity": layer.opacity, **named, **arm}]
+        return [
+            {
+                "mode": "lines",
+                "x": list(layer.x),
+                "y": list(layer.y),
+                "line": line,
+                "opacity": layer.opacity,
+                **named,
+                **arm,
+            }
+        ]
     assert isinstance(layer, Points)
     return [{**_marks(layer), **arm}]
 
@@ -152,9 +212,16 @@ def _marks(layer: Points) -> dict[str, Any]:
     colour = themed(layer.colour)
     edge = 2 if layer.symbol in ("circle-open", "x") else 0
     trace: dict[str, Any] = {
-        "mode": "markers", "x": list(layer.x), "y": list(layer.y), "name": escaped(layer.label),
-        "marker": {"symbol": _SYMBOLS[layer.symbol], "size": layer.size, "color": colour,
-                   "line": {"width": edge, "color": colour}},
+        "mode": "markers",
+        "x": list(layer.x),
+        "y": list(layer.y),
+        "name": escaped(layer.label),
+        "marker": {
+            "symbol": _SYMBOLS[layer.symbol],
+            "size": layer.size,
+            "color": colour,
+            "line": {"width": edge, "color": colour},
+        },
         "cliponaxis": False,
     }
     if layer.hover:
@@ -165,25 +232,48 @@ def _marks(layer: Points) -> dict[str, Any]:
     return trace
 
 
-def _error(ends: Sequence[tuple[float | None, float | None]], centre: Sequence[float | None], colour: str) -> dict[str, Any]:
+def _error(
+    ends: Sequence[tuple[float | None, float | None]], centre: Sequence[float | None], colour: str
+) -> dict[str, Any]:
     up = [None if h is None or c is None else h - c for (_, h), c in zip(ends, centre)]
     down = [None if low is None or c is None else c - low for (low, _), c in zip(ends, centre)]
-    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "color": colour, "thickness": 1.6, "width": 0}
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": up,
+        "arrayminus": down,
+        "color": colour,
+        "thickness": 1.6,
+        "width": 0,
+    }
 
 
 def _add_rule(layout: dict[str, Any], rule: Rule, panel: Panel, suffix: str) -> None:
     vertical = rule.axis == "x"
     along, across = (f"x{suffix}", f"y{suffix} domain") if vertical else (f"x{suffix} domain", f"y{suffix}")
-    ends = {"x0": rule.at, "x1": rule.at, "y0": 0, "y1": 1} if vertical else {"x0": 0, "x1": 1, "y0": rule.at, "y1": rule.at}
+    ends = (
+        {"x0": rule.at, "x1": rule.at, "y0": 0, "y1": 1}
+        if vertical
+        else {"x0": 0, "x1": 1, "y0": rule.at, "y1": rule.at}
+    )
     line = {"color": themed(rule.colour), "width": 1, "dash": DASHES[rule.dash]}
     layout["shapes"].append({"type": "line", "xref": along, "yref": across, "line": line, "layer": "below", **ends})
     if not rule.label:
         return
     axis = panel.x if vertical else panel.y
     at = log10(rule.at) if axis.log else rule.at
-    where = {"x": at, "y": 1, "xanchor": "left", "yanchor": "top"} if vertical else \
-        {"x": 1, "y": at, "xanchor": "right", "yanchor": "bottom"}
-    layout["annotations"].append({
-        "text": escaped(rule.label), "showarrow": False, "xref": along, "yref": across,
-        "font": {"size": 11, "color": themed(rule.colour)}, **where,
-    })
+    where = (
+        {"x": at, "y": 1, "xanchor": "left", "yanchor": "top"}
+        if vertical
+        else {"x": 1, "y": at, "xanchor": "right", "yanchor": "bottom"}
+    )
+    layout["annotations"].append(
+        {
+            "text": escaped(rule.label),
+            "showarrow": False,
+            "xref": along,
+            "yref": across,
+            "font": {"size": 11, "color": themed(rule.colour)},
+            **where,
+        }
+    )

@@ -8,9 +8,11 @@ import polars as pl
 
 from grokscape.analysis import Record
 from grokscape.analysis.design import Rules
-from grokscape.report.plate import Axis, Missing, Panel, Plate, Points
+from grokscape.report.plate import Axis, Missing, Panel, Plate, Points, Symbol
 from grokscape.report.run import Arm, Run
 from grokscape.report.trajectories import panel, shown_steps, step_axis
+
+ONSET_SYMBOLS: dict[str, Symbol] = {"memorised": "circle-open", "generalised": "circle"}
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,30 @@ def hero(run: Run, found: Outcomes) -> Plate | Missing:
     steps = shown_steps(run)
     top = panel(run, "accuracy", "test", steps)
     if top is None or not found.known:
-        return Missing("hero", "Accuracy and onsets", "The trajectory holds no column train/accuracy and test/accuracy yet.",
-                       "Both are measured at every evaluation; write the report again once the run has measured.")
+        return Missing(
+            "hero",
+            "Accuracy and onsets",
+            "The trajectory holds no column train/accuracy and test/accuracy yet.",
+            "Both are measured at every evaluation; write the report again once the run has measured.",
+        )
     strip = _strip(run, found)
     caption = (
-        "Above: accuracy on held-out samples, median over seeds with the range from the 10th to the 90th percentile; dotted, accuracy on "
-        "training samples. Below: each mark is one seed. Hollow, the step at which it had memorised; filled, the step at "
+        "Above: accuracy on held-out samples, median over seeds with the range from the 10th to the 90th percentile; "
+        "dotted, accuracy on training samples. Below: each mark is one seed. "
+        "Hollow, the step at which it had memorised; filled, the step at "
         "which it generalised; a cross at the right end, a seed that never did."
     )
     alt = "Test accuracy over training steps by arm. " + " ".join(_sentence(run, found, arm) for arm in run.arms)
-    return Plate("hero", "", caption, alt, (Panel(top.x, top.y, top.layers, height=1.0), strip), shared_x=True, legend=False,
-                 links=(("How onsets are defined", "def-onset"),))
+    return Plate(
+        "hero",
+        "",
+        caption,
+        alt,
+        (Panel(top.x, top.y, top.layers, height=1.0), strip),
+        shared_x=True,
+        legend=False,
+        links=(("How onsets are defined", "def-onset"),),
+    )
 
 
 def _sentence(run: Run, found: Outcomes, arm: Arm) -> str:
@@ -78,17 +93,25 @@ def _strip(run: Run, found: Outcomes) -> Panel:
     for position, arm in enumerate(run.arms):
         rows = found.rows(arm.name)
         spread = np.linspace(-0.26, 0.26, rows.height) if rows.height > 1 else np.zeros(rows.height)
-        for what, symbol, word in (("memorised", "circle-open", "memorised"), ("generalised", "circle", "generalised")):
+        for what, symbol in ONSET_SYMBOLS.items():
             here = rows[what].is_not_null().to_numpy()
             seeds = rows["seed"].to_numpy()[here]
             x = rows[what].drop_nulls().to_list()
-            hover = [f"{arm.title}, seed {seed}: {word} at step {step:.0f}" for seed, step in zip(seeds, x)]
-            layers.append(Points(x, (position + spread[here]).tolist(), arm.colour, "", arm.name, symbol, 6.5, hover=hover))
+            hover = [f"{arm.title}, seed {seed}: {what} at step {step:.0f}" for seed, step in zip(seeds, x)]
+            layers.append(
+                Points(x, (position + spread[here]).tolist(), arm.colour, "", arm.name, symbol, 6.5, hover=hover)
+            )
         never = rows["generalised"].is_null().to_numpy()
         followed = rows["followed"].fill_null(run.last_step).to_numpy()[never]
-        hover = [f"{arm.title}, seed {seed}: had not generalised by step {step:.0f}"
-                 for seed, step in zip(rows["seed"].to_numpy()[never], followed)]
-        layers.append(Points(followed.tolist(), (position + spread[never]).tolist(), arm.colour, "", arm.name, "x", 6.0, hover=hover))
+        hover = [
+            f"{arm.title}, seed {seed}: had not generalised by step {step:.0f}"
+            for seed, step in zip(rows["seed"].to_numpy()[never], followed)
+        ]
+        layers.append(
+            Points(
+                followed.tolist(), (position + spread[never]).tolist(), arm.colour, "", arm.name, "x", 6.0, hover=hover
+            )
+        )
     axis = step_axis(run)
     y = Axis(categories=tuple(arm.title for arm in run.arms), colours=tuple(arm.colour for arm in run.arms))
     return Panel(axis, y, tuple(layers), height=max(0.5, 0.115 * len(run.arms)))

@@ -1,6 +1,6 @@
 """What a figure shows, before anything is drawn: plates of panels of layers.
 
-The page draws a plate with plotly, the figure files draw the same plate with matplotlib; neither knows what it is about.
+The page draws a plate with plotly, the figure files draw the same plate with matplotlib; neither knows what it means.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Numbers = Sequence[float | None]
 
 @dataclass(frozen=True)
 class Line:
-    """A curve. `stairs` holds each value until the next; `right` refers it to the right axis; `arm` lets it be hidden."""
+    """A curve. `stairs` holds each value until the next; `right` refers it to the right axis; `arm` lets it hide."""
 
     x: Numbers
     y: Numbers

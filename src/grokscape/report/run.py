@@ -155,8 +155,11 @@ class Run:
 def _in_words(intervention: Mapping[str, Any]) -> str:
     """An intervention as it stands in the spec, kind and measure first, unset fields left out."""
     kind, measure = intervention.get("kind", ""), intervention.get("measure", "")
-    rest = [f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}" for k, v in intervention.items()
-            if k not in ("kind", "measure") and v not in (None, "", [], {})]
+    rest = [
+        f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}"
+        for k, v in intervention.items()
+        if k not in ("kind", "measure") and v not in (None, "", [], {})
+    ]
     return " ".join(part for part in (str(kind), str(measure), ", ".join(rest)) if part).replace("_", " ")
 
 

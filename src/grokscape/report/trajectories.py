@@ -1,6 +1,6 @@
 """Trajectories summed up per arm: median and spread over replicas, single replicas where they are few.
 
-Everything that draws a trajectory, the page and the figure files, draws from these summaries, so both show the same numbers.
+Whatever draws a trajectory, the page or a figure file, draws from these summaries: both show the same numbers.
 """
 
 from collections.abc import Sequence
@@ -98,7 +98,7 @@ def layers(arm: Arm, steps: np.ndarray, summary: Summary, *, faint: bool = False
 
 
 def panel(run: Run, measure: str, split: str, steps: np.ndarray, *, title: str = "") -> Panel | None:
-    """A measure on one split over the steps, every arm; accuracy and loss show the other split faintly. None if absent."""
+    """A measure on one split over the steps, every arm; accuracy and loss show training faintly. None if absent."""
     column = f"{split}/{measure}"
     if column not in run.frame.columns:
         return None
@@ -111,8 +111,12 @@ def panel(run: Run, measure: str, split: str, steps: np.ndarray, *, title: str =
         if arm.name in summaries:
             drawn += layers(arm, steps, summaries[arm.name])
     percent = measure == "accuracy"
-    y = Axis(run.measure_title(measure), log=not percent and is_logarithmic(list(summaries.values())), percent=percent,
-             limits=(-0.02, 1.02) if percent else None)
+    y = Axis(
+        run.measure_title(measure),
+        log=not percent and is_logarithmic(list(summaries.values())),
+        percent=percent,
+        limits=(-0.02, 1.02) if percent else None,
+    )
     return Panel(step_axis(run), y, tuple(drawn), title)
 
 
@@ -120,8 +124,8 @@ def step_axis(run: Run) -> Axis:
     """The axis all trajectories share."""
     if run.last_step <= 200:
         return Axis("Training step")
-    first = run.frame.filter(pl.col("step") > 0)["step"].min()
-    return Axis("Training step", log=True, limits=(float(first), run.last_step * 1.06))  # pyright: ignore[reportArgumentType]
+    first = run.frame.filter(pl.col("step") > 0)["step"].to_numpy().min()
+    return Axis("Training step", log=True, limits=(float(first), run.last_step * 1.06))
 
 
 def _nullable(values: np.ndarray) -> list[float | None]:

@@ -29,7 +29,7 @@ def _superscript(value: int) -> str:
 
 
 def estimates(finding: Mapping[str, Any], run: Run) -> list[dict[str, str]]:
-    """A finding's estimates as {"name", "value", "interval"}; arms by their titles, differences of accuracy in points."""
+    """A finding's estimates as {"name", "value", "interval"}; arms by title, differences of accuracy in points."""
     rows = []
     for name, estimate in (finding.get("estimates") or {}).items():
         what, _, arm = str(name).rpartition(", ")
@@ -50,7 +50,11 @@ def percent(value: float | None) -> str:
 
 def points(value: float | None) -> str:
     """A difference of shares in percentage points, with its sign."""
-    return "–" if value is None else f"{100 * value:+.1f} points".replace("-", "−").replace("+0.0", "0.0").replace("−0.0 ", "0.0 ")
+    return (
+        "–"
+        if value is None
+        else f"{100 * value:+.1f} points".replace("-", "−").replace("+0.0", "0.0").replace("−0.0 ", "0.0 ")
+    )
 
 
 def times(value: float | None) -> str:
