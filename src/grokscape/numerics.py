@@ -3,6 +3,10 @@
 Shapes: `...` any leading axes, N rows, d features, K classes.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -68,3 +72,64 @@ def _flat_index(index: Tensor, num_classes: int) -> Tensor:
     flat = index.reshape(-1, index.shape[-1])
     offset = torch.arange(flat.shape[0], device=index.device) * num_classes
     return (flat + offset[:, None]).reshape(-1)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Matrix products in the full precision of their dtype, whatever autocast and the float32 setting say outside.
+
+    Differences of curvature late in training live in the digits that bfloat16 and TF32 products drop.
+    """
+    if torch.compiler.is_compiling():
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if before != "highest":
+            torch.set_float32_matmul_precision("highest")
+            stack.callback(torch.set_float32_matmul_precision, before)
+        yield
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with what its uncertainty is.
+
+    Attributes:
+        value: the estimate.
+        stderr: its standard error; 0 if it is exact, NaN if there was one probe only.
+        probes: how many products with the Hessian it took.
+        exact: whether it is exact up to rounding.
+    """
+
+    value: float
+    stderr: float
+    probes: int
+    exact: bool = False
+
+    @classmethod
+    def of(cls, samples: Tensor) -> "Estimate":
+        """Mean and standard error of independent unbiased samples (n,)."""
+        count = samples.numel()
+        spread = float(samples.double().std()) / count**0.5 if count > 1 else float("nan")
+        return cls(float(samples.double().mean()), spread, count)
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __str__(self) -> str:
+        return f"{self.value:.6g}" if self.exact else f"{self.value:.6g} ± {self.stderr:.2g}"
+
+
+def rademacher(*shape: int, generator: torch.Generator, like: Tensor) -> Tensor:
+    """Independent signs ±1 of a shape, drawn on the generator's device, with dtype and device of `like`."""
+    signs = torch.randint(0, 2, shape, generator=generator, device=generator.device)
+    return (2 * signs - 1).to(device=like.device, dtype=like.dtype)

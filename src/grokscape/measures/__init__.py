@@ -1,7 +1,7 @@
 """Measures of a head: relative flatness, neural collapse, representativeness, and what they are compared with."""
 
-from grokscape.measures.flatness import relative_flatness, relative_flatness_bound
-from grokscape.measures.functional import cdnv, neural_collapse
+from grokscape.measures.checks import MeasureWarning
+from grokscape.measures.functional import cdnv, neural_collapse, relative_flatness, relative_flatness_bound
 from grokscape.measures.snapshot import Measure, Snapshot
 from grokscape.measures.table import DEFAULT, MEASURES, evaluate
 
@@ -9,6 +9,7 @@ __all__ = [
     "DEFAULT",
     "MEASURES",
     "Measure",
+    "MeasureWarning",
     "Snapshot",
     "cdnv",
     "evaluate",

@@ -39,6 +39,16 @@ def _terms(statistics: ClassStatistics) -> tuple[Tensor, Tensor]:
     return terms.where(distances > 0, NAN), pairs
 
 
+def coincident_pairs(statistics: ClassStatistics) -> Tensor:
+    """Pairs of different classes that take part and whose means coincide, bool (..., K, K)."""
+    return _pairs(statistics) & (statistics.mean_distances == 0)
+
+
+def classes(statistics: ClassStatistics) -> Tensor:
+    """How many classes take part: those with at least two samples."""
+    return statistics.number_present
+
+
 def cdnv(statistics: ClassStatistics) -> Tensor:
     """Class-distance normalised variance: mean over pairs c ≠ c' of (V_c + V_c')/(2‖μ_c − μ_c'‖²)."""
     terms, pairs = _terms(statistics)

@@ -14,9 +14,9 @@ def cross_entropy_from(cross_entropies: Tensor) -> Tensor:
     return cross_entropies.mean(-1)
 
 
-def accuracy(prediction: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
-    """Share of samples whose largest logit is the label's."""
-    return (prediction == labels).to(logits.dtype).mean(-1)
+def accuracy(prediction: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """Share of samples whose largest logit is the label's, in the dtype of the head's weight."""
+    return (prediction == labels).to(weight.dtype).mean(-1)
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
@@ -26,20 +26,20 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(-1, label).squeeze(-1) - others
 
 
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
+def margin(margins: Tensor) -> Tensor:
     """Mean margin of the logits."""
-    return margins(logits, labels).mean(-1)
+    return margins.mean(-1)
 
 
-def margin_min(logits: Tensor, labels: Tensor) -> Tensor:
+def margin_min(margins: Tensor) -> Tensor:
     """Smallest margin of the logits: positive when every sample is classified rightly."""
-    return margins(logits, labels).amin(-1)
+    return margins.amin(-1)
 
 
-def margin_normalised(logits: Tensor, labels: Tensor, weight: Tensor, squared_norms: Tensor) -> Tensor:
+def margin_normalised(margins: Tensor, weight: Tensor, squared_norms: Tensor) -> Tensor:
     """Mean of margin / (‖W‖_F ‖φ_i‖): the margin that rescaling features or head cannot change."""
     size = torch.linalg.matrix_norm(weight)[..., None] * squared_norms.sqrt()
-    return (margins(logits, labels) / size).mean(-1)
+    return (margins / size).mean(-1)
 
 
 def head_norm(weight: Tensor) -> Tensor:

@@ -37,17 +37,23 @@ def row_variance(softmax: Softmax, weight: Tensor) -> Tensor:
         (..., N).
     """
     classes, width = weight.shape[-2:]
-    if classes <= max(width, 128):
-        distances = squared_distances(weight)
-        spread = softmax.rest @ distances
-        to_top = spread.gather(-1, softmax.top[..., None]).squeeze(-1)
-        return (1 - softmax.rest_mass) * to_top + (softmax.rest * spread).sum(-1) / 2
+    if classes > max(width, 128):
+        return _row_variance_of_many(softmax, weight)
+    spread = softmax.rest @ squared_distances(weight)
+    to_top = spread.gather(-1, softmax.top[..., None]).squeeze(-1)
+    return (1 - softmax.rest_mass) * to_top + (softmax.rest * spread).sum(-1) / 2
+
+
+def _row_variance_of_many(softmax: Softmax, weight: Tensor) -> Tensor:
+    """The same without K × K numbers: rows are taken relative to that of the likeliest class."""
+    classes, width = weight.shape[-2:]
+    lead = softmax.top.shape[:-1]
     centred = weight - weight.detach().mean(-2, keepdim=True)
     norms = centred.square().sum(-1)
     mean_row = softmax.rest @ centred
-    top_row = select_rows(centred.expand(*softmax.top.shape[:-1], classes, width), softmax.top)
+    top_row = select_rows(centred.expand(*lead, classes, width), softmax.top)
     mean_norm = (softmax.rest @ norms[..., None]).squeeze(-1)
-    top_norm = norms.expand(*softmax.top.shape[:-1], classes).gather(-1, softmax.top)
+    top_norm = norms.expand(*lead, classes).gather(-1, softmax.top)
     mass = softmax.rest_mass
     to_top = mean_norm + mass * top_norm - 2 * (top_row * mean_row).sum(-1)
     return (1 - mass) * to_top + mass * mean_norm - mean_row.square().sum(-1)
@@ -58,8 +64,12 @@ def relative_flatness_from(squared_norms: Tensor, row_variance: Tensor) -> Tenso
     return (squared_norms * row_variance).mean(-1)
 
 
-def relative_flatness_bound_from(softmax: Softmax, squared_norms: Tensor, weight: Tensor) -> Tensor:
+def relative_flatness_bound_from(
+    softmax: Softmax, squared_norms: Tensor, weight: Tensor, *, temperature: float = 1.0
+) -> Tensor:
     """The surrogate κ̄ from shared quantities: ‖W‖_F² mean_i ‖φ_i‖² (1 − ‖p_i‖²), shape (...)."""
+    if temperature != 1.0:
+        softmax = softmax.at(temperature)
     return weight.square().sum((-2, -1)) * (squared_norms * softmax.impurity()).mean(-1)
 
 
@@ -74,39 +84,3 @@ def relative_flatness_looseness(
 def relative_flatness_per_loss(squared_norms: Tensor, row_variance: Tensor, cross_entropies: Tensor) -> Tensor:
     """κ over the mean cross-entropy, shape (...): what is left of flatness when the loss alone is taken out."""
     return relative_flatness_from(squared_norms, row_variance) / cross_entropies.mean(-1)
-
-
-def relative_flatness(features: Tensor, weight: Tensor, logits: Tensor, *, loss: str = "cross_entropy") -> Tensor:
-    """Exact relative flatness κ of a linear head; small is flat.
-
-    Args:
-        features: what enters the head, (..., N, d).
-        weight: the head's weight, (..., K, d).
-        logits: what leaves the head, bias included, (..., N, K).
-        loss: "cross_entropy".
-
-    Returns:
-        κ of shape (...), ≥ 0, differentiable.
-
-    Source: Petzka et al., Relative flatness and generalization, NeurIPS 2021, Definition 3.
-    """
-    if loss != "cross_entropy":
-        raise ValueError(f"loss must be 'cross_entropy', got {loss!r}")
-    return relative_flatness_from(squared_norms(features), row_variance(Softmax.of(logits), weight))
-
-
-def relative_flatness_bound(features: Tensor, weight: Tensor, logits: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """The surrogate κ̄ = ‖W‖_F² mean_i ‖φ_i‖² (1 − ‖p_i‖²) ≥ κ, p = softmax(z / τ).
-
-    Args:
-        features: (..., N, d).
-        weight: (..., K, d).
-        logits: (..., N, K).
-        temperature: τ.
-
-    Returns:
-        κ̄ of shape (...), ≥ 0, differentiable. Unlike κ it changes when one vector is added to every row of W.
-
-    Source: Walter et al. 2024; Han et al., NeurIPS 2025, Lemma A.2 for τ = 1.
-    """
-    return relative_flatness_bound_from(Softmax.of(logits, temperature), squared_norms(features), weight)

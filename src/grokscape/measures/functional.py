@@ -1,61 +1,319 @@
-"""The measures people call by hand: tensors in, tensor out, with what is wrong with the input said aloud."""
+"""The measures people call by hand: tensors in, tensor out, with what is wrong with an input said aloud.
 
+Shapes: `...` any leading replica axes, N samples, d features, K classes. A sequence model's positions are samples:
+flatten batch and positions to one axis and give a mask, or leave masked positions out.
+"""
 
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from grokscape.measures import collapse as _collapse
+from grokscape.measures import checks, collapse, flatness
+from grokscape.measures.losses import Loss, curvature
 from grokscape.measures.snapshot import Measure, Quantities, Snapshot
+from grokscape.measures.softmax import Softmax
 from grokscape.measures.statistics import ClassStatistics
 from grokscape.measures.table import MEASURES
+from grokscape.numerics import full_precision, sum_by_class, widen
+
+ELEMENTS_AT_ONCE = 2**26
+"""Without a chunk size, so many logits are worked on at once (256 MiB in float32)."""
+
+Reduction = Literal["mean", "sample", "class"]
 
 
-def cdnv(features: Tensor, labels: Tensor, *, num_classes: int | None = None) -> Tensor:
+@full_precision()
+def relative_flatness(
+    features: Tensor,
+    weight: Tensor,
+    logits: Tensor | None = None,
+    *,
+    loss: Loss = "cross_entropy",
+    bias: Tensor | None = None,
+    targets: Tensor | None = None,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Exact relative flatness κ = mean_i ‖φ_i‖² Tr(Wᵀ G_i W) of a linear head; small is flat.
+
+    Args:
+        features: what enters the head, (..., N, d).
+        weight: the head's weight, (..., K, d).
+        logits: what leaves the head, bias included, (..., N, K); without them they are made from features, weight
+            and bias, chunk by chunk.
+        loss: "cross_entropy" (also for soft and smoothed labels, which G does not depend on), "binary_cross_entropy"
+            (with logits) and "squared_error" (both a mean over outputs, as in torch), or any function
+            (logits, targets) → one twice differentiable loss per sample (..., N).
+        bias: the head's bias (..., K); used only when logits are not given.
+        targets: for a loss that is a function, (..., N, *); class indices (..., N) for reduction="class".
+        mask: which samples count, bool (..., N).
+        reduction: "mean" gives κ (...); "sample" the summands (..., N), 0 where masked; "class" their mean over the
+            samples of each class (..., K), NaN for classes without samples.
+        chunk_size: so many samples at a time; by default as many as keep memory near 256 MiB. With gradients, chunks
+            are computed again in the backward pass.
+
+    Returns:
+        κ, differentiable, of the dtype of the features (float32 for half precision).
+
+    Raises:
+        TypeError: integer features.
+        ValueError: shapes that do not fit, no samples, an unknown loss or reduction.
+
+    Example:
+        >>> features, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+        >>> relative_flatness(features, weight, torch.zeros(1, 2))
+        tensor(1.)
+
+    Source: Petzka et al., Relative flatness and generalization, NeurIPS 2021, Definition 3.
+    """
+    checks.check_head(features, weight, logits, bias)
+    features, weight = widen(features), widen(weight)
+
+    def part(features: Tensor, logits: Tensor | None, targets: Tensor | None) -> Tensor:
+        logits = _logits(features, weight, bias) if logits is None else widen(logits)
+        return flatness.squared_norms(features) * curvature(loss, weight, logits, targets)
+
+    values = _in_chunks(part, features, weight, logits, targets, chunk_size)
+    result = _reduce(values, mask, reduction, targets, weight.shape[-2])
+    if reduction != "class":
+        checks.warn_if_nan("relative_flatness", result, lambda: _why_nan(features, weight, logits, mask))
+    return result
+
+
+@full_precision()
+def relative_flatness_bound(
+    features: Tensor,
+    weight: Tensor,
+    logits: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """The surrogate κ̄ = ‖W‖_F² mean_i ‖φ_i‖² (1 − ‖p_i‖²) ≥ κ, with p = softmax(z / τ).
+
+    Not κ: it is larger, and unlike κ it changes when the same vector is added to every row of W.
+
+    Args:
+        features: (..., N, d).
+        weight: (..., K, d).
+        logits: (..., N, K); made from features, weight and bias when not given.
+        temperature: τ, > 0; the bound holds for τ = 1.
+        bias: (..., K); used only when logits are not given.
+        mask: which samples count, bool (..., N).
+        chunk_size: as in `relative_flatness`.
+
+    Returns:
+        κ̄ of shape (...), ≥ 0, differentiable.
+
+    Raises:
+        TypeError: integer features.
+        ValueError: shapes that do not fit, no samples, a temperature that is not positive.
+
+    Source: Walter et al. 2024; Han et al., NeurIPS 2025, Lemma A.2.
+    """
+    checks.check_head(features, weight, logits, bias)
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    features, weight = widen(features), widen(weight)
+
+    def part(features: Tensor, logits: Tensor | None, _: Tensor | None) -> Tensor:
+        logits = _logits(features, weight, bias) if logits is None else widen(logits)
+        return flatness.squared_norms(features) * Softmax.of(logits, temperature).impurity()
+
+    values = _in_chunks(part, features, weight, logits, None, chunk_size)
+    result = weight.square().sum((-2, -1)) * _reduce(values, mask, "mean", None, weight.shape[-2])
+    checks.warn_if_nan("relative_flatness_bound", result, lambda: _why_nan(features, weight, logits, mask))
+    return result
+
+
+@full_precision()
+def cdnv(
+    features: Tensor, labels: Tensor, *, num_classes: int | None = None, around: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Class-distance normalised variance: mean over pairs of classes of (V_c + V_c')/(2‖μ_c − μ_c'‖²).
 
+    Classes with fewer than two samples are left out.
+
     Args:
         features: (..., N, d).
-        labels: int64 (..., N).
+        labels: class indices, (..., N).
         num_classes: K; by default the largest label + 1.
+        around: (features, labels) of other samples, around whose class means the variance is taken.
 
     Returns:
-        Shape (...), ≥ 0, differentiable.
+        Shape (...), ≥ 0, differentiable; NaN with a `MeasureWarning` if fewer than two classes have two samples, or if
+        two class means coincide.
 
-    Source: Galanti et al., ICLR 2022.
+    Raises:
+        TypeError: integer features, labels that are no indices.
+        ValueError: shapes that do not fit, labels out of range, no samples.
+
+    Source: Galanti et al., ICLR 2022; Han et al., NeurIPS 2025, Definition 3.1 (which sums; see `cdnv_sum`).
     """
-    return _collapse.cdnv(_statistics(features, labels, num_classes))
+    statistics = class_statistics(features, labels, num_classes=num_classes, around=around)
+    value = collapse.cdnv(statistics)
+    checks.warn_if_nan("cdnv", value, lambda: _why_no_collapse(features, statistics))
+    return value
 
 
+@full_precision()
 def neural_collapse(
-    features: Tensor, labels: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *,
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
     num_classes: int | None = None,
+    around: tuple[Tensor, Tensor] | None = None,
+    weighting: Literal["sample", "class"] = "sample",
 ) -> dict[str, Tensor]:
-    """Every measure of neural collapse that the input allows.
+    """Every measure of neural collapse that the input allows, by the names of `MEASURES`.
 
     Args:
         features: (..., N, d).
-        labels: int64 (..., N).
-        weight: the head's weight (..., K, d); without it, nc3, nc4 and those of the head's rows are left out.
+        labels: class indices, (..., N).
+        weight: the head's weight (..., K, d); without it nc3, nc4 and the measures of its rows are left out.
         bias: the head's bias (..., K).
         num_classes: K; by default the head's, or the largest label + 1.
+        around: (features, labels) of other samples (training samples, for held-out ones) around whose class means
+            everything is taken; then measures of the means alone are left out.
+        weighting: how Σ_W and the global mean weigh: every sample alike, or every class alike.
 
     Returns:
-        name → value of shape (...).
+        name → value of shape (...); NaN with one `MeasureWarning` that says which and why.
+
+    Raises:
+        TypeError: integer features, labels that are no indices.
+        ValueError: shapes that do not fit, labels out of range, no samples.
     """
+    if weight is not None:
+        checks.check_head(features, weight, None, bias)
+        num_classes = num_classes if num_classes is not None else weight.shape[-2]
+    statistics = class_statistics(features, labels, num_classes=num_classes, around=around, weighting=weighting)
+    wide = widen(features)
+    rows = wide.new_zeros(1, wide.shape[-1]) if weight is None else widen(weight)
+    quantities = Quantities(Snapshot(wide, _logits(wide, rows, bias), labels, rows, bias), statistics=statistics)
+    wanted = [row for row in _collapse_rows(weight is not None) if around is None or row.around]
+    values = {row.name: row.of(quantities) for row in wanted}
+    missing = [name for name, value in values.items() if checks.holds(value.isnan().any())]
+    if missing:
+        checks.warn_if_nan(", ".join(missing), values[missing[0]], lambda: _why_no_collapse(features, statistics))
+    return values
+
+
+def class_statistics(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int | None = None,
+    around: tuple[Tensor, Tensor] | None = None,
+    weighting: Literal["sample", "class"] = "sample",
+) -> ClassStatistics:
+    """Class means and scatter with checked input; see `cdnv` for the arguments and what is raised."""
+    checks.check_floating(features=features)
+    checks.check_samples(features)
     if num_classes is None:
-        num_classes = weight.shape[-2] if weight is not None else int(labels.max()) + 1
-    if weight is None:
-        logits = features.new_zeros(*labels.shape, num_classes)
-    else:
-        logits = features @ weight.mT + (bias[..., None, :] if bias is not None else 0)
-    snapshot = Snapshot(features, logits, labels, weight if weight is not None else features[..., :0, :], bias)
-    quantities = Quantities(snapshot)
-    return {row.name: row.of(quantities) for row in _collapse_rows(weight is not None)}
+        num_classes = int(labels.max()) + 1
+    checks.check_labels(labels, features, num_classes)
+    labels = labels.expand(features.shape[:-1])
+    centre = None
+    if around is not None:
+        centre = class_statistics(*around, num_classes=num_classes, weighting=weighting)
+    return ClassStatistics.of(widen(features), labels, num_classes, centre, weighting=weighting)
+
+
+def per_class(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Mean of the values (..., N) over the samples of each class, (..., K); NaN for classes without samples."""
+    stacked = torch.stack([values, torch.ones_like(values)], -1)
+    sums = sum_by_class(stacked, labels.expand(values.shape), num_classes)
+    return sums[..., 0] / sums[..., 1]
+
+
+def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    logits = features @ weight.mT
+    return logits if bias is None else logits + widen(bias)[..., None, :]
+
+
+def _in_chunks(
+    part: Callable[..., Tensor], features: Tensor, weight: Tensor, logits: Tensor | None, targets: Tensor | None,
+    chunk_size: int | None,
+) -> Tensor:
+    """Values of a per-sample function (..., N), with bounded memory."""
+    samples = features.shape[-2]
+    if chunk_size is None:
+        outputs = features[..., 0].numel() // samples * weight.shape[-2]
+        chunk_size = max(1, ELEMENTS_AT_ONCE // max(1, outputs))
+    if chunk_size >= samples:
+        return part(features, logits, targets)
+    values = []
+    for piece in _slices(samples, chunk_size):
+        arguments = (
+            features[..., piece, :],
+            None if logits is None else logits[..., piece, :],
+            None if targets is None else targets.movedim(features.dim() - 2, 0)[piece].movedim(0, features.dim() - 2),
+        )
+        if torch.is_grad_enabled():
+            values.append(checkpoint(part, *arguments, use_reentrant=False))
+        else:
+            values.append(part(*arguments))
+    return torch.cat(values, -1)
+
+
+def _slices(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, total, size))
+
+
+def _reduce(
+    values: Tensor, mask: Tensor | None, reduction: Reduction, targets: Tensor | None, num_classes: int
+) -> Tensor:
+    if mask is not None:
+        if mask.dtype != torch.bool or mask.shape[-1] != values.shape[-1]:
+            raise ValueError(
+                f"mask must be bool (..., {values.shape[-1]}) and say which samples count, "
+                f"got {mask.dtype} {tuple(mask.shape)}"
+            )
+        values = values.where(mask, 0)
+    if reduction == "sample":
+        return values
+    if reduction == "mean":
+        return values.mean(-1) if mask is None else values.sum(-1) / mask.expand(values.shape).sum(-1)
+    if reduction != "class":
+        raise ValueError(f"reduction must be 'mean', 'sample' or 'class', got {reduction!r}")
+    if targets is None:
+        raise ValueError("reduction='class' needs class indices: give targets=labels")
+    if mask is not None:
+        weights = mask.to(values.dtype).expand(values.shape)
+        labels = targets.where(mask, 0)
+        return per_class(values, labels, num_classes) / per_class(weights, labels, num_classes)
+    return per_class(values, targets, num_classes)
+
+
+def _why_nan(features: Tensor, weight: Tensor, logits: Tensor | None, mask: Tensor | None) -> str:
+    if mask is not None and checks.holds((~mask).all(-1).any()):
+        return "the mask leaves no sample"
+    return checks.nan_inputs(features=features, weight=weight, logits=logits) or "a value overflowed its dtype"
+
+
+def _why_no_collapse(features: Tensor, statistics: ClassStatistics) -> str:
+    reason = checks.nan_inputs(features=features)
+    if reason is not None:
+        return reason
+    if checks.holds((statistics.number_present < 2).any()):
+        return (
+            f"it needs two classes with at least two samples each, and there are {int(statistics.number_present.min())}"
+        )
+    if checks.holds(collapse.coincident_pairs(statistics).any()):
+        first = collapse.coincident_pairs(statistics).nonzero()[0].tolist()
+        return f"the means of classes {first[-2]} and {first[-1]} coincide"
+    return "class means or the head's weight are zero, or a value overflowed its dtype"
 
 
 def _collapse_rows(with_head: bool) -> list[Measure]:
     rows = [row for row in MEASURES.values() if row.property == "collapse"]
     return rows if with_head else [row for row in rows if not {"weight", "prediction"} & set(row.inputs)]
-
-
-def _statistics(features: Tensor, labels: Tensor, num_classes: int | None) -> ClassStatistics:
-    return ClassStatistics.of(features, labels, num_classes if num_classes is not None else int(labels.max()) + 1)

@@ -11,9 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from grokscape.measures.comparison import margins
 from grokscape.measures.flatness import row_variance
 from grokscape.measures.softmax import Softmax
 from grokscape.measures.statistics import ClassStatistics
+from grokscape.numerics import full_precision
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,16 @@ class Quantities:
     Args:
         snapshot: the snapshot.
         around: quantities of another snapshot whose class means take the place of the snapshot's own.
+        statistics: class statistics, where they are known already.
     """
 
-    def __init__(self, snapshot: Snapshot, around: "Quantities | None" = None) -> None:
+    def __init__(
+        self, snapshot: Snapshot, around: "Quantities | None" = None, statistics: ClassStatistics | None = None
+    ) -> None:
         self._snapshot = snapshot
         self._around = around
+        if statistics is not None:
+            self.__dict__["statistics"] = statistics
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -73,6 +80,11 @@ class Quantities:
     def cross_entropies(self) -> Tensor:
         """−log p_y of every sample, (..., N)."""
         return self.softmax.cross_entropy(self._snapshot.labels)
+
+    @cached_property
+    def margins(self) -> Tensor:
+        """z_y − max_{c≠y} z_c of every sample, (..., N)."""
+        return margins(self._snapshot.logits, self._snapshot.labels)
 
     @cached_property
     def row_variance(self) -> Tensor:
@@ -135,4 +147,5 @@ class Measure:
 
     def of(self, quantities: Quantities, **options: object) -> Tensor:
         """Value from quantities that other measures may have computed already."""
-        return self.function(*(getattr(quantities, name) for name in self.inputs), **options)
+        with full_precision():
+            return self.function(*(getattr(quantities, name) for name in self.inputs), **options)

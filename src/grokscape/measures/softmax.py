@@ -47,6 +47,10 @@ class Softmax:
             gaps=gaps,
         )
 
+    def at(self, temperature: float) -> "Softmax":
+        """The same logits at another temperature τ."""
+        return Softmax.of(self.gaps, temperature)
+
     def cross_entropy(self, labels: Tensor) -> Tensor:
         """−log p_y of every sample, (..., N); keeps its digits where p_y rounds to 1."""
         return self.log_normaliser - self.gaps.gather(-1, labels[..., None]).squeeze(-1)

@@ -11,16 +11,21 @@ Shapes: `...` any leading replica axes, N samples, d features, K classes.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from grokscape.numerics import select_rows, squared_distances, sum_by_class
 
+Weighting = Literal["sample", "class"]
+
 
 @dataclass(frozen=True)
 class ClassMeans:
     """Class means and what follows from them alone.
+
+    The global mean and Σ_W weigh every sample alike, or every class alike; with classes of one size that is the same.
 
     Attributes:
         counts: samples in each class, (..., K), of the features' dtype.
@@ -28,6 +33,7 @@ class ClassMeans:
         means: class means minus the offset, (..., K, d).
         variances: V_c, mean squared distance of the class's samples to its mean, (..., K); 0 where not present.
         offset: what the means are relative to, (..., 1, d).
+        weighting: "sample" or "class".
     """
 
     counts: Tensor
@@ -35,6 +41,7 @@ class ClassMeans:
     means: Tensor
     variances: Tensor
     offset: Tensor
+    weighting: Weighting
 
     @cached_property
     def kept_counts(self) -> Tensor:
@@ -43,8 +50,9 @@ class ClassMeans:
 
     @cached_property
     def weights(self) -> Tensor:
-        """n_c / N over the classes that take part, (..., K); zero elsewhere."""
-        return self.kept_counts / self.kept_counts.sum(-1, keepdim=True)
+        """Weight of each class: n_c / N, or 1 / K, over the classes that take part; zero elsewhere, (..., K)."""
+        kept = self.kept_counts if self.weighting == "sample" else self.present.to(self.means.dtype)
+        return kept / kept.sum(-1, keepdim=True)
 
     @cached_property
     def number_present(self) -> Tensor:
@@ -58,13 +66,13 @@ class ClassMeans:
 
     @cached_property
     def centred_means(self) -> Tensor:
-        """μ_c − μ_G with the global mean over samples, (..., K, d); zero rows for classes that are not present."""
+        """μ_c − μ_G, (..., K, d); zero rows for classes that do not take part."""
         kept = self.present[..., None]
         centre = (self.weights[..., None] * self.means.where(kept, 0)).sum(-2, keepdim=True)
         return (self.means - centre).where(kept, 0)
 
     def within_trace(self) -> Tensor:
-        """Tr Σ_W = (1/N) Σ_i ‖φ_i − μ_{y_i}‖², (...)."""
+        """Tr Σ_W, (...)."""
         return (self.weights * self.variances).sum(-1)
 
 
@@ -82,7 +90,8 @@ class ClassStatistics(ClassMeans):
 
     @classmethod
     def of(
-        cls, features: Tensor, labels: Tensor, num_classes: int, around: ClassMeans | None = None
+        cls, features: Tensor, labels: Tensor, num_classes: int, around: ClassMeans | None = None,
+        weighting: Weighting = "sample",
     ) -> "ClassStatistics":
         """Statistics of features (..., N, d) with labels (..., N).
 
@@ -91,6 +100,7 @@ class ClassStatistics(ClassMeans):
             labels: int64 (..., N).
             num_classes: K.
             around: measure deviations around these means, not around the features' own.
+            weighting: how the global mean and Σ_W weigh.
         """
         counts = sum_by_class(features.new_ones(*labels.shape, 1), labels, num_classes).squeeze(-1)
         offset = features.detach().mean(-2, keepdim=True) if around is None else around.offset
@@ -106,7 +116,7 @@ class ClassStatistics(ClassMeans):
             deviations = deviations * select_rows(present[..., None].to(deviations.dtype), labels)
         squares = torch.linalg.vector_norm(deviations, dim=-1, keepdim=True).square()
         variances = sum_by_class(squares, labels, num_classes).squeeze(-1) / counts.clamp(min=1)
-        return cls(counts, present, means, variances.where(present, 0), offset, labels, deviations)
+        return cls(counts, present, means, variances.where(present, 0), offset, weighting, labels, deviations)
 
     @cached_property
     def projections(self) -> Tensor:
@@ -115,7 +125,11 @@ class ClassStatistics(ClassMeans):
 
     def within_through(self, matrix: Tensor) -> Tensor:
         """Tr(A M Σ_W Mᵀ Aᵀ) for A (..., m, K) and M the centred means (K, d): (...)."""
-        return (matrix @ self.projections).square().sum((-2, -1)) / self.kept_counts.sum(-1)
+        squares = (matrix @ self.projections).square().sum(-2)
+        if self.weighting == "sample":
+            return squares.sum(-1) / self.kept_counts.sum(-1)
+        share = self.weights / self.counts.clamp(min=1)
+        return (squares * select_rows(share[..., None], self.labels).squeeze(-1)).sum(-1)
 
     def mean_deviation(self) -> Tensor:
         """Mean distance of a sample to the mean of its class, (...)."""
