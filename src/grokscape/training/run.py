@@ -114,6 +114,7 @@ class Run:
         self._first, self._seconds_before = saved["step"], saved["seconds"]
         self._recorder = _Recorder(folder, plan)
         self._began = self._saved = time.monotonic()
+        self._measuring = 0.0
 
     @property
     def _seconds(self) -> float:
@@ -141,11 +142,13 @@ class Run:
         step = self._first
         while True:
             self._save_if_due(step, stop)
+            before = time.monotonic()
             if step in grid:
                 self._measure_all(step)
             else:
                 for row in engine.rows_to_refine(step):
                     self._measure_one(step, row)
+            self._measuring += time.monotonic() - before
             if step == plan.steps or (plan.early_stop and engine.settled):
                 break
             engine.step(step)
@@ -197,6 +200,7 @@ class Run:
             step=step,
             steps=self._plan.steps,
             seconds=round(self._seconds, 3),
+            seconds_measuring=round(self._measuring, 3),
             device=str(self._plan.device),
             threads=torch.get_num_threads(),
             batched=getattr(network, "batched", True),
