@@ -89,7 +89,7 @@ class VerdictRule(BaseModel):
     model_config = _FROZEN
 
     accuracy_margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    delay_ratio_margin: Annotated[float, Field(gt=1)] = 1.5
+    delay_ratio_margin: Annotated[float, Field(gt=1)] = 2.0
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     held_fraction: Annotated[float, Field(gt=0, le=1)] = 0.8
     held_tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.2
