@@ -3,9 +3,10 @@
     study = synthetic.study(seeds=8)                       # a `Study` with frame, columns, spec, status
     folder = synthetic.write(tmp_path / "run", study)      # the same as a `RunFolder`
 
-Each arm says what its runs do: `delay_factor`, `never`, `final_accuracy`, `floor` (measure → level below which it does
-not fall), `diverge` (seeds that break down), `memorise`. Everything else follows the shape of real grokking: train accuracy
-saturates, κ peaks and falls when test accuracy rises, cdnv falls from the start, the loss falls throughout.
+Each arm says what its runs do: `delay_factor`, `never`, `final_accuracy`, `floor` (measure → level below which it
+does not fall), `diverge` (seeds that break down), `memorise`, `geometry` (training measures fall as if it generalised,
+though it never does). Everything else follows the shape of real grokking: train accuracy saturates, κ peaks and falls
+when test accuracy rises, cdnv falls from the start, the loss falls throughout.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,7 @@ class ArmTruth:
     extra: Mapping[str, Any] = field(default_factory=dict)
     delay_factor: float = 1.0
     never: bool = False
+    geometry: bool = False
     memorise: bool = True
     final_accuracy: float = 1.0
     floor: Mapping[str, float] = field(default_factory=dict)
@@ -88,7 +90,7 @@ QUICKSTART = (
     ArmTruth("collapse-held", interventions=[clamp("cdnv", 1.2)], floor={"cdnv": 1.2, "rnc1": 0.6}),
     ArmTruth("loss-held", role="control", control="matched-level", interventions=[clamp("loss", 2e-2)],
              floor={"loss": 2e-2}),
-    ArmTruth("random-labels", role="control", control="random-labels", never=True, final_accuracy=1 / 31,
+    ArmTruth("random-labels", role="control", control="random-labels", never=True, final_accuracy=1 / 31, geometry=True,
              extra={"testbed": {"random_labels": True}}),
 )
 
@@ -147,11 +149,12 @@ def _runs(arm: ArmTruth, grid: np.ndarray, memorised: np.ndarray, generalised: n
     noise = lambda size: np.exp(generator.normal(0, size, (len(memorised), len(grid))))  # noqa: E731
     rise = 1 / (1 + np.exp(-(t - tm) / (0.05 * tm) - 5))
     turn = 1 / (1 + np.exp(-(t - tg) / (0.05 * tg) - 3))
+    inner = turn if arm.geometry or not arm.never else np.zeros_like(turn)
     turn = np.zeros_like(turn) if arm.never else turn
     low = 1 / 31
     reached = np.clip(arm.final_accuracy + (arm.final_accuracy < 1) * generator.normal(0, 0.02, tm.shape), 0, 1)
     drift = (reached - low) * np.clip(t / grid[-1], 0, 1) if arm.never else 0 * t
-    loss = 3.4 * np.exp(-t / tm * 4) + 2e-3 * (1 - turn) + 1e-6
+    loss = 3.4 * np.exp(-t / tm * 4) + 2e-3 * (1 - inner) + 1e-6
     columns = {
         "train/accuracy": low + (1 - low) * rise * (1.0 if arm.memorise else 0.5),
         "test/accuracy": low + (reached - low) * turn + drift,
@@ -159,11 +162,11 @@ def _runs(arm: ArmTruth, grid: np.ndarray, memorised: np.ndarray, generalised: n
         "test/loss": 5 * (1 - turn) + 1e-4 * noise(0.1),
     }
     shapes = {
-        "train/relative_flatness": ("relative_flatness", 0.1 + 60 * rise * (1 - turn)),
-        "train/relative_flatness_bound": ("relative_flatness_bound", 5 + 3000 * rise * (1 - turn)),
+        "train/relative_flatness": ("relative_flatness", 0.1 + 60 * rise * (1 - inner)),
+        "train/relative_flatness_bound": ("relative_flatness_bound", 5 + 3000 * rise * (1 - inner)),
         "train/cdnv": ("cdnv", 0.2 + 3 * np.exp(-t / tm)), "test/cdnv": ("cdnv", 0.3 + 3 * (1 - turn)),
         "train/rnc1": ("rnc1", 0.1 + 0.8 * np.exp(-t / tm)), "test/rnc1": ("rnc1", 0.15 + 0.8 * (1 - turn)),
-        "test/ildr": ("ildr", 1 + 5 * turn), "params/weight_norm": ("weight_norm", 20 + 20 * rise * (1 - turn)),
+        "test/ildr": ("ildr", 1 + 5 * turn), "params/weight_norm": ("weight_norm", 20 + 20 * rise * (1 - inner)),
     }
     for name, (measure, values) in shapes.items():
         columns[name] = np.maximum(values, arm.floor.get(measure, 0)) * noise(0.03)

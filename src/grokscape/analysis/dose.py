@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def trend(record: Record, target: "Target", found: list[Effect]) -> list[dict[str, Any]]:
-    """Page's trend test per hand with at least two doses: does test accuracy fall, and the delay grow, with the level?
+    """Page's trend test per hand with at least two doses: does test accuracy fall, and the delay grow, with the
+    level?
 
     Doses are ordered by the settled level of the measure, baseline included; seeds are the blocks; a run that never
     generalised counts as slower than all that did.

@@ -89,8 +89,9 @@ def _not_slower(own: Array, base: Array, factor: float) -> float:
 def effects(record: Record) -> list[Effect]:
     """Effects of all arms that are compared with the baseline, p values corrected by Holm over these arms.
 
-    Each of the three questions (harmed, intact, hastened) is a family of its own: of "harmed" and "intact" at most one
-    can be wrong about an arm. Arms that are expected to differ (random labels, rescaling, no delay) belong to none.
+    Each of the three questions (harmed, intact, hastened) is a family of its own: of "harmed" and "intact" at most
+    one can be wrong about an arm. Arms that are expected to differ (random labels, rescaling, no delay) belong to
+    none.
     """
     if record.baseline is None:
         return []

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -103,6 +102,11 @@ def one_sided(values: Array, bound: float) -> float:
     return float(stats.t.sf(gap / spread, len(values) - 1))
 
 
+def two_sided(values: Array, centre: float) -> float:
+    """p value of "the mean is `centre`" (Student's t); 1 if it cannot be tested."""
+    return min(1.0, 2 * min(one_sided(values, centre), one_sided(-values, -centre)))
+
+
 def tost(differences: Array, margin: float) -> float:
     """Two one-sided tests: p value of "the mean difference is at least `margin` away from zero" (Schuirmann 1987)."""
     return max(one_sided(differences, -margin), one_sided(-differences, -margin))
@@ -131,11 +135,16 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(value) for value in multipletests(p, method="holm")[1]] if len(p) else []
 
 
-def geometric_median(values: Array) -> NDArray[np.float64]:
-    """Median of each row of (R, T) on a log scale where all its values are positive; NaN for rows without values."""
-    result = np.full(len(values), np.nan)
-    for row, line in enumerate(values):
-        line = line[~np.isnan(line)]
-        if len(line):
-            result[row] = float(np.exp(np.median(np.log(line)))) if (line > 0).all() else float(np.median(line))
+def row_median(values: Array) -> Array:
+    """Median of each row of (R, T), NaN left out; NaN for rows without values."""
+    result, some = np.full(len(values), np.nan), ~np.isnan(values).all(axis=1)
+    if some.any():
+        result[some] = np.nanmedian(values[some], axis=1)
     return result
+
+
+def geometric_median(values: Array) -> Array:
+    """Median of each row of (R, T) on a log scale where all its values are positive; NaN for rows without values."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        positive = (np.isnan(values) | (values > 0)).all(axis=1)
+        return np.where(positive, np.exp(row_median(np.log(np.where(values > 0, values, np.nan)))), row_median(values))

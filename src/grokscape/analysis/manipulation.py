@@ -13,10 +13,11 @@ from grokscape.analysis.frames import Array
 from grokscape.analysis.record import Record
 
 RULE = (
-    "Held: in at least {held:.0%} of the seeds the goal is met, within {tolerance:.0%} of its level, at {held:.0%} of the "
-    "evaluations from memorisation to the end of the intervention; an intervention without a level must move the measure "
-    "by a factor of {factor:g} against the same seed's baseline. Idle: the baseline meets the goal by itself. Memorised: "
-    "{held:.0%} of the seeds reach train accuracy {train:g}, keep it, and do not diverge."
+    "Held: in at least {held:.0%} of the seeds the goal is met, within {tolerance:.0%} of its level, at {held:.0%}"
+    " of the evaluations from memorisation to the end of the intervention; an intervention without a level must "
+    "move the measure by a factor of {factor:g} against the same seed's baseline. Idle: the baseline meets the "
+    "goal by itself. Memorised: {held:.0%} of the seeds reach train accuracy {train:g}, keep it, and do not "
+    "diverge."
 )
 
 

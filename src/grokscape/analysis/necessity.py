@@ -1,8 +1,9 @@
 """Is a property necessary for generalisation? Arms that block it, dose by dose and hand by hand.
 
-An arm *blocks* a measure if its runs settle a factor away from the baseline's level, on the side where the property is
-absent, whatever hand brought them there. Two arms are *matched* if their levels lie within that factor. A *hand* is
-what takes hold of training: a penalty on one measure, a cap, another optimiser setting; doses of one hand are one hand.
+An arm *blocks* a measure if its runs settle a factor away from the baseline's level, on the side where the property
+is absent, whatever hand brought them there. Two arms are *matched* if their levels lie within that factor. A *hand*
+is what takes hold of training: a penalty on one measure, a cap, another optimiser setting; doses of one hand are one
+hand.
 """
 
 from dataclasses import dataclass
@@ -20,13 +21,20 @@ from grokscape.analysis.manipulation import log_ratio, middle, settled
 from grokscape.analysis.record import Record
 
 RULE = (
-    "An arm harms if final test accuracy falls by more than {accuracy:g} or the delay grows by more than a factor of "
-    "{ratio:g}; it is intact if neither is so (TOST on accuracy, upwards open; one-sided t on the delay; level "
-    "{alpha:g}, Holm over all arms). Consistent with necessary: at one level two different hands harm, and no hand at "
-    "that level or beyond leaves generalisation intact. Belongs to the manipulation: one hand harms while another, at "
-    "the same level or beyond, does not. Not necessary: nothing harms, and the strongest arm that was made to block it "
-    "is intact. Else inconclusive, also when a control fails."
+    "An arm harms if final test accuracy falls by more than {accuracy:g} or the delay grows by more than a factor "
+    "of {ratio:g}; it is intact if neither is so (TOST on accuracy, upwards open; one-sided t on the delay; level "
+    "{alpha:g}, Holm over all arms). Consistent with necessary: at one level two different hands harm, and no hand"
+    " at that level or beyond leaves generalisation intact. Belongs to the manipulation: one hand harms while "
+    "another, at the same level or beyond, does not. Not necessary: nothing harms, and the strongest arm that was "
+    "made to block it is intact. Else inconclusive, also when a control fails."
 )
+
+OPENINGS = {
+    "consistent with necessary": "The data are consistent with {property} ({title}) being necessary for generalisation",
+    "not necessary": "Generalisation does not need {property} ({title})",
+    "belongs to the manipulation": "Blocking {property} ({title}) shows no need of it",
+    "inconclusive": "Whether generalisation needs {property} ({title}) stays open",
+}
 
 
 @dataclass(frozen=True)
@@ -63,13 +71,13 @@ class Target:
         return self.property_name if self.primary else f"{self.property_name}/{self.measure}"
 
 
-def targets(record: Record, goal: str = "block") -> list[Target]:
-    """The measures that manipulation arms block (or promote), one of each property being the primary."""
+def targets(record: Record, *goals: str) -> list[Target]:
+    """The measures that manipulation arms block or promote, one of each property being the primary."""
     count: dict[tuple[str, str, str], int] = {}
     for arm in record.arms:
         if arm.role == "manipulation":
             for aim in arm.aims:
-                if aim.goal == goal and aim.relative_to is None:
+                if aim.goal in goals and aim.relative_to is None:
                     key = (aim.property, aim.measure, aim.column)
                     count[key] = count.get(key, 0) + 1
     primary: dict[str, str] = dict(record.rules.primary)
@@ -125,7 +133,8 @@ def _verdict(found: list[Level], pairs: list[dict[str, Any]]) -> tuple[str, list
         if pair["agree"] and not contradicted.keys() & set(pair["arms"]):
             one, two = (by_name[name] for name in pair["arms"])
             return "consistent with necessary", [one, two], (
-                f"two different hands ({one.effect.arm.hand}; {two.effect.arm.hand}) that brought it to the same level "
+                f"two different hands ({one.effect.arm.hand}; {two.effect.arm.hand}) that brought it to the same "
+                f"level "
                 f"({one.value:.3g} and {two.value:.3g}) both harmed generalisation")
     harmed = [level for level in found if level.effect.call == "harmed"]
     disputed = [level for level in harmed if level.effect.arm.name in contradicted]
@@ -133,11 +142,13 @@ def _verdict(found: list[Level], pairs: list[dict[str, Any]]) -> tuple[str, list
         one, two = disputed[-1], by_name[contradicted[disputed[-1].effect.arm.name]]
         return "belongs to the manipulation", [one, two], (
             f"“{one.effect.arm.title}” harmed generalisation at a level of {one.value:.3g}, but "
-            f"“{two.effect.arm.title}” brought it to {two.value:.3g} by another hand and left generalisation intact, so the harm belongs to the "
+            f"“{two.effect.arm.title}” brought it to {two.value:.3g} by another hand and left generalisation "
+            f"intact, so the harm belongs to the "
             f"manipulation and not to the level")
     if harmed:
         return "inconclusive", harmed[-1:], (
-            f"“{harmed[-1].effect.arm.title}” harmed generalisation, but no second hand brought the measure to the same "
+            f"“{harmed[-1].effect.arm.title}” harmed generalisation, but no second hand brought the measure to the "
+            f"same "
             f"level, so the harm may belong to the manipulation")
     aimed = [level for level in found if level.aimed]
     if aimed and aimed[-1].effect.call in ("intact", "hastened"):
@@ -167,13 +178,14 @@ def necessity(record: Record, target: Target, found: list[Effect], failed: list[
     harm = any(level.effect.call == "harmed" for level in deciding)
     p = max((level.effect.p_harmed if harm and level.effect.call == "harmed" else level.effect.p_intact
              for level in deciding), default=None)
-    details = "; ".join(f"{level.effect.arm.title}: {worded(level.effect)}" for level in deciding)
+    details = "; ".join(f"“{level.effect.arm.title}”: {worded(level.effect)}" for level in deciding)
     rules = record.rules
     first = Finding(
         f"necessity/{target.id}", "necessity", {"property": target.property_name, "measure": target.measure,
                                                 "column": target.column},
-        f"{target.property_name.capitalize()} ({title}): {verdict}. {why[0].upper()}{why[1:]}."
-        + (f" {details}." if details else ""), verdict, _estimates(deciding),
+        f"{OPENINGS[verdict].format(property=target.property_name, title=title)}: {why}"
+        f"{f' ({details})' if details else ''}.",
+        verdict, _estimates(deciding),
         min((level.effect.n for level in deciding), default=0), "TOST and one-sided paired t tests, Holm over arms", p,
         RULE.format(accuracy=rules.accuracy_margin, ratio=rules.delay_ratio_margin, alpha=rules.alpha),
         plain({"doses": doses(record, target, found), "trend": trend(record, target, found), "pairs": pairs,
@@ -213,7 +225,7 @@ def doses(record: Record, target: Target, found: list[Effect]) -> list[dict[str,
 def _also_blocked(record: Record, target: Target, found: list[Effect], deciding: list[Level]) -> list[str]:
     """Other targeted measures that every deciding arm blocked as well: the evidence cannot tell them apart."""
     names = {level.effect.arm.name for level in deciding}
-    others = [other for other in targets(record) if other.column != target.column]
+    others = [other for other in targets(record, "block") if other.column != target.column]
     return [other.measure for other in others
             if names and names <= {level.effect.arm.name for level in levels(record, other, found)}]
 
@@ -226,15 +238,16 @@ def _convergence(record: Record, target: Target, found: list[Level], pairs: list
     verdict = "hands disagree" if against else "hands agree" if agreeing else "not tested"
     title = record.title(target.column)
     if not pairs:
-        text = f"{len(hands)} hand{'s' * (len(hands) != 1)} moved {title} away from the baseline; none harms beside another " \
-               f"at the same level, so there is nothing to compare"
+        text = f"{len(hands)} hand{'s' * (len(hands) != 1)} moved {title} away from the baseline; none harms beside " \
+               f"another at the same level, so there is nothing to compare"
     else:
         shown = (against or agreeing)[0]
         text = f"{title} at {shown['levels'][0]:.3g} by {shown['hands'][0]} and at {shown['levels'][1]:.3g} by " \
                f"{shown['hands'][1]}: generalisation {shown['calls'][0]} and {shown['calls'][1]}" \
                f" (train loss {'alike' if shown['matched_loss'] else 'not alike'})"
-    rule = f"Levels match within a factor of {record.rules.match_factor:g}; hands agree if both harm, and disagree if one " \
-           f"harms while another, at the same level or beyond, leaves generalisation intact."
-    return Finding(f"convergence/{target.id}", "convergence", {"property": target.property_name, "measure": target.measure},
+    rule = f"Levels match within a factor of {record.rules.match_factor:g}; hands agree if both harm, and disagree " \
+           f"if one harms while another, at the same level or beyond, leaves generalisation intact."
+    return Finding(f"convergence/{target.id}", "convergence",
+                   {"property": target.property_name, "measure": target.measure},
                    text[0].upper() + text[1:] + ".", verdict, n=min((level.effect.n for level in found), default=0),
                    rule=rule, data=plain({"hands": hands, "pairs": pairs}))

@@ -1,8 +1,8 @@
 """When a run memorised and when it generalised.
 
-An onset is the first evaluation at or above a threshold that then holds for some evaluations in a row; the first crossing
-is kept beside it. The true moment lies between the evaluation before and this one (interval-censored); a run that never
-gets there is right-censored at the last step it was followed to, and stays in every count.
+An onset is the first evaluation at or above a threshold that then holds for some evaluations in a row; the first
+crossing is kept beside it. The true moment lies between the evaluation before and this one (interval-censored); a run
+that never gets there is right-censored at the last step it was followed to, and stays in every count.
 """
 
 from dataclasses import dataclass
@@ -80,10 +80,10 @@ def outcomes(panel: Panel, rules: Rules) -> pl.DataFrame:
     """What became of each replica: one row each, in the panel's order.
 
     Columns: `replica`, `arm`, `seed`, `diverged`; `memorised_first`, `memorised_lower`, `memorised`; the same for
-    `generalised` (steps, null if never); `followed` (last step; the study's last for a replica that diverged, which will
-    never generalise); `delay` (steps from memorisation to generalisation or to the end, null if it never memorised),
-    `delay_observed` (whether generalisation ended it), `final_accuracy` (mean of the last test accuracies),
-    `final_train_accuracy`.
+    `generalised` (steps, null if never); `followed` (last step; the study's last for a replica that diverged, which
+    will never generalise); `delay` (steps from memorisation to generalisation or to the end, null if it never
+    memorised), `delay_observed` (whether generalisation ended it), `final_accuracy` (mean of the last test
+    accuracies), `final_train_accuracy`.
     """
     train = threshold_onset(panel[TRAIN_ACCURACY], panel.steps, rules.train_threshold, rules.hold)
     test = threshold_onset(panel[TEST_ACCURACY], panel.steps, rules.test_threshold, rules.hold)

@@ -1,4 +1,4 @@
-"""A study's record: what was planned and what happened, side by side. Everything else in the analysis starts from it."""
+"""A study's record: what was planned and what happened, side by side. The rest of the analysis starts from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -26,10 +26,10 @@ def summary_table(frame: pl.DataFrame, spec: Mapping[str, Any] | None = None,
 
     Returns:
         Columns: `arm`, `title`, `role`; `n` seeds, `diverged`, `memorised`, `generalised` (counts); `memorised_step`,
-        `generalised_step`, `delay` (Kaplan–Meier medians in steps, null if half never got there); `final_accuracy` with
-        `final_accuracy_low` and `_high` (95 % interval of the mean over seeds); `measure` (the manipulated column, null if
-        none), `level_at_memorisation`, `level` (settled; medians over seeds), `held` (share of seeds in which the goal was
-        met), `state` (see docs/verdicts.md), `valid` (whether the arm can say anything).
+        `generalised_step`, `delay` (Kaplan–Meier medians in steps, null if half never got there); `final_accuracy`
+        with `final_accuracy_low` and `_high` (95 % interval of the mean over seeds); `measure` (the manipulated
+        column, null if none), `level_at_memorisation`, `level` (settled; medians over seeds), `held` (share of seeds
+        in which the goal was met), `state` (see docs/verdicts.md), `valid` (whether the arm can say anything).
     """
     return table_of(Record.of(frame, spec, columns, status))
 
@@ -55,8 +55,9 @@ def _row(record: Record, arm: Arm) -> dict[str, Any]:
     result = check(record, arm)
     accuracy = mean_interval(record.moment("final_accuracy")[place], 1 - record.rules.alpha)
     aim = arm.aims[0] if arm.aims else None
-    row = {"arm": arm.name, "title": arm.title, "role": arm.role, "n": len(runs), "diverged": int(runs["diverged"].sum()),
-           "memorised": runs["memorised"].count(), "generalised": runs["generalised"].count(),
+    row = {"arm": arm.name, "title": arm.title, "role": arm.role, "n": len(runs),
+           "diverged": int(runs["diverged"].sum()), "memorised": runs["memorised"].count(),
+           "generalised": runs["generalised"].count(),
            "memorised_step": _median(runs, "memorised"), "generalised_step": _median(runs, "generalised"),
            "delay": _median_delay(runs), "final_accuracy": accuracy["value"], "final_accuracy_low": accuracy["low"],
            "final_accuracy_high": accuracy["high"], "measure": aim.column if aim else None,

@@ -1,8 +1,8 @@
 """How long generalisation takes once the training set is memorised, with runs that never get there kept in.
 
-The clock starts at memorisation. A run that had not generalised by its last step, or that diverged, is censored there.
-Restricted mean delay: the mean of min(delay, τ), with τ the longest time for which every censored run was followed;
-until τ nobody is lost, so it needs no model and no Kaplan–Meier estimate and is not biased by censoring.
+The clock starts at memorisation. A run that had not generalised by its last step, or that diverged, is censored
+there. Restricted mean delay: the mean of min(delay, τ), with τ the longest time for which every censored run was
+followed; until τ nobody is lost, so it needs no model and no Kaplan–Meier estimate and is not biased by censoring.
 """
 
 import warnings
@@ -26,8 +26,8 @@ def kaplan_meier(times: Array, observed: Flags, confidence: float = 0.95) -> dic
         confidence: of the pointwise interval.
 
     Returns:
-        {"steps", "share", "low", "high"}, each a list that starts at step 0; {"median"}: first step at which half have
-        generalised, or None; {"censored"}: steps at which runs were lost sight of.
+        {"steps", "share", "low", "high"}, each a list that starts at step 0; {"median"}: first step at which half
+        have generalised, or None; {"censored"}: steps at which runs were lost sight of.
     """
     times, observed = np.asarray(times, float), np.asarray(observed, bool)
     empty: dict[str, Any] = {"steps": [], "share": [], "low": [], "high": [], "median": None, "censored": []}
@@ -107,8 +107,8 @@ def faster_than(first: Array, second: Array, factor: float) -> float:
 def paired_log_rank(first: Array, second: Array, seen: Flags, seen_base: Flags) -> float:
     """Log-rank test of two arms whose replicas are paired by seed.
 
-    Each run scores its event (1 or 0) minus the pooled Nelson–Aalen hazard up to its time; within a seed the two scores
-    are swapped (O'Brien & Fleming 1987). Exact for any number of seeds, which the χ² form is not.
+    Each run scores its event (1 or 0) minus the pooled Nelson–Aalen hazard up to its time; within a seed the two
+    scores are swapped (O'Brien & Fleming 1987). Exact for any number of seeds, which the χ² form is not.
     """
     times, events = np.r_[first, second], np.r_[seen, seen_base].astype(float)
     if not len(first):

@@ -1,0 +1,69 @@
+"""What became of each arm: when its runs memorised and generalised, and how their delay compares to the baseline."""
+
+import polars as pl
+
+from grokscape.analysis.estimation import estimate, share_interval
+from grokscape.analysis.finding import Finding
+from grokscape.analysis.record import Record
+from grokscape.analysis.survival import delay_ratio, kaplan_meier, paired_delays, paired_log_rank
+
+ONSET_RULE = (
+    "Onset: first evaluation with train accuracy ≥ {train:g} (memorised) or test accuracy ≥ {test:g} (generalised) "
+    "that holds for {hold} evaluations; a run that never gets there is censored, not dropped."
+)
+
+
+def onset_finding(record: Record, name: str) -> Finding:
+    """When the runs of an arm memorised and generalised."""
+    runs, rules = record.results.filter(arm=name), record.rules
+    n, title = len(runs), record.arm(name).title
+    curves = {}
+    for event in ("memorised", "generalised"):
+        known = runs.drop_nulls("followed")
+        times = known.select(pl.coalesce(event, "followed").alias("time"))["time"].to_numpy()
+        curves[event] = kaplan_meier(times, known[event].is_not_null().to_numpy(), 1 - rules.alpha)
+    counts = {event: runs[event].count() for event in curves}
+    medians = {event: curve["median"] for event, curve in curves.items()}
+    text = " and ".join(f"{counts[event]} of {n} {event}{_step(medians[event])}" for event in curves)
+    diverged = int(runs["diverged"].sum())
+    return Finding(
+        f"onset/{name}", "onset", {"arm": name}, f"{title}: {text}{f'; {diverged} diverged' if diverged else ''}.",
+        estimates={event: share_interval(counts[event], n, 1 - rules.alpha) for event in curves}
+        | {f"median step {event}": estimate(medians[event], unit="steps") for event in curves},
+        n=n, rule=ONSET_RULE.format(train=rules.train_threshold, test=rules.test_threshold, hold=rules.hold),
+        data={"per_seed": runs.drop("replica").to_dicts(), "kaplan_meier": curves, "horizon": record.panel.horizon})
+
+
+def survival_finding(record: Record, name: str) -> Finding:
+    """Delay of an arm against the baseline's: Kaplan–Meier curves, log-rank test, ratio of restricted means."""
+    assert record.baseline is not None
+    results, rules, base = record.results_before(record.arm(name).until), record.rules, record.baseline.name
+    first, second, limit, seen, seen_base = paired_delays(results, name, base)
+    ratio = delay_ratio(first, second, rules)
+    p = paired_log_rank(first, second, seen, seen_base)
+    curves = {}
+    for arm in (base, name):
+        runs = results.filter(arm=arm).drop_nulls("delay")
+        curves[arm] = kaplan_meier(runs["delay"].to_numpy(), runs["delay_observed"].to_numpy(), 1 - rules.alpha)
+    title, n = record.arm(name).title, len(seen)
+    cut = "" if seen.all() and seen_base.all() else f", counting at most {limit:g} steps"
+    if ratio["value"] is None:
+        text = f"{title}: the delay cannot be compared with the baseline's"
+    else:
+        span = "" if ratio["low"] is None else f" (interval {ratio['low']:.2f} to {ratio['high']:.2f})"
+        text = f"{title}: from memorisation to generalisation it takes {ratio['value']:.2f} times as long as the " \
+               f"baseline{span}{cut}; {int(seen.sum())} of {n} seeds generalised by " \
+               f"then, and {int(seen_base.sum())} of {n} in the baseline"
+    return Finding(
+        f"survival/{name}", "survival", {"arm": name, "baseline": base}, text + ".",
+        estimates={"delay ratio": ratio,
+                   "restricted mean delay": estimate(first.mean() if len(first) else None, unit="steps"),
+                   "restricted mean delay, baseline": estimate(second.mean() if len(second) else None, unit="steps")},
+        n=len(first), test="log-rank, paired by seed (swap test)", p=p,
+        rule="Ratio of mean min(delay, τ), τ the longest time for which every censored run was followed; interval: "
+             "bootstrap over seeds; p for this arm alone, not corrected.",
+        data={"kaplan_meier": curves, "restriction": limit, "delays": first, "delays_baseline": second})
+
+
+def _step(median: float | None) -> str:
+    return "" if median is None else f" (median step {median:g})"

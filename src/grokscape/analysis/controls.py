@@ -1,0 +1,123 @@
+"""Controls of a study: arms whose outcome is known beforehand. One that fails says that something else is wrong."""
+
+from typing import Any
+
+import numpy as np
+
+from grokscape.analysis.design import Arm
+from grokscape.analysis.effects import effect
+from grokscape.analysis.estimation import estimate, mean_interval, plain, share_interval
+from grokscape.analysis.finding import Finding
+from grokscape.analysis.frames import TEST_ACCURACY
+from grokscape.analysis.manipulation import at_memorisation, check, log_ratio, middle
+from grokscape.analysis.record import Record
+from grokscape.analysis.sufficiency import final_level
+
+INVARIANT = "relative_flatness"
+VOIDS_ALL = ("random-labels",)
+RULES = {
+    "random-labels": "Passes if at least {held:.0%} of the runs memorise, none generalises, and their mean test "
+                     "accuracy is not above chance by more than {accuracy:g}. If it fails, test labels leak and no "
+                     "verdict stands.",
+    "no-grokking": "Passes if at least {held:.0%} of the runs memorise and none generalises.",
+    "no-delay": "Passes if the delay is shorter than the baseline's by more than a factor of {ratio:g} (level "
+                "{alpha:g}).",
+    "rescaling": "Passes if relative flatness and accuracy are within {rescaling:.0%} of the same seed's baseline at "
+                 "the first evaluation at which both are measured. If it fails, no verdict on flatness stands.",
+    "matched-level": "Passes if what it holds was held and memorisation is intact; then it serves as another hand.",
+}
+Judged = tuple[str, str, dict[str, dict[str, Any]], dict[str, Any]]
+
+
+def controls(record: Record) -> list[Finding]:
+    """One finding per control arm, "passed", "failed" or "inconclusive"."""
+    return [_finding(record, arm) for arm in record.arms[1:] if arm.role == "control"]
+
+
+def failures(found: list[Finding], property_name: str) -> list[str]:
+    """Titles of the failed controls that make a verdict on this property void."""
+    voids = VOIDS_ALL + (("rescaling",) if property_name == "flatness" else ())
+    return [item.subject["title"] for item in found
+            if item.verdict == "failed" and item.subject.get("control") in voids]
+
+
+def _finding(record: Record, arm: Arm) -> Finding:
+    rules = record.rules
+    judges = {"random-labels": _no_generalisation, "no-grokking": _no_generalisation, "no-delay": _no_delay,
+              "rescaling": _rescaling}
+    verdict, text, estimates, data = judges.get(arm.control, _matched)(record, arm)
+    kind = arm.control or "matched-level"
+    rule = RULES.get(kind, RULES["matched-level"]).format(
+        held=rules.held_fraction, accuracy=rules.accuracy_margin, ratio=rules.delay_ratio_margin, alpha=rules.alpha,
+        rescaling=rules.rescaling_tolerance)
+    return Finding(f"control/{arm.name}", "control", {"arm": arm.name, "title": arm.title, "control": kind},
+                   f"Control “{arm.title}” {verdict}: {text}.", verdict, estimates, len(record.panel.rows(arm.name)),
+                   rule=rule, data=plain(data))
+
+
+def number_of_classes(record: Record) -> int | None:
+    """K from the spec, if it says so."""
+    testbed = record.spec.get("testbed") or {}
+    value = testbed.get("num_classes") or testbed.get("p")
+    return int(value) if value else None
+
+
+def _no_generalisation(record: Record, arm: Arm) -> Judged:
+    rules, rows = record.rules, record.panel.rows(arm.name)
+    runs, classes = record.results.filter(arm=arm.name), number_of_classes(record)
+    memorised, generalised = runs["memorised"].count(), runs["generalised"].count()
+    accuracy = mean_interval(record.moment("final_accuracy")[rows], 1 - rules.alpha, "test accuracy")
+    chance = 1 / classes if classes and arm.control == "random-labels" else None
+    high = chance is not None and (accuracy["low"] or 0.0) > chance + rules.accuracy_margin
+    text = f"{memorised} of {len(runs)} runs memorise, {generalised} generalise"
+    if accuracy["value"] is not None:
+        text += f"; final test accuracy {accuracy['value']:.3f}" + (f", chance {chance:.3f}" if chance else "")
+    levels = {column: {"control": middle(final_level(record, column)[rows]), "baseline": middle(
+        final_level(record, column)[record.panel.rows(record.arms[0].name)])} for column in record.measured()}
+    share = share_interval(generalised, len(runs), 1 - rules.alpha)
+    estimates = {"final test accuracy": accuracy, "generalised": share}
+    if generalised or high:
+        verdict = "failed"
+    else:
+        verdict = "passed" if len(runs) and memorised >= rules.held_fraction * len(runs) else "inconclusive"
+    return verdict, text, estimates, {"levels": levels, "chance": chance}
+
+
+def _no_delay(record: Record, arm: Arm) -> Judged:
+    found = effect(record, arm)
+    ratio = found.ratio
+    if ratio["value"] is None or found.check.memorised < record.rules.held_fraction:
+        return "inconclusive", "the delay cannot be compared with the baseline's", {"delay ratio": ratio}, {}
+    verdict = "passed" if found.p_hastened <= record.rules.alpha else "failed"
+    return verdict, f"its delay is {ratio['value']:.2f} times the baseline's", {"delay ratio": ratio}, {
+        "p": found.p_hastened}
+
+
+def _rescaling(record: Record, arm: Arm) -> Judged:
+    own, base = record.panel.pairs(arm.name, record.arms[0].name)
+    shifts = {}
+    for column in [name for name in record.columns if record.columns[name]["measure"] == INVARIANT] + [TEST_ACCURACY]:
+        values = record.series(column)
+        both = ~np.isnan(values[own]) & ~np.isnan(values[base]) & (record.panel.steps[own] == record.panel.steps[base])
+        first = both.argmax(axis=1) if both.shape[1] else np.zeros(len(own), dtype=int)
+        rows = np.flatnonzero(both.any(axis=1))
+        pairs = values[own[rows], first[rows]], values[base[rows], first[rows]]
+        shifts[column] = np.abs(pairs[0] - pairs[1]) if column == TEST_ACCURACY else np.abs(np.expm1(log_ratio(*pairs)))
+    worst = {column: float(np.nanmax(shift)) if np.isfinite(shift).any() else np.nan
+             for column, shift in shifts.items()}
+    known = [value for column, value in worst.items() if column != TEST_ACCURACY and not np.isnan(value)]
+    if not known:
+        return "inconclusive", "relative flatness was not measured in both", {}, {"shift": worst}
+    good = all(not value > record.rules.rescaling_tolerance for value in worst.values())
+    moved = {column: middle(log_ratio(at_memorisation(record, column)[own], at_memorisation(record, column)[base]))
+             for column in record.measured()}
+    text = f"relative flatness differs from the baseline's by {100 * max(known):.2g} % at most at the first evaluation"
+    return "passed" if good else "failed", text, {"largest change": estimate(max(known), unit="relative")}, {
+        "shift": worst, "log_ratio_at_memorisation": moved}
+
+
+def _matched(record: Record, arm: Arm) -> Judged:
+    found = check(record, arm)
+    if found.valid:
+        return "passed", f"it held what it was to hold ({found.state}), and memorisation is intact", {}, {}
+    return "failed", ", ".join(found.reasons), {}, {}

@@ -1,0 +1,201 @@
+"""Does a measure foretell generalisation, and does it do so beyond the train loss?
+
+The clock of each run starts at its memorisation. At each moment at which a run generalises it is compared with the
+runs of the same arm that have not done so by then (a Cox model stratified by arm), by the last values seen before
+that moment.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from grokscape.analysis.cox import RiskSets, concordance, fit
+from grokscape.analysis.estimation import estimate, holm, plain
+from grokscape.analysis.finding import Finding
+from grokscape.analysis.frames import TRAIN_LOSS, Array
+from grokscape.analysis.record import Record
+from grokscape.analysis.transitions import on_log_scale
+
+RULE = (
+    "Cox model of the hazard of generalising, time from memorisation, stratified by arm, covariates as last seen "
+    "before; hazard ratios per standard deviation of the log measure. Intervals: jackknife over groups of seeds, "
+    "Student's t. Concordance: share of pairs in which the run that generalises is ranked above one that has not, "
+    "coefficients fitted without its seed. Foretells beyond the loss: p of the adjusted coefficient, Holm over "
+    "measures, at most {alpha:g}."
+)
+GROUPS = 10
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Risk sets of a study and when each of their rows is to be looked at.
+
+    Attributes:
+        sets: the risk sets, M rows.
+        step: (M,) the moment in steps of the row's own run.
+        group: (R,) group of seeds that is left out together.
+    """
+
+    sets: RiskSets
+    step: Array
+    group: NDArray[np.int64]
+
+
+def moments(record: Record) -> Moments:
+    """The risk sets of all arms that are at risk of generalising."""
+    delay, start = record.moment("delay"), record.moment("memorised")
+    observed = record.results["delay_observed"].to_numpy() & ~record.panel.diverged
+    run, event, step, sizes = [], [], [], []
+    for arm in record.arms:
+        rows = record.panel.rows(arm.name)
+        rows = rows[~np.isnan(delay[rows])]
+        for time in np.unique(delay[rows[observed[rows]]]):
+            at_risk = rows[delay[rows] >= time]
+            run.append(at_risk)
+            event.append(observed[at_risk] & (delay[at_risk] == time))
+            step.append(start[at_risk] + time)
+            sizes.append(len(at_risk))
+    seeds = np.unique(record.panel.seeds)
+    group = np.searchsorted(seeds, record.panel.seeds).astype(np.int64) % min(GROUPS, max(len(seeds), 1))
+    starts = np.r_[0, np.cumsum(sizes)[:-1]].astype(np.int64) if sizes else np.array([], dtype=np.int64)
+    sets = RiskSets(_joined(run, np.int64), _joined(event, np.bool_), starts)
+    return Moments(sets, _joined(step, np.float64), group)
+
+
+def _joined(parts: list[Any], kind: Any) -> Any:
+    return np.concatenate(parts).astype(kind) if parts else np.array([], dtype=kind)
+
+
+def last_seen(record: Record, column: str, at: Moments) -> Array:
+    """Log of a column at its last measurement before each row's moment, (M,); NaN if there was none."""
+    logs, _ = on_log_scale(record.series(column))
+    place = np.where(np.isnan(logs), 0, np.arange(logs.shape[1])[None] + 1)
+    latest = np.maximum.accumulate(place, axis=1)
+    steps = np.where(np.isnan(record.panel.steps), np.inf, record.panel.steps)
+    before = np.empty(len(at.step), dtype=np.int64)
+    for run in np.unique(at.sets.run):
+        mine = at.sets.run == run
+        before[mine] = np.searchsorted(steps[run], at.step[mine], side="left") - 1
+    index = np.where(before >= 0, latest[at.sets.run, np.maximum(before, 0)] - 1, -1)
+    return np.where(index >= 0, logs[at.sets.run, np.maximum(index, 0)], np.nan)
+
+
+def model(at: Moments, covariates: Sequence[Array]) -> dict[str, Any]:
+    """Fit on all runs, jackknifed over groups of seeds, with the concordance on the seeds left out.
+
+    Returns:
+        {"beta", "se": (p,), "df", "events", "concordance", "pairs"}; beta is NaN where nothing can be fitted.
+    """
+    x = np.stack(covariates, axis=1)
+    sets, rows = at.sets.keep(np.array(np.isfinite(x).all(axis=1), dtype=bool))
+    x, p = x[rows], x.shape[1]
+    spread = x.std(axis=0) if len(x) else np.zeros(p)
+    if not len(x) or not (spread > 0).all():
+        nothing = np.full(p, np.nan)
+        return {"beta": nothing, "se": nothing, "df": 0, "events": 0, "concordance": np.nan, "pairs": 0}
+    x = (x - x.mean(axis=0)) / spread
+    group = at.group[sets.run]
+    groups = np.unique(at.group)
+    left_out, good, pairs = [], 0.0, 0.0
+    for one in groups:
+        others = group != one
+        rest, kept = sets.keep(others)
+        beta = fit(rest, x[kept])
+        if np.isnan(beta).any():
+            continue
+        left_out.append(beta)
+        right, count = concordance(sets, x @ beta, ~others)
+        good, pairs = good + right, pairs + count
+    table, g = np.array(left_out), len(left_out)
+    enough = g == len(groups) and g > 1
+    se = np.sqrt((g - 1) / g * ((table - table.mean(axis=0)) ** 2).sum(axis=0)) if enough else np.full(p, np.nan)
+    return {"beta": fit(sets, x), "se": se, "df": g - 1, "events": int(sets.event.sum()),
+            "concordance": good / pairs if pairs else np.nan, "pairs": int(pairs)}
+
+
+def _ratio(found: dict[str, Any], alpha: float) -> tuple[dict[str, Any], float]:
+    """Hazard ratio per standard deviation of the first covariate with its interval, and its p value."""
+    beta, se, df = float(found["beta"][0]), float(found["se"][0]), found["df"]
+    unit = "hazard ratio per standard deviation"
+    if np.isnan(beta):
+        return estimate(None, unit=unit), 1.0
+    if np.isnan(se) or df < 1 or se == 0:
+        return estimate(float(np.exp(beta)), unit=unit), 1.0
+    reach = float(stats.t.ppf(1 - alpha / 2, df)) * se
+    with np.errstate(over="ignore"):
+        low, high = float(np.exp(beta - reach)), float(np.exp(beta + reach))
+    return estimate(float(np.exp(beta)), low, high, unit), float(2 * stats.t.sf(abs(beta) / se, df))
+
+
+def hazard_table(record: Record) -> list[dict[str, Any]]:
+    """One row per measured column, best first by concordance on held-out seeds beyond the loss, then alone.
+
+    Keys: `column`, `measure`, `property`, `split`, `title`, `events`, `ratio`, `ratio_adjusted` (estimates), `p`,
+    `p_adjusted` (Holm over measures), `concordance`, `concordance_adjusted`, `concordance_loss`, `gain`.
+    """
+    at, alpha = moments(record), record.rules.alpha
+    loss = last_seen(record, TRAIN_LOSS, at) if TRAIN_LOSS in record.panel else np.full(len(at.step), np.nan)
+    reference = model(at, [loss])["concordance"]
+    rows = []
+    for column in record.measured():
+        values = last_seen(record, column, at)
+        alone, both = model(at, [values]), model(at, [values, loss])
+        ratio, p = _ratio(alone, alpha)
+        adjusted, p_adjusted = _ratio(both, alpha)
+        rows.append({"column": column, **{key: record.columns[column][key] for key in
+                                          ("measure", "property", "split", "title")},
+                     "events": alone["events"], "ratio": ratio, "ratio_adjusted": adjusted, "p": p,
+                     "p_adjusted": p_adjusted, "concordance": alone["concordance"],
+                     "concordance_adjusted": both["concordance"], "concordance_loss": reference,
+                     "gain": both["concordance"] - reference})
+    for key in ("p", "p_adjusted"):
+        for row, p in zip(rows, holm([row[key] for row in rows])):
+            row[key] = p
+    return sorted(rows, key=_rank)
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, float]:
+    return -np.nan_to_num(row["gain"], nan=-1.0), -np.nan_to_num(row["concordance"], nan=-1.0)
+
+
+def hazard(record: Record) -> list[Finding]:
+    """The ranking of all measures as one finding, and one finding per measure that foretells beyond the loss."""
+    rows = hazard_table(record)
+    if not rows:
+        return []
+    rule, seeds = RULE.format(alpha=record.rules.alpha), len(np.unique(record.panel.seeds))
+    if all(np.isnan(row["concordance"]) for row in rows):
+        text = "No run generalised while another of its arm had not, so nothing can be said about foretelling it"
+    else:
+        good = [row for row in rows if row["p_adjusted"] <= record.rules.alpha]
+        best = rows[0]
+        text = f"{len(good)} of {len(rows)} measures foretell generalisation beyond the train loss" \
+               + (f" ({', '.join(row['title'] + ', ' + row['split'] for row in good[:5])})" if good else "") \
+               + f"; the best on held-out seeds is {best['title']} ({best['split']}) with a concordance of " \
+                 f"{best['concordance_adjusted']:.2f} beside the loss, {best['concordance']:.2f} alone, where the " \
+                 f"loss alone has {best['concordance_loss']:.2f} and guessing 0.50"
+    ranking = Finding("hazard", "hazard", {}, text + ".", n=seeds, test="Cox model, jackknife over seeds", rule=rule,
+                      data=plain({"table": rows}))
+    return [ranking, *(_measure_finding(record, row, rule, seeds) for row in rows if row["events"])]
+
+
+def _measure_finding(record: Record, row: dict[str, Any], rule: str, seeds: int) -> Finding:
+    verdict = "foretells beyond the loss" if row["p_adjusted"] <= record.rules.alpha else "not beyond the loss"
+    adjusted = row["ratio_adjusted"]
+    if adjusted["value"] is None:
+        text, verdict = f"{row['title']} ({row['split']}) cannot be told apart from the train loss", "inconclusive"
+    else:
+        span = "" if adjusted["low"] is None else f" (interval {adjusted['low']:.2g} to {adjusted['high']:.2g})"
+        text = f"At equal train loss, one standard deviation more of log {row['title']} ({row['split']}) multiplies " \
+               f"the chance of generalising next by {adjusted['value']:.2g}{span}"
+    return Finding(
+        f"hazard/{row['column']}", "hazard", {key: row[key] for key in ("column", "measure", "property", "split")},
+        text + ".", verdict,
+        {"hazard ratio": row["ratio"], "hazard ratio beside the loss": adjusted,
+         "concordance": estimate(row["concordance"], unit="share of pairs"),
+         "concordance beside the loss": estimate(row["concordance_adjusted"], unit="share of pairs")},
+        seeds, "Cox model, jackknife over seeds, Holm over measures", row["p_adjusted"], rule, plain({"row": row}))

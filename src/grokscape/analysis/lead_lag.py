@@ -1,0 +1,104 @@
+"""Does a measure change before, with or after generalisation? Seed by seed, in the baseline arm."""
+
+from typing import Any
+
+import numpy as np
+
+from grokscape.analysis.estimation import bootstrap_interval, holm, plain, sign_test, two_sided
+from grokscape.analysis.finding import Finding
+from grokscape.analysis.frames import Array
+from grokscape.analysis.record import Record
+from grokscape.analysis.transitions import change_points, transitions
+
+RULE = (
+    "Transition: first evaluation from which the measure has gone half the way (log scale) between its level at "
+    "memorisation and its final level; a measure that changes by less than a factor of {moved:g} has none. Leads "
+    "or lags: the mean log ratio to the moment of generalisation differs from zero over seeds (Student's t, Holm "
+    "over measures, level {alpha:g}); a sign test stands beside it. Position: 0 is memorisation, 1 is "
+    "generalisation, on a log scale of steps."
+)
+
+
+def lead_lag(record: Record) -> list[Finding]:
+    """One finding per measured column: its transition against memorisation and generalisation."""
+    if record.baseline is None:
+        return []
+    rows = [_numbers(record, column) for column in record.measured()]
+    for row, p in zip(rows, holm([row["p"] for row in rows])):
+        row["p"] = p
+    return [_finding(record, row) for row in rows]
+
+
+def _numbers(record: Record, column: str) -> dict[str, Any]:
+    """Per-seed lags of one column and their estimates."""
+    assert record.baseline is not None
+    rules, rows = record.rules, record.panel.rows(record.baseline.name)
+    found = transitions(record, column)
+    moment, before = found.onset.step[rows], found.onset.lower[rows]
+    test, test_before = record.moment("generalised")[rows], record.moment("generalised_lower")[rows]
+    train, followed = record.moment("memorised")[rows], record.moment("followed")[rows]
+    lag, late = moment - test, ~np.isnan(moment) & np.isnan(test)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio, ratio_train = np.log(moment / test), np.log(moment / train)
+        position = np.log(moment / train) / np.log(test / train)
+        leads = (moment <= test_before) | (late & (moment < followed))
+        lags = before >= test
+    kept = np.isfinite(ratio)
+    interval = {"confidence": 1 - rules.alpha, "resamples": rules.bootstrap}
+    change = change_points(record, column)[rows]
+    return {
+        "column": column, "title": record.title(column), "seeds": record.panel.seeds[rows], "transition": moment,
+        "generalised": test, "memorised": train, "change_point": change, "lag": lag, "log_lag": ratio,
+        "position": position, "leads": int(leads.sum()), "lags": int(lags.sum()), "moved": int(found.moved[rows].sum()),
+        "start": found.start[rows], "end": found.end[rows], "n": int(kept.sum()), "runs": len(rows),
+        "sign_p": sign_test(int(leads.sum()), int(lags.sum())), "p": two_sided(ratio[kept], 0.0),
+        "check": float(np.mean(np.abs(np.log(change / moment)[kept]) <= np.log(rules.delay_ratio_margin)))
+        if kept.any() else None,
+        "estimates": {
+            "lag": bootstrap_interval(_mean, lag[kept], unit="steps", **interval),
+            "log lag": bootstrap_interval(_mean, ratio[kept], unit="log of steps", **interval),
+            "lag after memorisation": bootstrap_interval(_mean, (moment - train)[kept], unit="steps", **interval),
+            "log lag after memorisation": bootstrap_interval(
+                _mean, ratio_train[np.isfinite(ratio_train)], unit="log of steps", **interval),
+            "position": bootstrap_interval(_mean, position[np.isfinite(position)],
+                                           unit="0 memorisation, 1 generalisation", **interval),
+        },
+    }
+
+
+def _mean(values: Array) -> Array:
+    return values.mean(axis=-1)
+
+
+def verdict(numbers: dict[str, Any], alpha: float) -> str:
+    """"leads", "lags", "no clear order" or "does not move"."""
+    if numbers["moved"] == 0:
+        return "does not move"
+    if numbers["p"] > alpha:
+        return "no clear order"
+    return "leads" if numbers["estimates"]["log lag"]["value"] < 0 else "lags"
+
+
+def _finding(record: Record, row: dict[str, Any]) -> Finding:
+    found = verdict(row, record.rules.alpha)
+    lag, place = row["estimates"]["lag"], row["estimates"]["position"]
+    if found == "does not move":
+        text = f"{row['title']} changes by less than a factor of {record.rules.moved_factor:g} after memorisation in " \
+               f"every run"
+    elif lag["value"] is None:
+        text = f"{row['title']} changes in {row['moved']} of {row['runs']} runs, but none of these generalised"
+    else:
+        side = "before" if lag["value"] < 0 else "after"
+        span = "" if lag["low"] is None else f" (interval {lag['low']:.0f} to {lag['high']:.0f})"
+        text = f"{row['title']} is half-way {abs(lag['value']):.0f} steps {side} generalisation on average{span}; " \
+               f"before it in {row['leads']} and after it in {row['lags']} of {row['runs']} seeds"
+        if place["value"] is not None:
+            text += f"; position {place['value']:.2f} between memorisation (0) and generalisation (1)"
+    about = record.columns[row["column"]]
+    keys = ("seeds", "transition", "generalised", "memorised", "change_point", "lag", "log_lag", "position", "start",
+            "end", "leads", "lags", "moved", "runs", "check", "sign_p")
+    return Finding(
+        f"lead_lag/{row['column']}", "lead_lag",
+        {"column": row["column"], "measure": about["measure"], "property": about["property"], "split": about["split"]},
+        text + ".", found, row["estimates"], row["n"], "t test of the log lag over seeds, Holm over measures", row["p"],
+        RULE.format(moved=record.rules.moved_factor, alpha=record.rules.alpha), plain({key: row[key] for key in keys}))

@@ -1,0 +1,109 @@
+"""Does bringing a property about suffice for generalisation, or at least bring it forward?"""
+
+import numpy as np
+
+from grokscape.analysis.design import describe
+from grokscape.analysis.effects import Effect, worded
+from grokscape.analysis.estimation import geometric_median, plain, share_interval
+from grokscape.analysis.finding import Finding
+from grokscape.analysis.frames import Array
+from grokscape.analysis.manipulation import middle
+from grokscape.analysis.necessity import Target
+from grokscape.analysis.record import Record
+
+RULE = (
+    "Not sufficient: in some arm at least {held:.0%} of the memorised runs end with the measure as far as the "
+    "baseline had it when it generalised, and at least {held:.0%} of these do not generalise. Consistent with "
+    "sufficient: no such arm, and two different hands that promote the property shorten the delay by more than a "
+    "factor of {ratio:g} (level {alpha:g}, Holm over arms). Else inconclusive."
+)
+
+OPENINGS = {
+    "consistent with sufficient": "The data are consistent with {property} ({title}) bringing generalisation forward",
+    "not sufficient": "More is needed for generalisation than {property} ({title})",
+    "inconclusive": "Whether {property} ({title}) suffices for generalisation stays open",
+}
+
+
+def level_at_generalisation(record: Record, column: str) -> Array:
+    """Level of a measure as the baseline's runs generalise: median over the evaluations of the hold, per run."""
+    assert record.baseline is not None
+    values, start = record.series(column), record.moment("generalised")
+    inside = record.window(start, np.full(len(values), np.nan)) & ~np.isnan(values)
+    inside &= inside.cumsum(axis=1) <= record.rules.hold
+    return geometric_median(np.where(inside, values, np.nan))[record.panel.rows(record.baseline.name)]
+
+
+def final_level(record: Record, column: str) -> Array:
+    """Level of a measure over the last evaluations, per run."""
+    values = record.series(column)
+    measured = ~np.isnan(values)
+    late = measured & (measured[:, ::-1].cumsum(axis=1)[:, ::-1] <= record.rules.final_evaluations)
+    return geometric_median(np.where(late, values, np.nan))
+
+
+def counterexamples(record: Record, target: Target) -> list[dict[str, object]]:
+    """Arms whose runs have the property as the generalising baseline had it, and do not generalise."""
+    wanted = middle(level_at_generalisation(record, target.column))
+    if np.isnan(wanted):
+        return []
+    sign = -1.0 if describe(target.column, record.columns)["direction"] == "higher" else 1.0
+    levels, rules = final_level(record, target.column), record.rules
+    memorised, generalised = ~np.isnan(record.moment("memorised")), ~np.isnan(record.moment("generalised"))
+    result: list[dict[str, object]] = []
+    for arm in record.arms:
+        rows = record.panel.rows(arm.name)
+        rows = rows[memorised[rows] & ~record.panel.diverged[rows] & ~np.isnan(levels[rows])]
+        there = rows[sign * levels[rows] <= sign * wanted]
+        without = int((~generalised[there]).sum())
+        if len(there) >= rules.minimum_seeds and len(there) >= rules.held_fraction * len(rows) \
+                and without >= rules.held_fraction * len(there):
+            result.append({"arm": arm.name, "title": arm.title, "level": middle(levels[there]), "wanted": wanted,
+                           "n": len(there), "without": without})
+    return result
+
+
+def sufficiency(record: Record, target: Target, found: list[Effect], failed: list[str]) -> Finding:
+    """The verdict on whether the property suffices."""
+    against, rules, title = counterexamples(record, target), record.rules, record.title(target.column)
+    helping = [item for item in found if item.call == "hastened" and _promotes(item, target.property_name)]
+    promoting = [item for item in found if _promotes(item, target.property_name)]
+    verdict, why, n, p = "inconclusive", "no arm promotes it", 0, None
+    estimates = {}
+    if against:
+        worst = against[0]
+        verdict, n = "not sufficient", int(str(worst["n"]))
+        higher = describe(target.column, record.columns)["direction"] == "higher"
+        side = "high or higher" if higher else "low or lower"
+        why = f"in “{worst['title']}” {worst['without']} of {worst['n']} runs reached {title} of " \
+              f"{worst['level']:.3g}, as {side} than " \
+              f"the {worst['wanted']:.3g} that the baseline had when it generalised, and did not " \
+              f"generalise"
+        estimates["runs without generalisation"] = share_interval(int(str(worst["without"])), n, 1 - rules.alpha)
+    elif len({item.arm.hand for item in helping}) >= 2:
+        verdict, n, p = "consistent with sufficient", min(item.n for item in helping), max(
+            item.p_hastened for item in helping)
+        why = "; ".join(f"“{item.arm.title}”: {worded(item)}" for item in helping)
+    elif helping:
+        n, p = helping[0].n, helping[0].p_hastened
+        why = f"“{helping[0].arm.title}” brought generalisation forward ({worded(helping[0])}), but no second hand " \
+              f"did, so the gain may belong to the manipulation"
+    elif promoting:
+        n, p = promoting[0].n, promoting[0].p_hastened
+        why = "; ".join(f"“{item.arm.title}”: " + (worded(item) if item.check.valid else
+                        "says nothing, " + ", ".join(item.check.reasons)) for item in promoting)
+    if failed:
+        verdict, why = "inconclusive", f"a control failed ({', '.join(failed)}); without it the reading would be: {why}"
+    for item in promoting:
+        estimates[f"delay ratio, {item.arm.name}"] = item.ratio
+    return Finding(
+        f"sufficiency/{target.id}", "sufficiency",
+        {"property": target.property_name, "measure": target.measure, "column": target.column},
+        f"{OPENINGS[verdict].format(property=target.property_name, title=title)}: {why}.", verdict,
+        estimates, n, "one-sided paired t test, Holm over arms" if p is not None else None, p,
+        RULE.format(held=rules.held_fraction, ratio=rules.delay_ratio_margin, alpha=rules.alpha),
+        plain({"counterexamples": against, "promoting": [item.summary() for item in promoting]}))
+
+
+def _promotes(item: Effect, property_name: str) -> bool:
+    return any(aim.goal == "promote" and aim.property == property_name for aim in item.arm.aims)

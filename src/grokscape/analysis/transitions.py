@@ -1,0 +1,84 @@
+"""When a measure changed: between its level at memorisation and its final level, on a log scale.
+
+The transition is the first evaluation at which the measure has gone at least half the way and then stays there for
+some evaluations. A change point found by a kernel method serves as a check that does not depend on those two levels.
+Measures with values of both signs are taken as they are, without a logarithm.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import ruptures
+
+from grokscape.analysis.estimation import row_median
+from grokscape.analysis.frames import Array, compress
+from grokscape.analysis.onsets import Onset, onset
+from grokscape.analysis.record import Record
+
+
+@dataclass(frozen=True)
+class Transition:
+    """Transitions of one measure; all (R,).
+
+    Attributes:
+        onset: when; never for a measure that did not move.
+        start: level at memorisation.
+        end: final level.
+        moved: whether it changed by the required factor (measures of both signs: at all).
+    """
+
+    onset: Onset
+    start: Array
+    end: Array
+    moved: Array
+
+
+def on_log_scale(values: Array) -> tuple[Array, bool]:
+    """Logarithm of a measure that is never negative, else the values; zeros become NaN; and whether it was taken."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if (values < 0).any():
+            return values, False
+        logs = np.log(values)
+    return np.where(np.isfinite(logs), logs, np.nan), True
+
+
+def transitions(record: Record, column: str) -> Transition:
+    """Transition of a column after memorisation, per replica."""
+    rules = record.rules
+    logs, taken = on_log_scale(record.series(column))
+    after = record.window(record.moment("memorised"), np.full(len(logs), np.nan))
+    values, steps = compress(np.where(after, logs, np.nan), record.panel.steps)
+    count = (~np.isnan(values)).sum(axis=1)[:, None]
+    place = np.arange(values.shape[1])[None]
+    start = row_median(np.where(place < np.minimum(rules.hold, count), values, np.nan))
+    end = row_median(np.where((place >= count - rules.final_evaluations) & (place < count), values, np.nan))
+    way = end - start
+    needed = np.log(rules.moved_factor) if taken else 0.0
+    moved = np.where(np.isnan(way), False, np.abs(way) >= needed) & (way != 0) & (count[:, 0] >= 2 * rules.hold)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        met = ((values - start[:, None]) / way[:, None] >= 0.5) & moved[:, None]
+    back = np.exp if taken else np.asarray
+    return Transition(onset(met, steps, rules.hold), back(start), back(end), moved)
+
+
+def change_points(record: Record, column: str, limit: int = 32) -> Array:
+    """Step of the one change point of a measure after memorisation, per replica of the baseline; NaN where there is
+    none.
+
+    Kernel change-point detection with a linear kernel (a shift of the mean) on the log of the measure; the step is
+    the first evaluation after the change. At most `limit` replicas are looked at.
+    """
+    result = np.full(len(record.panel.steps), np.nan)
+    if record.baseline is None or column not in record.panel:
+        return result
+    logs, _ = on_log_scale(record.series(column))
+    memorised = record.moment("memorised")
+    for row in record.panel.rows(record.baseline.name)[:limit]:
+        with np.errstate(invalid="ignore"):
+            kept = ~np.isnan(logs[row]) & (record.panel.steps[row] >= memorised[row])
+        line = logs[row, kept]
+        if len(line) >= 4 and np.ptp(line) > 0:
+            place = ruptures.KernelCPD(kernel="linear", min_size=2).fit(line).predict(n_bkps=1)[0]
+            if place < len(line):
+                result[row] = record.panel.steps[row, kept][place]
+    return result
