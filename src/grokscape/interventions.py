@@ -7,8 +7,8 @@ A penalty joins the loss. With m the measure of a batch and s the strength,
     Clamp     + s·(relu(log c_low − log m)² + relu(log m − log c_high)²), zero once the goal holds.
 
 Every number of a penalty may be a tensor over replicas; m, and then the penalty, has the replicas' shape. The other
-interventions act on features (`NormalizeFeatures`), on weights after a step (`WeightCap`) or on the optimiser
-(`Unplug`). All of them are frozen and go to JSON and back, so they stand in a study's specification as they are.
+interventions act on features (`NormalizeFeatures`, `Rescale`), on weights after a step (`WeightCap`) or on the
+optimiser (`Unplug`). All of them are frozen and go to JSON and back, so they stand in a study's specification as they are.
 
 Source: Han et al. 2025 (arXiv 2509.17738), sections 4–6 and appendices, for Suppress, NormalizeFeatures, WeightCap
 and Unplug; the clamp is ours.
@@ -272,6 +272,23 @@ def normalize_features(features: Tensor, radius: Tensor | float) -> Tensor:
 
 
 @dataclass(frozen=True, config=_FROZEN)
+class Rescale:
+    """Features times `factor`, head weight divided by it from the start: the same function, the same κ, other norms.
+
+    A control: whatever it changes in a verdict belongs to the parametrisation, not to the function.
+
+    >>> print(Rescale(2))
+    features × 2, head weight ÷ 2 from the start
+    """
+
+    factor: Strength
+    kind: Literal["rescale"] = "rescale"
+
+    def __str__(self) -> str:
+        return f"features × {self.factor:g}, head weight ÷ {self.factor:g} from the start"
+
+
+@dataclass(frozen=True, config=_FROZEN)
 class WeightCap(_Scheduled):
     """After each step scale the head's weight down so that its norm stays at or below `at_most`.
 
@@ -330,7 +347,7 @@ class Unplug:
 
 Penalty = Promote | Suppress | Clamp
 Intervention = Annotated[
-    Promote | Suppress | Clamp | NormalizeFeatures | WeightCap | Unplug, Field(discriminator="kind")
+    Promote | Suppress | Clamp | NormalizeFeatures | Rescale | WeightCap | Unplug, Field(discriminator="kind")
 ]
 INTERVENTION = TypeAdapter(Intervention)
 

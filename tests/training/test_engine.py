@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grokscape.interventions import Clamp, NormalizeFeatures, Promote, Suppress, Unplug, WeightCap
+from grokscape.interventions import Clamp, NormalizeFeatures, Promote, Rescale, Suppress, Unplug, WeightCap
 from grokscape.models import QuadraticMLP, Transformer
 from grokscape.testbeds import ModularArithmetic
 from grokscape.training import SGD, AdamW, Engine, Evaluation, OnsetRule, Plan, Replica
@@ -26,6 +26,7 @@ ARMS = {
         Unplug(30, lr=3e-3, cosine=True, weight_decay=0.1),
     ),
     "spectral": (WeightCap(1.5, norm="spectral", start=5),),
+    "rescaled": (Rescale(2.0),),
     "later": (Clamp("cdnv", at_least=2.0, relative_to=10),),
 }
 
@@ -130,6 +131,15 @@ def test_normalised_features_have_their_length_until_unplugged():
     torch.testing.assert_close(before[2:], torch.full_like(before[2:], 2.0))
     assert (before[:2] - 2.0).abs().max() > 0.1
     torch.testing.assert_close(after[2:], after[:2])
+
+
+def test_rescaling_leaves_the_function_and_relative_flatness_but_not_the_norm_of_the_head():
+    engine = Engine(plan_of({"baseline": (), "rescaled": (Rescale(3.0),)}))
+    values = engine.measure(0)
+    for name in ("train/loss", "test/accuracy", "train/relative_flatness", "train/cdnv"):
+        torch.testing.assert_close(values[name][2:], values[name][:2])
+    head = engine.layout.view(engine.state.flat)[engine.network.head[0]]
+    torch.testing.assert_close(head[2:] * 3, head[:2])
 
 
 def test_a_relative_clamp_rests_until_its_moment_and_then_holds_a_multiple():

@@ -3,11 +3,37 @@
 import difflib
 from collections.abc import Callable
 
-from grokscape.interventions import Clamp, Promote
+from grokscape.interventions import Clamp, Promote, Rescale
 from grokscape.models import QuadraticMLP, Transformer
 from grokscape.studies.spec import DEFAULT_MEASURES, Arm, StudySpec
 from grokscape.testbeds import ModularArithmetic
 from grokscape.training import AdamW, Evaluation
+
+BASELINE = Arm(name="baseline", title="Baseline", role="baseline")
+
+
+def _held(name: str, title: str, measure: str, level: float) -> Arm:
+    return Arm(name=f"{name}-{level:g}", title=f"{title} ≥ {level:g}", interventions=(Clamp(measure, at_least=level),))
+
+
+def _promoted(name: str, title: str, measure: str) -> Arm:
+    return Arm(name=name, title=title, interventions=(Promote(measure, strength=1e-2),))
+
+
+def _loss_held(level: float, name: str, title: str) -> Arm:
+    clamp = Clamp("loss", at_least=level)
+    return Arm(name=name, title=title, role="control", control="matched-level", interventions=(clamp,))
+
+
+def _quick_testbed() -> dict:
+    return {
+        "testbed": ModularArithmetic(operation="x+y", p=31, train_fraction=0.5),
+        "model": QuadraticMLP(width=128),
+        "optimizer": AdamW(lr=1e-2, weight_decay=1.0, betas=(0.9, 0.98)),
+        "seeds": 8,
+        "steps": 1500,
+        "evaluation": Evaluation(measures=DEFAULT_MEASURES, points=90, refine=10),
+    }
 
 
 def _quickstart() -> StudySpec:
@@ -17,51 +43,69 @@ def _quickstart() -> StudySpec:
         question="Which of the two does a network need in order to generalise: flatness of the loss, or neural collapse?",
         description=(
             "Quadratic MLP on x + y mod 31, half of the 961 pairs for training, 8 arms × 8 paired seeds in one batched "
-            "run. Flatness and collapse are each promoted and held back at two doses; a last arm holds the training loss "
-            "up, as a control."
+            "run; about a minute on 2 CPU cores. Flatness and collapse are each promoted and held back at two doses; a "
+            "last arm holds the training loss up, as a control. A dozen more hands are in `necessity`."
         ),
-        testbed=ModularArithmetic(operation="x+y", p=31, train_fraction=0.5),
-        model=QuadraticMLP(width=128),
-        optimizer=AdamW(lr=1e-2, weight_decay=1.0, betas=(0.9, 0.98)),
         arms=(
-            Arm(name="baseline", title="Baseline", role="baseline"),
+            BASELINE,
+            _promoted("flatness-promoted", "Flatness promoted", "relative_flatness"),
+            _held("flatness-held", "Flatness held back, κ", "relative_flatness", 3),
+            _held("flatness-held", "Flatness held back, κ", "relative_flatness", 30),
+            _promoted("collapse-promoted", "Collapse promoted", "cdnv"),
+            _held("collapse-held", "Collapse held back, CDNV", "cdnv", 1.2),
+            _held("collapse-held", "Collapse held back, CDNV", "cdnv", 1.6),
+            _loss_held(2e-2, "loss-held", "Training loss held up"),
+        ),
+        **_quick_testbed(),
+    )
+
+
+def _necessity() -> StudySpec:
+    return StudySpec(
+        name="necessity",
+        title="Flatness and collapse, each moved by several hands",
+        question="Is it the property that generalisation needs, or is it the hand that moved it?",
+        description=(
+            "The testbed of `quickstart` with 23 arms × 8 paired seeds. A clamp moves more than its measure, so each "
+            "property is brought to the same levels in different ways: flatness through κ, through its surrogate κ̄ and "
+            "through the training loss; collapse through CDNV, the scatter ratio and the normalised within-class scatter. "
+            "Controls: random labels, rescaled weights, an optimiser without delay. About four minutes on 2 CPU cores."
+        ),
+        arms=(
+            BASELINE,
+            _promoted("flatness-promoted", "Flatness promoted", "relative_flatness"),
+            *(_held("kappa", "κ", "relative_flatness", level) for level in (3, 10, 30, 100)),
+            *(_held("surrogate", "κ̄", "relative_flatness_bound", level) for level in (300, 900, 2500)),
+            _promoted("collapse-promoted", "Collapse promoted", "cdnv"),
+            *(_held("cdnv", "CDNV", "cdnv", level) for level in (1.2, 1.6, 2.0)),
+            *(_held("scatter", "Scatter ratio", "nc1_ratio", level) for level in (2.5, 3.5)),
+            *(_held("rnc1", "rNC1", "rnc1", level) for level in (0.42, 0.47)),
+            _loss_held(2e-3, "loss-0.002", "Loss ≥ 0.002"),
+            _loss_held(2e-2, "loss-0.02", "Loss ≥ 0.02"),
+            _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1"),
             Arm(
-                name="flatness-promoted",
-                title="Flatness promoted",
-                interventions=(Promote("relative_flatness", strength=1e-2),),
-            ),
-            Arm(
-                name="flatness-held-3",
-                title="Flatness held back, κ ≥ 3",
-                interventions=(Clamp("relative_flatness", at_least=3.0),),
-            ),
-            Arm(
-                name="flatness-held-30",
-                title="Flatness held back, κ ≥ 30",
-                interventions=(Clamp("relative_flatness", at_least=30.0),),
-            ),
-            Arm(name="collapse-promoted", title="Collapse promoted", interventions=(Promote("cdnv", strength=1e-2),)),
-            Arm(
-                name="collapse-held-1.2",
-                title="Collapse held back, CDNV ≥ 1.2",
-                interventions=(Clamp("cdnv", at_least=1.2),),
-            ),
-            Arm(
-                name="collapse-held-1.6",
-                title="Collapse held back, CDNV ≥ 1.6",
-                interventions=(Clamp("cdnv", at_least=1.6),),
-            ),
-            Arm(
-                name="loss-held",
-                title="Training loss held up",
+                name="random-labels",
+                title="Random labels",
                 role="control",
-                control="matched-level",
-                interventions=(Clamp("loss", at_least=2e-2),),
+                control="random-labels",
+                testbed={"random_labels": True},
+            ),
+            Arm(
+                name="rescaled",
+                title="Rescaled weights",
+                role="control",
+                control="rescaling",
+                interventions=(Rescale(2.0),),
+            ),
+            Arm(
+                name="orthogonal-gradient",
+                title="⊥Grad, no delay",
+                role="control",
+                control="no-delay",
+                optimizer={"orthogonal_gradient": True},
             ),
         ),
-        seeds=8,
-        steps=1500,
-        evaluation=Evaluation(measures=DEFAULT_MEASURES, points=90, refine=10),
+        **_quick_testbed(),
     )
 
 
@@ -71,13 +115,13 @@ def _grok_transformer() -> StudySpec:
         title="Grokking x + y mod 97: flatness and collapse over training",
         question="When do relative flatness and neural collapse arrive: with memorisation, or with generalisation?",
         description=(
-            "Figure 1 of Han et al. 2025 at laptop scale: 2-layer, 4-head decoder of width 128 on x + y mod 97, half of "
-            "the pairs for training, AdamW with lr 1e-3 and weight decay 1, 3 seeds."
+            "Figure 1 of Han et al. 2025 at laptop scale: 2-layer, 4-head decoder of width 128 on x + y mod 97, half "
+            "of the pairs for training, AdamW with lr 1e-3 and weight decay 1, 3 seeds."
         ),
         testbed=ModularArithmetic(operation="x+y", p=97, train_fraction=0.5),
         model=Transformer(layers=2, heads=4, width=128),
         optimizer=AdamW(lr=1e-3, weight_decay=1.0, betas=(0.9, 0.98), warmup=10),
-        arms=(Arm(name="baseline", title="Baseline", role="baseline"),),
+        arms=(BASELINE,),
         seeds=3,
         steps=3000,
         batch_size=512,
@@ -87,6 +131,7 @@ def _grok_transformer() -> StudySpec:
 
 PRESETS: dict[str, Callable[[], StudySpec]] = {
     "quickstart": _quickstart,
+    "necessity": _necessity,
     "grok-transformer": _grok_transformer,
 }
 
@@ -104,6 +149,6 @@ def preset(name: str) -> StudySpec:
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PRESETS)}"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PRESETS)}."
         raise ValueError(f"no preset is called {name!r}; {hint} `grokscape presets` describes all")
     return PRESETS[name]()

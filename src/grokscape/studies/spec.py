@@ -41,7 +41,8 @@ class Arm(BaseModel):
         name: short, unique within the study.
         title: how figures and tables call it.
         role: "baseline", "manipulation" (of a property), or "control".
-        control: what a control shows: "matched-level", "random-labels", "rescaling" or "no-delay".
+        control: what a control shows: "matched-level", "random-labels", "rescaling", "no-delay" or
+            "no-grokking".
         interventions: what is done to the training.
         optimizer: settings that differ from the study's, such as {"lr": 0.02}.
         testbed: settings that differ from the study's, such as {"random_labels": true}.
@@ -52,7 +53,7 @@ class Arm(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=80)]
     title: str = ""
     role: Literal["baseline", "manipulation", "control"] = "manipulation"
-    control: Literal["matched-level", "random-labels", "rescaling", "no-delay"] | None = None
+    control: Literal["matched-level", "random-labels", "rescaling", "no-delay", "no-grokking"] | None = None
     interventions: tuple[Intervention, ...] = ()
     optimizer: dict[str, Any] = Field(default_factory=dict)
     testbed: dict[str, Any] = Field(default_factory=dict)
@@ -77,13 +78,18 @@ class VerdictRule(BaseModel):
     """The rules that turn numbers into verdicts, fixed before the run.
 
     Attributes:
-        accuracy_margin: difference of final test accuracy that counts as none.
-        delay_ratio_margin: ratio of delays (arm over baseline) that counts as none.
-        alpha: level of tests and of intervals (1 − alpha).
-        held_fraction: share of evaluations after memorisation at which a clamp's level must hold.
-        held_tolerance: relative tolerance of that level.
-        memorised_fraction: share of an arm's seeds that must memorise for the arm to say anything.
-        match_ratio: levels of a measure in two arms within this factor count as the same level.
+        accuracy_margin: difference of final test accuracy that is too small to matter.
+        delay_ratio_margin: factor on the delay (arm over baseline) that is too small to matter.
+        alpha: level of tests after correction; intervals have confidence 1 − alpha.
+        held_fraction: share of evaluations, and of seeds, for which a manipulation must have done its work.
+        held_tolerance: share by which a level may miss its goal and still count as held.
+        match_factor: two levels of a measure within this factor are the same level.
+        moved_factor: a measure that changes by less than this factor after memorisation did not move.
+        minimum_seeds: pairs of seeds below which no verdict is given.
+        final_evaluations: evaluations at the end that make the final accuracy.
+        rescaling_tolerance: relative change of κ that a rescaling control may show.
+        bootstrap: resamples behind an interval.
+        primary: property → measure whose verdict stands for it; where left out, the one that most arms manipulate.
     """
 
     model_config = _FROZEN
@@ -93,8 +99,13 @@ class VerdictRule(BaseModel):
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     held_fraction: Annotated[float, Field(gt=0, le=1)] = 0.8
     held_tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    memorised_fraction: Annotated[float, Field(gt=0, le=1)] = 0.75
-    match_ratio: Annotated[float, Field(ge=1)] = 2.0
+    match_factor: Annotated[float, Field(ge=1)] = 2.0
+    moved_factor: Annotated[float, Field(ge=1)] = 2.0
+    minimum_seeds: Annotated[int, Field(ge=2)] = 5
+    final_evaluations: Annotated[int, Field(ge=1)] = 5
+    rescaling_tolerance: Annotated[float, Field(gt=0)] = 0.05
+    bootstrap: Annotated[int, Field(ge=200)] = 4000
+    primary: dict[str, str] = Field(default_factory=dict)
 
 
 class StudySpec(BaseModel):

@@ -66,6 +66,8 @@ class Engine:
         self.batches = Batches(plan.replicas, plan.batch_size, self.device, self.dtype)
         self.levers = Levers([r.interventions for r in plan.replicas], like)
         self.state.references = self.levers.empty_references()
+        if self.levers.gain is not None:
+            self.layout.view(like)[self.network.head[0]].div_(self.levers.gain[:, None, None])
         optimizers = [r.optimizer for r in plan.replicas]
         self.optimizer = optimizers[0]
         self.rates = Rates(optimizers, [unplug_of(r.interventions) for r in plan.replicas], plan.steps, like)

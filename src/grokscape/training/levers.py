@@ -1,6 +1,7 @@
 """The interventions of all replicas, stacked: neighbouring replicas with the same kinds of penalty form one block."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from grokscape.interventions import (
     NormalizeFeatures,
     Penalty,
     Promote,
+    Rescale,
     Suppress,
     Unplug,
     WeightCap,
@@ -40,8 +42,9 @@ def _ended(interventions: Sequence[Intervention]) -> tuple[Intervention, ...]:
     kept = tuple(i for i in interventions if not isinstance(i, Unplug))
     if unplug is None:
         return kept
-    early = [i for i in kept if i.start < unplug.step]
-    return tuple(replace(i, until=min(unplug.step, unplug.step if i.until is None else i.until)) for i in early)
+    lasting = tuple(i for i in kept if isinstance(i, Rescale))
+    early = [i for i in kept if not isinstance(i, Rescale) and i.start < unplug.step]
+    return lasting + tuple(replace(i, until=min(unplug.step, unplug.step if i.until is None else i.until)) for i in early)
 
 
 class _Schedule:
@@ -162,6 +165,9 @@ class Levers:
         penalties = [penalty for block in self.blocks for penalty in block.penalties]
         self.needs_parameters = any("parameters" in MEASURES[p.measure].inputs for p in penalties)
         self._like = like
+        factors = [math.prod(i.factor for i in arm if isinstance(i, Rescale)) for arm in arms]
+        gain = torch.tensor(factors, dtype=like.dtype, device=like.device)
+        self.gain = None if bool((gain == 1).all()) else gain
         self._normalise = self._stacked(
             [[i for i in arm if isinstance(i, NormalizeFeatures)] for arm in arms], "radius"
         )
@@ -196,12 +202,12 @@ class Levers:
 
     def features(self, features: Tensor, step: int, row: int | None = None) -> Tensor:
         """Features (R, N, d) as the head gets them at this step; with `row`, (1, N, d) of that replica."""
+        rows = slice(None) if row is None else slice(row, row + 1)
         radius = self._acting(self._normalise, step, torch.nan)
-        if radius is None:
-            return features
-        radius = radius if row is None else radius[row : row + 1]
-        off = radius.isnan()[:, None, None]
-        return torch.where(off, features, normalize_features(features, radius.nan_to_num(1.0)[:, None, None]))
+        if radius is not None:
+            radius = radius[rows, None, None]
+            features = torch.where(radius.isnan(), features, normalize_features(features, radius.nan_to_num(1.0)))
+        return features if self.gain is None else features * self.gain[rows, None, None]
 
     def penalty(self, snapshot: Snapshot, step: int, references: Mapping[str, Tensor]) -> Tensor | None:
         """Sum of the penalties per replica (R,); None if none acts."""

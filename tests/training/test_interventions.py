@@ -1,0 +1,133 @@
+"""Interventions by themselves: penalties against formulas, schedules, JSON, errors by their text."""
+
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from grokscape.interventions import (
+    INTERVENTION,
+    Clamp,
+    NormalizeFeatures,
+    Promote,
+    Rescale,
+    Suppress,
+    Unplug,
+    WeightCap,
+    clamp_penalty,
+    describe,
+)
+from grokscape.measures import MEASURES, Snapshot
+
+EXAMPLES = (
+    Promote("cdnv", strength=1e-3, ramp=10),
+    Suppress("relative_flatness_bound", strength=1e-2, temperature=2.0, until=200),
+    Clamp("relative_flatness", at_least=30.0),
+    Clamp("loss", at_least=0.5, at_most=2.0, relative_to="memorisation", start=5),
+    NormalizeFeatures(radius=2.0, until=100),
+    Rescale(2.0),
+    WeightCap(50.0, norm="spectral"),
+    Unplug(200, lr=0.1, cosine=True, weight_decay=2e-4),
+)
+
+
+@pytest.fixture
+def snapshot():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 20, 5, generator=generator, dtype=torch.float64)
+    weight = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64)
+    labels = torch.arange(20).remainder(4).expand(3, 20)
+    return Snapshot(features, features @ weight.mT, labels, weight)
+
+
+@pytest.mark.parametrize("intervention", EXAMPLES, ids=str)
+def test_to_json_and_back(intervention):
+    assert INTERVENTION.validate_json(INTERVENTION.dump_json(intervention)) == intervention
+
+
+def test_promote_and_suppress_follow_the_direction_of_the_measure(snapshot):
+    kappa = MEASURES["relative_flatness"](snapshot)
+    torch.testing.assert_close(Promote("relative_flatness", strength=0.5)(snapshot), 0.5 * kappa)
+    torch.testing.assert_close(Suppress("relative_flatness", strength=0.5)(snapshot), -0.5 * kappa)
+    margin = MEASURES["margin"](snapshot)
+    torch.testing.assert_close(Promote("margin", strength=0.5)(snapshot), -0.5 * margin)
+
+
+def test_temperature_divides_the_logits(snapshot):
+    cooler = Snapshot(snapshot.features, snapshot.logits / 2, snapshot.labels, snapshot.weight)
+    expected = -MEASURES["relative_flatness_bound"](cooler)
+    torch.testing.assert_close(Suppress("relative_flatness_bound", strength=1, temperature=2)(snapshot), expected)
+
+
+def test_clamp_is_the_squared_log_shortfall_and_exactly_zero_once_held(snapshot):
+    value = MEASURES["cdnv"](snapshot)
+    expected = 0.3 * (torch.log(2 * value.max()) - value.log()) ** 2
+    torch.testing.assert_close(Clamp("cdnv", at_least=2 * value.max().item(), strength=0.3)(snapshot), expected)
+    assert (Clamp("cdnv", at_least=value.min().item() / 2)(snapshot) == 0).all()
+    at_most = Clamp("cdnv", at_most=value.min().item() / 2, strength=1.0)(snapshot)
+    torch.testing.assert_close(at_most, (value / (value.min() / 2)).log() ** 2)
+
+
+def test_a_held_clamp_has_no_gradient_even_at_zero():
+    value = torch.tensor([0.0, 5.0], requires_grad=True)
+    clamp_penalty(value, 1.0, None, torch.tensor([1.0, 10.0])).sum().backward()
+    assert value.grad.tolist() == [0.0, 0.0]
+
+
+def test_relative_clamp_scales_its_levels_and_asks_for_the_reference(snapshot):
+    clamp = Clamp("cdnv", at_least=2.0, relative_to=10)
+    value = MEASURES["cdnv"](snapshot)
+    torch.testing.assert_close(clamp(snapshot, reference=value), torch.full_like(value, 0.1 * math.log(2) ** 2))
+    assert (clamp(snapshot, reference=torch.full_like(value, torch.nan)) == 0).all()
+    with pytest.raises(ValueError, match="this clamp is relative to 10; pass reference="):
+        clamp(snapshot)
+
+
+def test_schedule_starts_ramps_and_ends():
+    promote = Promote("cdnv", strength=1, start=10, until=20, ramp=4)
+    assert [promote.gate(step) for step in (9, 10, 11, 13, 19, 20)] == [0, 0.25, 0.5, 1, 1, 0]
+
+
+def test_normalised_features_have_the_radius_and_zero_stays_zero():
+    features = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    torch.testing.assert_close(NormalizeFeatures(2.0)(features), torch.tensor([[1.2, 1.6], [0.0, 0.0]]))
+    assert torch.equal(NormalizeFeatures(2.0, until=5)(features, step=5), features)
+
+
+def test_weight_cap_only_shrinks():
+    weight = torch.diag(torch.tensor([3.0, 4.0]))
+    torch.testing.assert_close(WeightCap(1.0)(weight), weight / 5)
+    torch.testing.assert_close(WeightCap(1.0, norm="spectral")(weight), weight / 4)
+    assert torch.equal(WeightCap(6.0)(weight), weight)
+
+
+def test_one_readable_line():
+    assert describe((Clamp("cdnv", at_least=1.2), WeightCap(50))) == (
+        "cdnv held ≥ 1.2 (strength 0.1); head weight capped at Frobenius norm 50"
+    )
+    assert str(EXAMPLES[1]) == "loss − 0.01·relative_flatness_bound(τ = 2) before step 200"
+    assert str(EXAMPLES[3]) == (
+        "loss held ≥ 0.5 and ≤ 2 × its value at memorisation (strength 0.1) from step 5"
+    )
+    assert describe(()) == "no intervention"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Promote("relative_flatnes", strength=1), "the name of a measure, got 'relative_flatnes'; near: rel"),
+        (lambda: Suppress("accuracy", strength=1), "'accuracy' is not differentiable and cannot be a penalty"),
+        (lambda: Promote("head_norm", strength=1), "'head_norm' has no direction to promote or suppress; use Clamp"),
+        (lambda: Promote("cdnv", strength=0), "greater than 0"),
+        (lambda: Promote("cdnv", strength=1, start=5, until=5), "expected until > start, got start=5, until=5"),
+        (lambda: Clamp("cdnv"), r"expected at_least or at_most \(or both\), got neither"),
+        (lambda: Clamp("cdnv", at_least=3, at_most=2), "expected at_least ≤ at_most, got at_least=3.0, at_most=2.0"),
+        (lambda: Clamp("margin", at_least=3), "'margin' can be negative, a clamp works on its logarithm"),
+        (lambda: Unplug(0), "greater than or equal to 1"),
+        (lambda: WeightCap(-1), "greater than 0"),
+    ],
+)
+def test_bad_settings_say_what_was_expected(make, message):
+    with pytest.raises(ValidationError, match=message):
+        make()
