@@ -24,7 +24,7 @@ def test_the_question_and_a_card_per_property_come_first(finished: RunFolder) ->
     html = write_report(finished).read_text()
     start = html.index("<main>")
     question = html.index("Does generalisation need flat minima, or collapsed classes?", start)
-    verdicts = [html.index(f"Is {name} necessary?", start) for name in ("flatness", "collapse")]
+    verdicts = [html.index(f"Is {name} necessary?", start) for name in ("flatness", "neural collapse")]
     assert question < min(verdicts) < max(verdicts) < html.index('id="outcomes"', start)
 
 

@@ -29,7 +29,13 @@ STYLES: dict[Style, dict[str, float]] = {
 }
 FORMATS = ("svg", "pdf", "png")
 
-_DASHES: dict[str, Any] = {"solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.6)), "dashdot": (0, (6, 2, 1, 2))}
+_DASHES: dict[str, Any] = {
+    "solid": "-",
+    "dash": (0, (4, 2)),
+    "longdash": (0, (9, 2)),
+    "dot": (0, (1, 1.6)),
+    "dashdot": (0, (6, 2, 1, 2)),
+}
 _SYMBOLS = {"circle": "o", "circle-open": "o", "x": "x", "diamond": "D", "square": "s"}
 
 

@@ -2,6 +2,7 @@
 
 from grokscape.analysis.design import Rules
 from grokscape.report.run import Run
+from grokscape.report.wording import sentence
 
 _DIRECTIONS = {
     "lower": "The literature connects lower values with generalisation.",
@@ -75,4 +76,4 @@ def _measure(run: Run, measure: str, splits: list[str]) -> dict[str, str]:
     if about.get("unit"):
         parts.append(f"Unit or range: {about['unit']}.")
     parts.append(f"Source: {about['source']}." if about.get("source") else "This run folder records no source for it.")
-    return {"id": measure, "title": run.measure_title(measure), "text": " ".join(parts).replace("..", ".")}
+    return {"id": measure, "title": sentence(run.measure_title(measure)), "text": " ".join(parts).replace("..", ".")}

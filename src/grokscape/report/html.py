@@ -43,18 +43,23 @@ def json_in_html(value: Any) -> str:
     return text
 
 
-def rounded(values: Sequence[float] | np.ndarray) -> list[float | None]:
-    """Numbers to four significant digits, null where there is none: what a screen can show."""
-    return [None if not np.isfinite(v) else float(f"{v:.4g}") for v in np.asarray(values, dtype=float)]
+def rounded(values: Sequence[float] | np.ndarray, digits: int = 4) -> list[float | int | None]:
+    """Numbers to a few significant digits, null where there is none: what a screen can show."""
+    return [_short(float(v), digits) if np.isfinite(v) else None for v in np.asarray(values, dtype=float)]
 
 
-def summary_json(summary: Summary) -> dict[str, Any]:
+def _short(value: float, digits: int) -> float | int:
+    shown = float(f"{value:.{digits}g}")
+    return int(shown) if shown.is_integer() and abs(shown) < 1e9 else shown
+
+
+def summary_json(summary: Summary, *, seeds: bool = True) -> dict[str, Any]:
     """A summary for the page: m(edian), l(ow), h(igh), s(eeds)."""
     described: dict[str, Any] = {"m": rounded(summary.median)}
     if summary.replicas > 2:
-        described |= {"l": rounded(summary.low), "h": rounded(summary.high)}
-    if len(summary.seeds) > 1:
-        described["s"] = [rounded(row) for row in summary.seeds]
+        described |= {"l": rounded(summary.low, 3), "h": rounded(summary.high, 3)}
+    if seeds and len(summary.seeds) > 1:
+        described["s"] = [rounded(row, 3) for row in summary.seeds]
     return described
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from grokscape.report.palette import GRID, INK, MUTED, Colour
 from grokscape.report.plate import Axis, Band, Layer, Line, Panel, Plate, Points, Rule
 
-DASHES = {"solid": "solid", "dash": "7px,3px", "dot": "2px,3px", "dashdot": "8px,3px,2px,3px"}
+DASHES = {"solid": "solid", "dash": "6px,3px", "longdash": "13px,3px", "dot": "2px,3px", "dashdot": "9px,3px,2px,3px"}
 _SYMBOLS = {"circle": "circle", "circle-open": "circle-open", "x": "x-thin", "diamond": "diamond", "square": "square"}
 
 

@@ -8,8 +8,9 @@ import polars as pl
 
 from grokscape.analysis import Record
 from grokscape.analysis.design import Rules
+from grokscape.report.arms import Arm
 from grokscape.report.plate import Axis, Missing, Panel, Plate, Points, Symbol
-from grokscape.report.run import Arm, Run
+from grokscape.report.run import Run
 from grokscape.report.trajectories import panel, shown_steps, step_axis
 
 ONSET_SYMBOLS: dict[str, Symbol] = {"memorised": "circle-open", "generalised": "circle"}

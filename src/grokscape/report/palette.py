@@ -7,7 +7,7 @@ The hues follow Okabe and Ito (2008), darkened or lightened until each stands ou
 from dataclasses import dataclass
 from typing import Literal
 
-Dash = Literal["solid", "dash", "dot", "dashdot"]
+Dash = Literal["solid", "dash", "longdash", "dashdot", "dot"]  # "dot" is kept for training samples beside held-out ones
 Family = Literal["baseline", "flatness", "collapse", "other", "control"]
 
 
@@ -45,7 +45,7 @@ FAMILY_COLOURS: dict[Family, tuple[Colour, ...]] = {
     "control": (Colour("#00835f", "#2fbf94"), Colour("#4f5d24", "#b4c46f"), Colour("#5f7f8c", "#8fb3c2")),
 }
 
-DASHES: tuple[Dash, ...] = ("solid", "dash", "dot", "dashdot")
+DASHES: tuple[Dash, ...] = ("solid", "dash", "longdash", "dashdot")
 
 
 def arm_style(family: Family, rank: int) -> tuple[Colour, Dash]:

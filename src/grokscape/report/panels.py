@@ -3,14 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import polars as pl
-
 from grokscape.report.html import pair, summary_json
 from grokscape.report.interactive import DASHES
 from grokscape.report.onsets import Outcomes
 from grokscape.report.plate import Missing
 from grokscape.report.run import Run
-from grokscape.report.trajectories import DEFAULT_MEASURES, SEEDS_SHOWN, is_logarithmic, shown_steps, summarise
+from grokscape.report.trajectories import (
+    DEFAULT_MEASURES,
+    MOST_STEPS,
+    SEEDS_SHOWN,
+    is_logarithmic,
+    shown_steps,
+    summarise,
+)
+from grokscape.report.wording import sentence
 
 SPLIT_TITLES = {
     "train": "training",
@@ -18,35 +24,22 @@ SPLIT_TITLES = {
     "cross": "held-out around training means",
     "params": "parameters",
 }
+MOST_NUMBERS = 200_000  # about 1.3 MB of the page
+FEWEST_STEPS = 60
 
 
 def trajectories(run: Run, found: Outcomes) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the template and the script need to draw trajectories."""
-    steps = shown_steps(run)
-    measures = run.measures() if len(steps) else {}
+    measures = run.measures() if run.frame.height else {}
     order = [m for m in DEFAULT_MEASURES if m in measures] + [m for m in measures if m not in DEFAULT_MEASURES]
-    columns: dict[str, Any] = {}
-    described: dict[str, Any] = {}
-    for measure in order:
-        summaries = {split: summarise(run, f"{split}/{measure}", steps) for split in measures[measure]}
-        columns |= {
-            f"{split}/{measure}": {arm: summary_json(s) for arm, s in per_arm.items()}
-            for split, per_arm in summaries.items()
-        }
-        every = [s for per_arm in summaries.values() for s in per_arm.values()]
-        described[measure] = {
-            "title": run.measure_title(measure),
-            "splits": measures[measure],
-            "percent": measure == "accuracy",
-            "log": measure != "accuracy" and is_logarithmic(every),
-        }
+    curves = 3 * max(1, len(run.arms)) * max(1, sum(len(splits) for splits in measures.values()))
+    steps = shown_steps(run, max(FEWEST_STEPS, min(MOST_STEPS, MOST_NUMBERS // curves)))
+    columns, described = _columns(run, {m: measures[m] for m in order}, steps, MOST_NUMBERS - curves * len(steps))
     onsets = {
         arm.name: {"m": found.median_onset(arm.name, "memorised"), "g": found.median_onset(arm.name, "generalised")}
         for arm in run.arms
     }
-    arms = [
-        {"name": arm.name, "title": arm.title, "colour": pair(arm.colour), "dash": DASHES[arm.dash]} for arm in run.arms
-    ]
+    arms = [{"name": a.name, "title": a.title, "colour": pair(a.colour), "dash": DASHES[a.dash]} for a in run.arms]
     log_steps = run.last_step > 200
     payload = {
         "steps": steps.tolist(),
@@ -60,32 +53,43 @@ def trajectories(run: Run, found: Outcomes) -> tuple[dict[str, Any], dict[str, A
     return _panels(run, order, measures, len(steps), log_steps), payload
 
 
+def _columns(
+    run: Run, measures: Mapping[str, Sequence[str]], steps: Any, budget: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every column's summaries and every measure's description; single seeds as long as there is room for them."""
+    columns: dict[str, Any] = {}
+    described: dict[str, Any] = {}
+    for measure, splits in measures.items():
+        every = []
+        for split in splits:
+            summaries = summarise(run, f"{split}/{measure}", steps)
+            size = sum(summary.seeds.size for summary in summaries.values())
+            budget -= size
+            columns[f"{split}/{measure}"] = {a: summary_json(s, seeds=budget >= 0) for a, s in summaries.items()}
+            every += summaries.values()
+        percent = measure == "accuracy"
+        title, log = sentence(run.measure_title(measure)), not percent and is_logarithmic(every)
+        described[measure] = {"title": title, "splits": list(splits), "percent": percent, "log": log}
+    return columns, described
+
+
 def _panels(
     run: Run, order: Sequence[str], measures: Mapping[str, Sequence[str]], steps: int, log_steps: bool
 ) -> dict[str, Any]:
-    splits = [
-        {"name": s, "title": SPLIT_TITLES[s]}
-        for s in ("train", "test", "cross")
-        if any(s in v for v in measures.values())
-    ]
-    few = (
-        max((run.frame.filter(pl.col("arm") == arm.name)["replica"].n_unique() for arm in run.arms), default=0)
-        <= SEEDS_SHOWN
-    )
+    present = [s for s in ("train", "test", "cross") if any(s in splits for splits in measures.values())]
+    few = all(run.replicas(arm.name) <= SEEDS_SHOWN for arm in run.arms)
     caption = (
         "All panels share one axis of steps: point anywhere, or move the slider, to read every panel at that step; "
-        "drag "
-        "to zoom all, double-click to zoom out. Lines are medians over seeds, bands reach from the 10th to the 90th "
-        "percentile"
-        + (", thin lines are single seeds" if few else "")
-        + ". Triangles on the axis mark the median onset of memorisation (hollow) and of generalisation (filled)."
+        "drag to zoom all, double-click to zoom out. Lines are medians over seeds, bands reach from the 10th to the "
+        f"90th percentile{', thin lines are single seeds' if few else ''}. Triangles on the axis mark the median onset "
+        "of memorisation (hollow) and of generalisation (filled)."
     )
     panels = [
         {
             "measure": m,
-            "title": run.measure_title(m),
+            "title": (title := sentence(run.measure_title(m))),
             "shown": m in DEFAULT_MEASURES,
-            "alt": f"{run.measure_title(m)} over training steps, one line per arm; the table beside it reads it",
+            "alt": f"{title} over training steps, one line per arm; the table beside it reads the lines at one step",
         }
         for m in order
     ]
@@ -97,7 +101,7 @@ def _panels(
     )
     return {
         "panels": panels,
-        "splits": splits,
+        "splits": [{"name": s, "title": SPLIT_TITLES[s]} for s in present],
         "caption": caption,
         "last_index": max(steps - 1, 0),
         "log_steps": log_steps,

@@ -38,7 +38,7 @@ class Band:
     high: Numbers
     colour: Colour = INK
     arm: str | None = None
-    opacity: float = 0.14
+    opacity: float = 0.1
     stairs: bool = False
     right: bool = False
 

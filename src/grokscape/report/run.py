@@ -1,6 +1,5 @@
 """A run folder as the report sees it: arms with their colours, the columns and what they mean, the findings by kind."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,33 +7,33 @@ from typing import Any
 
 import polars as pl
 
-from grokscape.report.palette import FAMILY_TITLES, Colour, Dash, Family, arm_style
+from grokscape.report.arms import Arm, arms_of
 from grokscape.store import KEYS, RunFolder, RunFolderError
 
-_FAMILY_OF_PROPERTY: dict[str, Family] = {"flatness": "flatness", "curvature": "flatness", "collapse": "collapse"}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """An arm of the study and how it is drawn everywhere.
-
-    Attributes:
-        name: its value in the column `arm`.
-        title: what people read.
-        role: "baseline", "manipulation" or "control".
-        family: which property it moves, or "control".
-        colour: its colour in every figure.
-        dash: its dash in every figure.
-        intervention: what was done, in words; empty for nothing.
-    """
-
-    name: str
-    title: str
-    role: str
-    family: Family
-    colour: Colour
-    dash: Dash
-    intervention: str = ""
+SPLITS = ("train", "test", "cross", "params")
+SHORT = {
+    "loss": "Loss",
+    "relative_flatness": "κ",
+    "relative_flatness_bound": "κ̄",
+    "relative_flatness_per_loss": "κ/loss",
+    "relative_flatness_looseness": "κ̄/κ",
+    "cdnv": "CDNV",
+    "cdnv_sum": "CDNV (sum)",
+    "nc1": "NC1",
+    "nc1_ratio": "NC1 (ratio)",
+    "rnc1": "rNC1",
+    "rnc1_max": "rNC1 (max)",
+    "nc2_equinorm": "NC2 norms",
+    "nc2_equiangular": "NC2 angles",
+    "nc2_etf": "NC2 simplex",
+    "nc3": "NC3",
+    "nc4": "NC4",
+    "ildr": "ILDR",
+    "weight_norm": "‖θ‖",
+    "head_norm": "‖W‖",
+    "margin": "Margin",
+    "accuracy": "Accuracy",
+}
 
 
 @dataclass(frozen=True)
@@ -61,16 +60,11 @@ class Run:
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
         """Arms in the order of legends and tables: baseline, flatness, collapse, others, controls."""
-        listed = {str(arm.get("name")): arm for arm in self.spec.get("arms", []) if isinstance(arm, Mapping)}
         present = self.frame["arm"].unique(maintain_order=True).to_list() if "arm" in self.frame.columns else []
-        for name in present:
-            listed.setdefault(str(name), {"name": name})
-        families = {name: self._family(name, arm) for name, arm in listed.items()}
-        arms = []
-        for family in FAMILY_TITLES:
-            members = [name for name in listed if families[name] == family]
-            arms += [self._arm(name, listed[name], family, rank) for rank, name in enumerate(members)]
-        return tuple(arms)
+        measures = {name.rpartition("/")[2] for name in self.columns}
+        properties = {measure: self.measure_property(measure) for measure in measures}
+        titles = {measure: self.measure_title(measure) for measure in measures}
+        return arms_of(self.spec, map(str, present), properties, titles)
 
     @cached_property
     def arm_by_name(self) -> dict[str, Arm]:
@@ -107,6 +101,10 @@ class Run:
         known = self.arm_by_name.get(str(arm))
         return known.title if known else str(arm)
 
+    def replicas(self, arm: str) -> int:
+        """Number of replicas of an arm that were measured."""
+        return self.frame.filter(pl.col("arm") == arm)["replica"].n_unique() if self.frame.height else 0
+
     def measures(self) -> dict[str, list[str]]:
         """Measure → the splits it was taken on, in the order of the columns."""
         found: dict[str, list[str]] = {}
@@ -118,49 +116,22 @@ class Run:
 
     def measure_title(self, measure: str) -> str:
         """A measure's title from the columns' metadata, or its name in words."""
-        for split in ("train", "test", "cross", "params"):
+        for split in SPLITS:
             title = self.columns.get(f"{split}/{measure}", {}).get("title")
             if title:
                 return str(title)
         return measure.replace("_", " ")
 
+    def measure_short(self, measure: str) -> str:
+        """A measure's symbol where it has a usual one, for headings of columns; else its title."""
+        return SHORT.get(measure) or self.measure_title(measure)
+
     def measure_property(self, measure: str) -> str:
         """The family of properties a measure belongs to, "" if unknown."""
-        for split in ("train", "test", "cross", "params"):
+        for split in SPLITS:
             if property_ := self.columns.get(f"{split}/{measure}", {}).get("property"):
                 return str(property_)
         return ""
-
-    def _family(self, name: str, arm: Mapping[str, Any]) -> Family:
-        role = arm.get("role")
-        if role == "control":
-            return "control"
-        interventions = [i for i in arm.get("interventions") or [] if isinstance(i, Mapping)]
-        if role == "baseline" or (role is None and not interventions and name == "baseline"):
-            return "baseline"
-        for intervention in interventions:
-            measure = str(intervention.get("measure", "")).rpartition("/")[2]
-            family = _FAMILY_OF_PROPERTY.get(self.measure_property(measure))
-            if family:
-                return family
-        return "other"
-
-    @staticmethod
-    def _arm(name: str, arm: Mapping[str, Any], family: Family, rank: int) -> Arm:
-        colour, dash = arm_style(family, rank)
-        words = "; ".join(_in_words(i) for i in arm.get("interventions") or [] if isinstance(i, Mapping))
-        return Arm(name, str(arm.get("title") or name), str(arm.get("role") or ""), family, colour, dash, words)
-
-
-def _in_words(intervention: Mapping[str, Any]) -> str:
-    """An intervention as it stands in the spec, kind and measure first, unset fields left out."""
-    kind, measure = intervention.get("kind", ""), intervention.get("measure", "")
-    rest = [
-        f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}"
-        for k, v in intervention.items()
-        if k not in ("kind", "measure") and v not in (None, "", [], {})
-    ]
-    return " ".join(part for part in (str(kind), str(measure), ", ".join(rest)) if part).replace("_", " ")
 
 
 def read_run(folder: RunFolder | str | Path) -> Run:

@@ -20,7 +20,7 @@ def outcome_table(run: Run, found: Outcomes) -> dict[str, Any]:
         {"text": "Memorised", "link": "def-onset", "words": False},
         {"text": "Generalised", "link": "def-onset", "words": False},
         {"text": "Final test accuracy", "link": "def-final-accuracy", "words": False},
-        *({"text": f"{run.measure_title(m)}, at the end", "link": f"def-{m}", "words": False} for m in measures),
+        *({"text": f"{run.measure_short(m)} at the end", "link": f"def-{m}", "words": False} for m in measures),
     ]
     rows = [
         {"arm": arm.name, "title": arm.title, "cells": _outcome_cells(run, found, arm.name, measures)}
@@ -35,7 +35,7 @@ def outcome_table(run: Run, found: Outcomes) -> dict[str, Any]:
 
 def _outcome_cells(run: Run, found: Outcomes, arm: str, measures: Sequence[str]) -> list[dict[str, Any]]:
     rows = found.rows(arm)
-    cells = [{"text": run.arm_by_name[arm].intervention or "nothing", "small": "", "words": True}]
+    cells = [{"text": run.arm_by_name[arm].done or "nothing", "small": "", "words": True}]
     for what in ("memorised", "generalised"):
         median = found.median_onset(arm, what)
         small = f"step {median:.0f}" if median is not None else "no median"

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from grokscape.report.arms import Arm
 from grokscape.report.plate import Axis, Band, Line, Panel
-from grokscape.report.run import Arm, Run
+from grokscape.report.run import Run
+from grokscape.report.wording import sentence
 
 SEEDS_SHOWN = 12
 MOST_STEPS = 320
@@ -51,22 +53,27 @@ def shown_steps(run: Run, most: int = MOST_STEPS) -> np.ndarray:
 
 
 def summarise(run: Run, column: str, steps: np.ndarray, seeds_shown: int = SEEDS_SHOWN) -> dict[str, Summary]:
-    """Each arm's summary of a column at the given steps; arms that never measured it are left out."""
+    """Each arm's summary of a column at the given steps; arms that never measured it are left out.
+
+    Replicas may have been measured at different steps: between two of its own evaluations a replica's value is taken on
+    the straight line, before the first and after the last it has none.
+    """
+    frame = run.frame.select("arm", "replica", "step", pl.col(column).cast(pl.Float64)).drop_nulls(column)
     summaries = {}
-    frame = run.frame.select("arm", "replica", "step", pl.col(column).cast(pl.Float64)).filter(
-        pl.col("step").is_in(steps.tolist())
-    )
-    position = {int(step): i for i, step in enumerate(steps)}
-    for (name,), rows in frame.group_by("arm", maintain_order=True):
-        replicas = rows["replica"].unique().sort().to_list()
-        table = np.full((len(replicas), len(steps)), np.nan)
-        at = {replica: i for i, replica in enumerate(replicas)}
-        rows_at = [at[r] for r in rows["replica"].to_list()]
-        table[rows_at, [position[s] for s in rows["step"].to_list()]] = rows[column].fill_null(np.nan).to_numpy()
-        table[~np.isfinite(table)] = np.nan
+    for arm in run.arms:
+        replicas = frame.filter(pl.col("arm") == arm.name).partition_by("replica", maintain_order=True)
+        if not replicas:
+            continue
+        table = np.array([_at(steps, rows["step"].to_numpy(), rows[column].to_numpy()) for rows in replicas])
         if np.isfinite(table).any():
-            summaries[str(name)] = _summary(table, seeds_shown)
+            summaries[arm.name] = _summary(table, seeds_shown)
     return summaries
+
+
+def _at(steps: np.ndarray, measured: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A replica's values at the given steps, NaN where it has none; (S,)."""
+    values = np.where(np.isfinite(values), values, np.nan)
+    return np.interp(steps, measured, values, left=np.nan, right=np.nan)
 
 
 def _summary(table: np.ndarray, seeds_shown: int) -> Summary:
@@ -112,7 +119,7 @@ def panel(run: Run, measure: str, split: str, steps: np.ndarray, *, title: str =
             drawn += layers(arm, steps, summaries[arm.name])
     percent = measure == "accuracy"
     y = Axis(
-        run.measure_title(measure),
+        sentence(run.measure_title(measure)),
         log=not percent and is_logarithmic(list(summaries.values())),
         percent=percent,
         limits=(-0.02, 1.02) if percent else None,

@@ -19,26 +19,29 @@ def no_verdicts(run: Run) -> str:
     return "The analysis judged no property: verdicts need a baseline and at least one arm that manipulates a property."
 
 
+PROPERTY_TITLES = {"collapse": "neural collapse", "fit": "a low training loss", "norm": "a small weight norm"}
 GLYPHS = {"consistent with necessary": "full", "not necessary": "empty"}
 
 
 def cards(run: Run) -> list[dict[str, Any]]:
-    """One card per judged property."""
+    """One card per judged property: of several measures of one property, the one that stands for it."""
     made = []
     for finding in run.of_kind("necessity"):
         subject = finding.get("subject") or {}
         property_ = str(subject.get("property") or "")
+        if property_ and finding.get("id") not in (None, f"necessity/{property_}"):
+            continue
         measure = run.measure_title(str(subject.get("measure"))) if subject.get("measure") else ""
         verdict = str(finding.get("verdict") or "not judged")
         reason = str((finding.get("data") or {}).get("reason") or "")
         made.append(
             {
-                "heading": f"Is {property_ or measure} necessary?"
-                + (f" Measured by {measure}" if property_ and measure else ""),
+                "heading": f"Is {PROPERTY_TITLES.get(property_, property_) or measure} necessary?",
+                "measure": measure,
                 "verdict": wording.sentence(verdict),
                 "glyph": GLYPHS.get(verdict, "half"),
                 "statement": f"{wording.sentence(reason)}." if reason else finding.get("statement", ""),
-                "numbers": wording.estimates(finding, run)[:6],
+                "groups": wording.grouped(wording.estimates(finding, run)),
                 "basis": wording.basis(finding),
                 "rule": finding.get("rule") or "No rule was recorded.",
                 "anchor": wording.anchor(finding.get("id")),

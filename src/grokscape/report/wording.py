@@ -1,7 +1,7 @@
 """Numbers and findings in words."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from grokscape.report.palette import FAMILY_COLOURS, MUTED, Colour
@@ -29,18 +29,32 @@ def _superscript(value: int) -> str:
 
 
 def estimates(finding: Mapping[str, Any], run: Run) -> list[dict[str, str]]:
-    """A finding's estimates as {"name", "value", "interval"}; arms by title, differences of accuracy in points."""
+    """A finding's estimates as {"name", "of", "value", "interval"}; `of`: title of the arm they are about, or ""."""
     rows = []
     for name, estimate in (finding.get("estimates") or {}).items():
         what, _, arm = str(name).rpartition(", ")
-        label = f"{what}, {run.title_of(arm)}" if what and arm in run.arm_by_name else str(name)
+        about = run.title_of(arm) if what and arm in run.arm_by_name else ""
         unit, value = str(estimate.get("unit") or ""), estimate.get("value")
-        show = _FORMATS.get(unit, lambda number_: number(number_))
+        show = _FORMATS.get(unit, number)
         low, high = estimate.get("low"), estimate.get("high")
-        interval = "" if low is None and high is None else f"{show(low)} to {show(high)}"
+        interval = "" if low is None and high is None else f"{bare(show(low))} to {bare(show(high))}"
         shown = show(value) if value is None or unit in _FORMATS else number(value, unit)
-        rows.append({"name": sentence(label.replace("_", " ")), "value": shown, "interval": interval})
+        label = (what if about else str(name)).replace("_", " ")
+        rows.append({"name": sentence(label), "of": about, "value": shown, "interval": interval})
     return rows
+
+
+def bare(shown: str) -> str:
+    """A shown number without its unit, for the ends of an interval."""
+    return shown.removesuffix(" points").removesuffix(" %").removeprefix("× ")
+
+
+def grouped(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Estimates by the arm they are about: {"title", "rows"}, in order."""
+    groups: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(row["of"], []).append(row)
+    return [{"title": title, "numbers": numbers} for title, numbers in groups.items()]
 
 
 def percent(value: float | None) -> str:
@@ -62,7 +76,11 @@ def times(value: float | None) -> str:
     return "–" if value is None else f"× {value:.2f}"
 
 
-_FORMATS = {"share of seeds": percent, "difference in test accuracy": points, "times the baseline's delay": times}
+_FORMATS: dict[str, Callable[[float | None], str]] = {
+    "share of seeds": percent,
+    "difference in test accuracy": points,
+    "times the baseline's delay": times,
+}
 
 
 def sentence(text: str) -> str:

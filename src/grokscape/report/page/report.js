@@ -4,7 +4,7 @@
   const root = document.documentElement;
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const style = (name) => getComputedStyle(root).getPropertyValue(name).trim();
-  const reduced = 4; // significant digits in read-outs
+  const reduced = 3; // significant digits in read-outs
 
   // ---- colours: "#light|#dark|opacity" becomes the colour of the theme in use ----
   const token = /(#[0-9a-f]{6})\|(#[0-9a-f]{6})\|([\d.]+)/g;
@@ -33,12 +33,25 @@
 
   // ---- plates: figures that were laid out before ----
   const drawn = new Map(); // element → function that draws it anew
+  // On a narrow screen long names of rows take two lines.
+  const wrap = (layout) => {
+    for (const axis of Object.keys(layout).filter((name) => name.startsWith("yaxis") && layout[name].ticktext)) {
+      layout[axis].ticktext = layout[axis].ticktext.map((text) => text.replace(/>([^<]{15,})</, (_, name) => {
+        const spaces = [...name.matchAll(/ /g)].map((match) => match.index);
+        if (!spaces.length) return `>${name}<`;
+        const middle = spaces.reduce((a, b) => (Math.abs(b - name.length / 2) < Math.abs(a - name.length / 2) ? b : a));
+        return `>${name.slice(0, middle)}<br>${name.slice(middle + 1)}<`;
+      }));
+      layout[axis].tickfont = { size: 11 };
+    }
+  };
   const plate = (element) => {
     const figure = data.plates[element.dataset.plate];
     const narrow = element.clientWidth < 520;
     const spec = resolve(figure);
     const traces = spec.data.map((trace) => ({ ...trace, type: "scatter", visible: shown(trace) }));
     const layout = { ...skin(), ...spec.layout, height: figure.height, margin: { l: narrow ? 44 : 64, r: 18, t: 26, b: 48 } };
+    if (narrow) wrap(layout);
     if (narrow && figure.narrow) Object.assign(layout, resolve(figure.narrow.layout), { height: figure.narrow.height });
     Plotly.react(element, traces, layout, config);
   };
@@ -59,7 +72,7 @@
     const traces = [];
     if (summary.l) {
       traces.push({ ...common, y: summary.l, line: { width: 0 }, hoverinfo: "skip" });
-      traces.push({ ...common, y: summary.h, line: { width: 0 }, fill: "tonexty", fillcolor: hue(0.13), hoverinfo: "skip" });
+      traces.push({ ...common, y: summary.h, line: { width: 0 }, fill: "tonexty", fillcolor: hue(0.1), hoverinfo: "skip" });
     }
     if (choice.seeds) for (const y of summary.s || []) traces.push({ ...common, y, line: { color: hue(1), width: 0.6 }, opacity: 0.35, hoverinfo: "skip" });
     traces.push({ ...common, y: summary.m, line: { color: hue(1), width: 2.2, dash: arm.dash }, name: arm.title });
@@ -86,7 +99,7 @@
     const layout = {
       ...skin(), hovermode: "x", showlegend: false, margin: { l: 62, r: 14, t: 8, b: last ? 44 : 22 },
       xaxis: { ...axis, type: choice.x, title: last ? { text: "Training step", standoff: 6 } : undefined, range: range(), ...(choice.x === "log" ? decadeTicks(1) : {}) },
-      yaxis: { ...axis, type: log ? "log" : "linear", nticks: 5, ...(about.percent ? { tickformat: ".0%", range: [-0.03, 1.05] } : {}), ...(log ? decadeTicks(decades(split, measure)) : {}) },
+      yaxis: { ...axis, type: log ? "log" : "linear", nticks: 5, ...(about.percent ? { tickformat: ".0%", range: [-0.03, 1.05] } : {}), ...(log ? decadeTicks(decades(traces)) : {}) },
       yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
     };
     Plotly.react(element, traces, layout, config).then(() => { bind(element); mark(element, T.steps[cursor]); });
@@ -94,10 +107,10 @@
     if (label) label.textContent = `${T.splits[split] || split}${context ? "; dotted: training samples" : ""}${log ? "; log scale" : ""}`;
   };
   const decadeTicks = (every) => ({ dtick: every, exponentformat: "power", tickfont: { size: 9.6 } }); // plotly draws powers a quarter larger
-  const decades = (split, measure) => {
+  const decades = (traces) => {
     let low = Infinity, high = 0;
-    for (const summary of Object.values(T.columns[`${split}/${measure}`] || {})) for (const v of summary.m) if (v > 0) { low = Math.min(low, v); high = Math.max(high, v); }
-    return Math.max(1, Math.ceil(Math.log10(high / low) / 5)) || 1;
+    for (const trace of traces) if (trace.yaxis !== "y2") for (const v of trace.y) if (v > 0) { low = Math.min(low, v); high = Math.max(high, v); }
+    return Math.max(1, Math.ceil(Math.log10(high / low) / 4) || 1);
   };
   let zoom = null;
   const first = T.steps.find((step) => step > 0) || 1;
@@ -126,8 +139,9 @@
     T.steps.forEach((s, i) => { if (Math.abs(s - step) < Math.abs(T.steps[best] - step)) best = i; });
     return best;
   };
-  const number = (value) => {
+  const number = (value, percent) => {
     if (value == null) return "–";
+    if (percent) return `${Number((100 * value).toPrecision(4))} %`;
     const size = Math.abs(value);
     return size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(2) : String(Number(value.toPrecision(reduced)));
   };
@@ -142,7 +156,7 @@
     for (const cell of all("[data-read]")) {
       const column = cell.dataset.read;
       const summary = (T.columns[`${panelColumn(column)}/${column}`] || {})[cell.dataset.arm];
-      cell.textContent = summary ? number(summary.m[index]) : "–";
+      cell.textContent = summary ? number(summary.m[index], T.measures[column].percent) : "–";
     }
     for (const element of panels()) mark(element, step);
   };
