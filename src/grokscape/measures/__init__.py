@@ -2,6 +2,7 @@
 
 from grokscape.measures.checks import MeasureWarning
 from grokscape.measures.functional import cdnv, neural_collapse, relative_flatness, relative_flatness_bound
+from grokscape.measures.layers import layer_flatness
 from grokscape.measures.snapshot import Measure, Snapshot
 from grokscape.measures.table import DEFAULT, MEASURES, evaluate
 
@@ -13,6 +14,7 @@ __all__ = [
     "Snapshot",
     "cdnv",
     "evaluate",
+    "layer_flatness",
     "neural_collapse",
     "relative_flatness",
     "relative_flatness_bound",

@@ -1,0 +1,182 @@
+"""Running somebody's model over somebody's data: batches of any common form, fixed weights, and everything put back.
+
+Accepted data: a `DataLoader` or any iterable of batches, a map-style `Dataset` of (input, label) pairs, or tensors
+(inputs, labels). Accepted batches: (inputs, …, labels), or a mapping with a "labels" (or "label") entry whose other
+tensors are handed to the model by name, as transformers does.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
+
+IGNORED = -100
+"""Label of positions that carry no loss, as in torch and transformers."""
+
+_LABEL_KEYS = ("labels", "label", "targets", "target")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a model is called with, and the labels.
+
+    Attributes:
+        arguments: positional inputs.
+        keywords: inputs by name.
+        labels: class indices (B) or (B, T).
+    """
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    labels: Tensor
+
+    def to(self, device: torch.device, dtype: torch.dtype | None) -> "Batch":
+        """On a device, with floating inputs in a dtype (as they are for None)."""
+        return Batch(
+            tuple(_moved(value, device, dtype) for value in self.arguments),
+            {name: _moved(value, device, dtype) for name, value in self.keywords.items()},
+            self.labels.to(device),
+        )
+
+
+def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype if dtype is not None and value.is_floating_point() else None)
+
+
+def batches(data: Any, batch_size: int = 256) -> Iterable[Any]:
+    """Data as an iterable of batches; datasets and tensors are cut into batches in their order.
+
+    Raises:
+        TypeError: the data has none of the accepted forms.
+        ValueError: inputs and labels have different lengths.
+    """
+    if isinstance(data, DataLoader):
+        return data
+    if isinstance(data, (tuple, list)) and len(data) >= 2 and all(isinstance(part, Tensor) for part in data):
+        lengths = {len(part) for part in data}
+        if len(lengths) > 1:
+            raise ValueError(f"inputs and labels must have one length, got {[len(part) for part in data]}")
+        return _Cut(tuple(data), batch_size)
+    if isinstance(data, Mapping):
+        return _Cut(dict(data), batch_size)
+    if isinstance(data, Dataset) and hasattr(data, "__len__"):
+        return DataLoader(data, batch_size=batch_size)
+    if isinstance(data, Iterable):
+        return data
+    raise TypeError(
+        f"data must be a DataLoader, an iterable of batches, a Dataset of (input, label) pairs, or tensors "
+        f"(inputs, labels), got {type(data).__name__}"
+    )
+
+
+class _Cut:
+    """Tensors cut along their first axis, as often as one goes over them."""
+
+    def __init__(self, tensors: tuple[Tensor, ...] | dict[str, Any], size: int) -> None:
+        self.tensors, self.size = tensors, size
+
+    def _length(self) -> int:
+        values = self.tensors.values() if isinstance(self.tensors, dict) else self.tensors
+        return max(len(value) for value in values if isinstance(value, Tensor))
+
+    def __len__(self) -> int:
+        return -(-self._length() // self.size)
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, self._length(), self.size):
+            piece = slice(start, start + self.size)
+            if isinstance(self.tensors, dict):
+                yield {name: value[piece] for name, value in self.tensors.items()}
+            else:
+                yield tuple(value[piece] for value in self.tensors)
+
+
+def as_batch(batch: Any) -> Batch:
+    """A batch in one form.
+
+    Raises:
+        TypeError: it is neither a sequence that ends in labels nor a mapping with labels.
+        ValueError: a mapping has no labels.
+    """
+    if isinstance(batch, Mapping):
+        key = next((key for key in _LABEL_KEYS if key in batch), None)
+        if key is None:
+            raise ValueError(f"a batch that is a mapping needs an entry 'labels', got {sorted(map(str, batch))}")
+        inputs = {str(name): value for name, value in batch.items() if name != key and isinstance(value, Tensor)}
+        return Batch((), inputs, torch.as_tensor(batch[key]))
+    if isinstance(batch, Sequence) and len(batch) >= 2 and not isinstance(batch, str):
+        if isinstance(batch[0], Mapping):
+            return Batch((), {str(name): value for name, value in batch[0].items()}, torch.as_tensor(batch[-1]))
+        return Batch(tuple(batch[:-1]), {}, torch.as_tensor(batch[-1]))
+    raise TypeError(
+        f"a batch must be (inputs, labels) or a mapping with 'labels', got {type(batch).__name__}"
+        + (f" of length {len(batch)}" if isinstance(batch, Sequence) else "")
+    )
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in a model's output: a tensor, `.logits`, ["logits"], or the first entry of a tuple.
+
+    Raises:
+        TypeError: there are none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if logits is None and isinstance(output, Mapping):
+        logits = output.get("logits")
+    if logits is None and isinstance(output, (tuple, list)) and output:
+        logits = output[0]
+    if isinstance(logits, Tensor):
+        return logits
+    raise TypeError(f"the model must return logits (a tensor, or an output with .logits), got {type(output).__name__}")
+
+
+def shifts_labels(model: nn.Module) -> bool:
+    """Whether a model predicts the next position from each, as the causal language models of transformers do."""
+    name = type(model).__name__
+    return name.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
+    """Device and floating dtype of a model's first floating parameter."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return parameter.device, parameter.dtype
+    return torch.device("cpu"), None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and a second derivative through attention; every module's training flag is restored after."""
+    flags = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
+def differentiable(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Gradients on for these parameters; their flags are restored after, and no .grad is left behind."""
+    flags = [(parameter, parameter.requires_grad) for parameter in parameters]
+    for parameter, _ in flags:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

@@ -1,0 +1,71 @@
+"""Logits of a model lined up with labels, and the loss of a batch as a sum over its samples.
+
+Every position that carries a label is a sample; ignored positions are left out. Causal language models of transformers
+predict the next position, so their labels are shifted by one, as they do themselves.
+
+Shapes: B sequences or samples, T positions, M samples that carry a loss, K classes.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grokscape.measures.batches import IGNORED, Batch, logits_of, shifts_labels
+from grokscape.measures.losses import Loss
+
+
+def forward(model: nn.Module, batch: Batch) -> Tensor:
+    """The logits of a batch: (B, K) or (B, T, K)."""
+    return logits_of(model(*batch.arguments, **batch.keywords))
+
+
+def align(model: nn.Module, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Labels and tensors (B, …, *) as the samples that carry a loss: (M), (M, *).
+
+    Raises:
+        ValueError: labels do not fit the leading axes of the tensors.
+    """
+    lead = tensors[0].shape[:-1]
+    if labels.shape != lead:
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(tensors[0].shape)}: expected "
+            f"{tuple(lead)}, one class index for each row of logits"
+        )
+    if len(lead) == 2 and shifts_labels(model):
+        labels, tensors = labels[:, 1:], tuple(tensor[:, :-1] for tensor in tensors)
+    kept = labels.flatten() != IGNORED
+    return labels.flatten()[kept], *(tensor.flatten(0, -2)[kept] for tensor in tensors)
+
+
+def total_loss(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Tensor, int]:
+    """Sum of the losses of a batch's samples, and their number.
+
+    Raises:
+        ValueError: labels do not fit the loss or the logits.
+    """
+    logits = forward(model, batch)
+    labels = batch.labels
+    if callable(loss):
+        losses = loss(logits, labels)
+        return losses.sum(), losses.numel()
+    if loss == "cross_entropy" and not labels.is_floating_point():
+        kept, rows = align(model, labels.long(), logits)
+        return F.cross_entropy(rows, kept, reduction="sum"), len(kept)
+    if labels.shape != logits.shape:
+        raise ValueError(
+            f"{loss} needs targets of the shape of the logits, {tuple(logits.shape)}, got {tuple(labels.shape)}"
+        )
+    return _dense_loss(loss, logits, labels.to(logits.dtype)).sum(), logits[..., 0].numel()
+
+
+def _dense_loss(loss: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    """Losses (B, …) for targets of the logits' shape; means over outputs as in torch, except for soft labels."""
+    if loss == "cross_entropy":
+        return -(targets * torch.log_softmax(logits, -1)).sum(-1)
+    if loss == "binary_cross_entropy":
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1)
+    if loss == "squared_error":
+        return (logits - targets).square().mean(-1)
+    raise ValueError(f"loss must be cross_entropy, binary_cross_entropy, squared_error or a function, got {loss!r}")

@@ -1,0 +1,125 @@
+"""Class statistics of features that come batch by batch, or process by process.
+
+Counts, class means, and sums of squared deviations from them are sufficient for every measure of neural collapse but
+nc4 and ildr, which look at single samples against the final means. Batches are merged by Chan's update:
+
+    n = n_a + n_b,   δ = μ_b − μ_a,   μ = μ_a + δ n_b/n,   S = S_a + S_b + δδᵀ n_a n_b/n,
+
+in float64 (float32 on devices that have none), so how samples are split into batches does not matter.
+
+Shapes: N samples of a batch, d features, K classes.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from grokscape.measures.checks import check_floating, check_labels
+from grokscape.measures.statistics import ClassMeans
+from grokscape.numerics import full_precision, select_rows, sum_by_class
+
+
+@dataclass(frozen=True)
+class ClassMoments:
+    """Sufficient statistics of labelled features; `update` and `merge` give new ones, `compute` what measures take.
+
+    Attributes:
+        counts: samples in each class, (K).
+        means: class means, (K, d).
+        squares: sum over the samples of each class of ‖φ_i − μ_c‖², (K).
+        scatter: Σ_i (φ_i − μ_{y_i})(φ_i − μ_{y_i})ᵀ, (d, d).
+    """
+
+    counts: Tensor
+    means: Tensor
+    squares: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def empty(cls, num_classes: int, num_features: int, device: torch.device | str = "cpu") -> "ClassMoments":
+        """Statistics of nothing."""
+        device = torch.device(device)
+        like = {"dtype": torch.float32 if device.type == "mps" else torch.float64, "device": device}
+        return cls(
+            torch.zeros(num_classes, **like),
+            torch.zeros(num_classes, num_features, **like),
+            torch.zeros(num_classes, **like),
+            torch.zeros(num_features, num_features, **like),
+        )
+
+    @torch.no_grad()
+    @full_precision()
+    def update(self, features: Tensor, labels: Tensor) -> "ClassMoments":
+        """With a batch added: features (N, d), labels (N).
+
+        Raises:
+            TypeError: integer features, labels that are no indices.
+            ValueError: another number of features, labels out of range.
+        """
+        check_floating(features=features)
+        if features.dim() != 2 or features.shape[-1] != self.means.shape[-1]:
+            raise ValueError(f"features must be (N, {self.means.shape[-1]}), got {tuple(features.shape)}")
+        check_labels(labels, features, len(self.counts))
+        if features.shape[0] == 0:
+            return self
+        wide = features.to(self.means.dtype)
+        offset = wide.mean(0)
+        shifted = wide - offset
+        counts = sum_by_class(shifted.new_ones(len(shifted), 1), labels, len(self.counts)).squeeze(-1)
+        means = sum_by_class(shifted, labels, len(self.counts)) / counts.clamp(min=1)[:, None]
+        deviations = shifted - select_rows(means, labels)
+        squares = sum_by_class(deviations.square().sum(-1, keepdim=True), labels, len(self.counts)).squeeze(-1)
+        means = torch.where(counts[:, None] > 0, means + offset, 0)
+        return self.merge(ClassMoments(counts, means, squares, deviations.T @ deviations))
+
+    def merge(self, other: "ClassMoments") -> "ClassMoments":
+        """Statistics of the samples of both.
+
+        Raises:
+            ValueError: the numbers of classes or features differ.
+        """
+        if self.means.shape != other.means.shape:
+            raise ValueError(
+                f"statistics of {tuple(self.means.shape)} and {tuple(other.means.shape)} (classes, features) do not merge"
+            )
+        counts = self.counts + other.counts
+        total = counts.clamp(min=1)
+        apart = other.means - self.means
+        shared = self.counts * other.counts / total
+        weighted = apart * shared.sqrt()[:, None]
+        return ClassMoments(
+            counts,
+            self.means + apart * (other.counts / total)[:, None],
+            self.squares + other.squares + weighted.square().sum(-1),
+            self.scatter + other.scatter + weighted.T @ weighted,
+        )
+
+    def to(self, device: torch.device | str) -> "ClassMoments":
+        """On another device."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+    def compute(self) -> "StreamedStatistics":
+        """Class statistics for the measures of the table, in the moments' dtype."""
+        present = self.counts >= 2
+        offset = (self.means * self.counts[:, None]).sum(0, keepdim=True) / self.counts.sum().clamp(min=1)
+        variances = (self.squares / self.counts.clamp(min=1)).where(present, 0)
+        return StreamedStatistics(
+            self.counts, present, self.means - offset, variances, offset, "sample", scatter=self.scatter
+        )
+
+
+@dataclass(frozen=True)
+class StreamedStatistics(ClassMeans):
+    """Class means with the pooled scatter in place of the samples' deviations.
+
+    Attributes:
+        scatter: Σ_i (φ_i − μ_{y_i})(φ_i − μ_{y_i})ᵀ, (d, d).
+    """
+
+    scatter: Tensor
+
+    def within_through(self, matrix: Tensor) -> Tensor:
+        """Tr(A M Σ_W Mᵀ Aᵀ) for A (m, K) and M the centred means (K, d)."""
+        directions = matrix @ self.centred_means
+        return ((directions @ self.scatter) * directions).sum() / self.kept_counts.sum()

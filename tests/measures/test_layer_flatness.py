@@ -1,0 +1,139 @@
+"""κ of hidden layers against dense Hessians of small networks, on both routes, and the convergence of estimates."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from grokscape.measures import layer_flatness
+
+
+def dense_kappa(model, parameter_name, inputs, labels, *, groups=1, transposed=False, tied=()):
+    """Σ_{s,t} ⟨w_s, w_t⟩ Tr(H_st) from the whole Hessian of the mean loss in one parameter."""
+    parameters = dict(model.named_parameters())
+    weight = parameters[parameter_name].detach()
+
+    def loss(flat):
+        replaced = {**parameters, parameter_name: flat.reshape(weight.shape)}
+        logits = torch.func.functional_call(model, replaced, (inputs,), tie_weights=True)
+        return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        hessian = torch.autograd.functional.hessian(loss, weight.flatten())
+    index = torch.arange(weight.numel()).reshape(weight.shape)
+    rows = (index.T if transposed else index.flatten(1))
+    total = 0.0
+    for group in rows.reshape(groups, -1, rows.shape[-1]):
+        for s in group:
+            for t in group:
+                inner = weight.flatten()[s] @ weight.flatten()[t]
+                total += float(inner * hessian[s][:, t].diagonal().sum())
+    return total
+
+
+class Conv1D(nn.Module):
+    """A linear layer with its weight as (inputs, outputs), under the name that transformers uses."""
+
+    def __init__(self, outputs, inputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs, dtype=torch.float64))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.mix = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.mix(self.embed(tokens))))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.attend(x, x, x, need_weights=False)[0].mean(1))
+
+
+def convolutional(kind, shape, groups=1):
+    model = nn.Sequential(kind(2, 4, 2, groups=groups), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))
+    return model, torch.randn(3, 2, *shape)
+
+
+def network(name):
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 2, 1])
+    if name == "mlp":
+        model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3))
+        return model, torch.randn(3, 4), labels, {"0": "0.weight", "2": "2.weight"}, {}
+    if name == "tied":
+        return Tied(), torch.tensor([[0, 1], [2, 3], [4, 0]]), torch.tensor([[1, 2], [3, 4], [0, 1]]), {
+            "head": "embed.weight", "mix": "mix.weight"}, {}
+    if name == "attention":
+        return Attention(), torch.randn(3, 2, 4), labels, {
+            "attend": "attend.in_proj_weight", "attend.out_proj": "attend.out_proj.weight"}, {}
+    if name == "transposed":
+        return nn.Sequential(Conv1D(5, 4), nn.Tanh(), nn.Linear(5, 3)), torch.randn(3, 4), labels, {"0": "0.weight"}, {
+            "transposed": True}
+    if name == "normalised":
+        model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.GELU(), nn.Flatten(), nn.Linear(12, 3))
+        model[1].running_var.uniform_(0.5, 2)
+        return model, torch.randn(3, 2, 3, 3), labels, {"0": "0.weight"}, {}
+    kinds = {"conv1d": (nn.Conv1d, (3,), 1), "conv2d": (nn.Conv2d, (3, 3), 1), "conv3d": (nn.Conv3d, (2, 3, 2), 1),
+             "groups": (nn.Conv2d, (2, 3), 2)}
+    kind, shape, groups = kinds[name]
+    model, inputs = convolutional(kind, shape, groups)
+    model(inputs)
+    return model, inputs, labels, {"0": "0.weight", "3": "3.weight"}, {"groups": groups}
+
+
+CASES = ("mlp", "tied", "attention", "transposed", "normalised", "conv1d", "conv2d", "conv3d", "groups")
+
+
+def build(name):
+    model, inputs, labels, layers, how = network(name)
+    model = model.double().eval()
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    return model, inputs, labels, layers, how
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_exact_values_equal_the_dense_hessian(name):
+    model, inputs, labels, layers, how = build(name)
+    found = layer_flatness(model, (inputs, labels), layers=list(layers), exact=True, batch_size=2)
+    for layer, parameter in layers.items():
+        options = how if layer == "0" else {}
+        expected = dense_kappa(model, parameter, inputs, labels, **options)
+        assert found[layer].exact
+        assert found[layer].stderr == 0
+        assert found[layer].value == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize("probes", [8, 64, 256])
+@pytest.mark.parametrize("name", ["mlp", "attention", "groups"])
+def test_estimates_lie_within_four_standard_errors(name, probes):
+    model, inputs, labels, layers, how = build(name)
+    found = layer_flatness(model, (inputs, labels), layers=list(layers), probes=probes, exact=False)
+    for layer, parameter in layers.items():
+        expected = dense_kappa(model, parameter, inputs, labels, **(how if layer == "0" else {}))
+        estimate = found[layer]
+        assert estimate.probes == probes
+        assert estimate.stderr > 0
+        assert abs(estimate.value - expected) <= 4 * estimate.stderr
+
+
+def test_standard_errors_shrink_with_probes():
+    model, inputs, labels, _, _ = build("conv2d")
+    few, many = (layer_flatness(model, (inputs, labels), ["0"], probes, exact=False)["0"] for probes in (16, 256))
+    assert math.log(few.stderr / many.stderr) == pytest.approx(math.log(4), abs=math.log(2))

@@ -1,0 +1,78 @@
+"""Streamed statistics equal one pass, however the samples are split and merged."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from grokscape.measures import MEASURES, neural_collapse
+from grokscape.measures.snapshot import Quantities, Snapshot
+from grokscape.measures.streaming import ClassMoments
+
+STREAMED = [
+    row.name for row in MEASURES.values()
+    if row.property == "collapse" and row.name not in ("nc4", "ildr") and "squared_norms" not in row.inputs
+]
+
+
+def data(seed=0, samples=300, width=6, classes=5, offset=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (samples,), generator=generator)
+    means = torch.randn(classes, width, generator=generator)
+    features = means[labels] + 0.3 * torch.randn(samples, width, generator=generator) + offset
+    return features, labels, torch.randn(classes, width, generator=generator)
+
+
+def streamed(moments, weight):
+    statistics = moments.compute()
+    snapshot = Snapshot(weight, weight, weight, weight.double())
+    quantities = Quantities(snapshot, statistics=statistics)
+    return {name: MEASURES[name].of(quantities) for name in STREAMED}
+
+
+def pieces(cuts, samples):
+    edges = [0, *sorted(cuts), samples]
+    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+@settings(derandomize=True, max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 300), max_size=8), st.sampled_from([0.0, 10.0, 1000.0]))
+def test_the_split_into_batches_does_not_matter(cuts, offset):
+    features, labels, weight = data(offset=offset)
+    moments = ClassMoments.empty(5, 6)
+    for piece in pieces(cuts, 300):
+        moments = moments.update(features[piece], labels[piece])
+    expected = neural_collapse(features.double(), labels, weight.double())
+    for name, value in streamed(moments, weight).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@settings(derandomize=True, max_examples=15, deadline=None)
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_merging_is_one_pass_in_any_order(first, second):
+    features, labels, weight = data(seed=1)
+    parts = [ClassMoments.empty(5, 6).update(features[p], labels[p]) for p in pieces([first, second], 300)]
+    whole = streamed(ClassMoments.empty(5, 6).update(features, labels), weight)
+    for merged in (parts[0].merge(parts[1]).merge(parts[2]), parts[2].merge(parts[0].merge(parts[1]))):
+        for name, value in streamed(merged, weight).items():
+            torch.testing.assert_close(value, whole[name], rtol=1e-9, atol=1e-12)
+
+
+def test_a_class_that_becomes_complete_only_when_merged():
+    features = torch.tensor([[0.0], [1.0], [5.0], [7.0], [3.0]])
+    labels = torch.tensor([0, 0, 1, 1, 2])
+    one, other = ClassMoments.empty(3, 1).update(features, labels), ClassMoments.empty(3, 1)
+    assert one.compute().present.tolist() == [True, True, False]
+    both = one.merge(other.update(torch.tensor([[5.0]]), torch.tensor([2]))).compute()
+    assert both.present.tolist() == [True, True, True]
+    assert both.variances.tolist() == [0.25, 1.0, 1.0]
+
+
+def test_what_does_not_fit_is_refused():
+    moments = ClassMoments.empty(3, 2)
+    with pytest.raises(ValueError, match=r"features must be \(N, 2\), got \(4, 3\)"):
+        moments.update(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"labels must lie in 0 … 2, got 3 … 3"):
+        moments.update(torch.zeros(1, 2), torch.tensor([3]))
+    with pytest.raises(ValueError, match=r"\(3, 2\) and \(3, 4\) \(classes, features\) do not merge"):
+        moments.merge(ClassMoments.empty(3, 4))
