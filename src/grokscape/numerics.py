@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def squared_distances(rows: Tensor) -> Tensor:
+def squared_distances(rows: Tensor, block: slice | None = None) -> Tensor:
     """Squared Euclidean distances between rows, right to the last digits of the rows' own dtype.
 
     ‖a‖² + ‖b‖² − 2ab cancels for rows that are close; so rows are centred and the products are taken in float64, and
@@ -19,17 +19,18 @@ def squared_distances(rows: Tensor) -> Tensor:
 
     Args:
         rows: (..., K, d), floating point.
+        block: only the distances from these rows.
 
     Returns:
-        (..., K, K), symmetric, zero on the diagonal; differentiable.
+        (..., K, K), or (..., block, K); differentiable.
     """
-    wide = rows.to(torch.float64)
+    wide = rows if rows.device.type == "mps" else rows.to(torch.float64)
     wide = wide - wide.detach().mean(-2, keepdim=True)
-    gram = wide @ wide.mT
-    norms = gram.diagonal(dim1=-2, dim2=-1)
-    sums = norms[..., :, None] + norms[..., None, :]
-    distances = sums - gram - gram.mT
-    rounding = 4 * rows.shape[-1] * torch.finfo(torch.float64).eps
+    norms = wide.square().sum(-1)
+    some, some_norms = (wide, norms) if block is None else (wide[..., block, :], norms[..., block])
+    sums = some_norms[..., :, None] + norms[..., None, :]
+    distances = sums - 2 * (some @ wide.mT)
+    rounding = 4 * rows.shape[-1] * torch.finfo(wide.dtype).eps
     return distances.where(distances.abs() > rounding * sums, 0).to(rows.dtype)
 
 

@@ -9,103 +9,129 @@ of class c to μ_c; K counts the classes that take part.
 Shapes: `...` any leading replica axes, N samples, d features, K classes.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from grokscape.measures.statistics import ClassStatistics
+from grokscape.measures.statistics import ClassMeans, ClassStatistics
 
 NAN = float("nan")
 
 
-def _pairs(statistics: ClassStatistics) -> Tensor:
-    """Pairs of different classes that both take part, (..., K, K)."""
+def _pairs(statistics: ClassMeans, block: slice) -> Tensor:
+    """Pairs of different classes that both take part, the first from a block: (..., block, K)."""
     present = statistics.present
-    both = present[..., :, None] & present[..., None, :]
-    return both & ~torch.eye(present.shape[-1], dtype=torch.bool, device=present.device)
+    different = ~torch.eye(present.shape[-1], dtype=torch.bool, device=present.device)
+    return present[..., block, None] & present[..., None, :] & different[block]
 
 
-def _mean_over(values: Tensor, mask: Tensor, dims: int) -> Tensor:
-    """Mean of the values under a mask over the last `dims` axes; NaN where the mask is empty."""
-    axes = tuple(range(-dims, 0))
-    return values.where(mask, 0).sum(axes) / mask.sum(axes)
+def _sum_over_pairs(statistics: ClassMeans, term: Callable[[slice, Tensor], Tensor]) -> Tensor:
+    """Sum over ordered pairs of `term(block, pairs)` (..., block, K), block by block: (...)."""
+    total = statistics.means.new_zeros(statistics.number_present.shape)
+    for block in statistics.blocks():
+        pairs = _pairs(statistics, block)
+        total = total + term(block, pairs).where(pairs, 0).sum((-2, -1))
+    return total
 
 
-def _terms(statistics: ClassStatistics) -> tuple[Tensor, Tensor]:
-    """(V_c + V_c')/(2‖μ_c − μ_c'‖²) for every ordered pair, and which pairs count."""
-    pairs = _pairs(statistics)
-    distances = statistics.mean_distances.where(pairs, 1)
-    variances = statistics.variances
-    terms = (variances[..., :, None] + variances[..., None, :]) / (2 * distances)
-    return terms.where(distances > 0, NAN), pairs
+def _mean_over_pairs(statistics: ClassMeans, term: Callable[[slice, Tensor], Tensor]) -> Tensor:
+    """The same as a mean; NaN where there is no pair."""
+    count = statistics.number_present
+    return _sum_over_pairs(statistics, term) / (count * (count - 1))
 
 
-def coincident_pairs(statistics: ClassStatistics) -> Tensor:
-    """Pairs of different classes that take part and whose means coincide, bool (..., K, K)."""
-    return _pairs(statistics) & (statistics.mean_distances == 0)
+def _normalised(statistics: ClassMeans, variances: Tensor) -> Callable[[slice, Tensor], Tensor]:
+    """The term (V_c + V_c')/(2‖μ_c − μ_c'‖²), NaN where two means coincide."""
+
+    def term(block: slice, pairs: Tensor) -> Tensor:
+        distances = statistics.distances_from(block).where(pairs, 1)
+        terms = (variances[..., block, None] + variances[..., None, :]) / (2 * distances)
+        return terms.where(distances > 0, NAN)
+
+    return term
 
 
-def classes(statistics: ClassStatistics) -> Tensor:
+def _mean_over_classes(values: Tensor, present: Tensor) -> Tensor:
+    """Mean over the classes that take part; NaN where there is none."""
+    return values.where(present, 0).sum(-1) / present.sum(-1)
+
+
+def coincident_pair(statistics: ClassMeans) -> tuple[int, int] | None:
+    """The first two classes that take part and whose means coincide."""
+    for block in statistics.blocks():
+        same = _pairs(statistics, block) & (statistics.distances_from(block) == 0)
+        if same.any():
+            first = same.nonzero()[0].tolist()
+            return first[-2] + (block.start or 0), first[-1]
+    return None
+
+
+def classes(statistics: ClassMeans) -> Tensor:
     """How many classes take part: those with at least two samples."""
     return statistics.number_present
 
 
-def cdnv(statistics: ClassStatistics) -> Tensor:
+def cdnv(statistics: ClassMeans) -> Tensor:
     """Class-distance normalised variance: mean over pairs c ≠ c' of (V_c + V_c')/(2‖μ_c − μ_c'‖²)."""
-    terms, pairs = _terms(statistics)
-    return _mean_over(terms, pairs, 2)
+    return _mean_over_pairs(statistics, _normalised(statistics, statistics.variances))
 
 
-def cdnv_sum(statistics: ClassStatistics) -> Tensor:
+def cdnv_sum(statistics: ClassMeans) -> Tensor:
     """The same with sums: over ordered pairs, and with V_c a sum over the samples of its class."""
-    pairs = _pairs(statistics)
-    distances = statistics.mean_distances.where(pairs, 1)
-    totals = statistics.variances * statistics.counts
-    terms = ((totals[..., :, None] + totals[..., None, :]) / (2 * distances)).where(distances > 0, NAN)
-    return terms.where(pairs, 0).sum((-2, -1)).where(statistics.number_present >= 2, NAN)
+    total = _sum_over_pairs(statistics, _normalised(statistics, statistics.variances * statistics.counts))
+    return total.where(statistics.number_present >= 2, NAN)
 
 
 def within_variance(statistics: ClassStatistics) -> Tensor:
     """Numerator of `cdnv` alone: mean over classes of V_c."""
-    return _mean_over(statistics.variances, statistics.present, 1)
+    return _mean_over_classes(statistics.variances, statistics.present)
 
 
 def between_distance(statistics: ClassStatistics) -> Tensor:
     """Denominator of `cdnv` alone: mean over pairs c ≠ c' of ‖μ_c − μ_c'‖²."""
-    return _mean_over(statistics.mean_distances, _pairs(statistics), 2)
+    return _mean_over_pairs(statistics, lambda block, _: statistics.distances_from(block))
 
 
 def nc1(statistics: ClassStatistics, *, tolerance: float | None = None) -> Tensor:
-    """Tr(Σ_W Σ_B⁺)/K, through the K×K Gram matrix of the centred means.
+    """Tr(Σ_W Σ_B⁺)/K, through the Gram matrix of the centred means, of size K or d, whichever is smaller.
 
     Args:
         statistics: class statistics.
-        tolerance: eigenvalues of the Gram matrix up to `tolerance` times the largest count as zero; by default
-            K times the rounding error of the dtype.
+        tolerance: eigenvalues of the Gram matrix up to `tolerance` times the largest count as zero; by default its
+            size times the rounding error of the dtype. With means that coincide the result depends on it: see
+            `nc1_rank`.
     """
-    gram, finite = _gram(statistics)
-    inverse = torch.linalg.pinv(gram, rtol=_cut(statistics, tolerance), hermitian=True)
-    total = statistics.within_through(inverse.to(statistics.means.dtype))
-    return total.where(finite & (statistics.centred_means.square().sum((-2, -1)) > 0), NAN)
+    gram, exists = _gram(statistics)
+    inverse = torch.linalg.pinv(gram, rtol=_cut(statistics, tolerance), hermitian=True).to(statistics.means.dtype)
+    classes, width = statistics.means.shape[-2:]
+    total = statistics.within_through(inverse) if classes <= width else statistics.within_with(inverse)
+    return total.where(exists, NAN)
 
 
-def nc1_rank(statistics: ClassStatistics, *, tolerance: float | None = None) -> Tensor:
+def nc1_rank(statistics: ClassMeans, *, tolerance: float | None = None) -> Tensor:
     """How many directions `nc1` kept: the rank of Σ_B above its cut-off, K − 1 for means in general position."""
-    gram, finite = _gram(statistics)
+    gram, exists = _gram(statistics)
     rank = torch.linalg.matrix_rank(gram, rtol=_cut(statistics, tolerance), hermitian=True)
-    return rank.to(statistics.means.dtype).where(finite, NAN)
+    return rank.to(statistics.means.dtype).where(exists, NAN)
 
 
-def _cut(statistics: ClassStatistics, tolerance: float | None) -> float:
-    means = statistics.means
-    return tolerance if tolerance is not None else means.shape[-2] * torch.finfo(means.dtype).eps
+def _cut(statistics: ClassMeans, tolerance: float | None) -> float:
+    if tolerance is not None:
+        return tolerance
+    return min(statistics.means.shape[-2:]) * torch.finfo(statistics.means.dtype).eps
 
 
-def _gram(statistics: ClassStatistics) -> tuple[Tensor, Tensor]:
-    """Gram matrix of the centred means in float64, and where it is finite; elsewhere 1, so a bad one stops nobody."""
-    means = statistics.centred_means.to(torch.float64)
-    gram = means @ means.mT
-    finite = gram.isfinite().all(-1).all(-1)
-    return gram.where(finite[..., None, None], 1.0), finite
+def _gram(statistics: ClassMeans) -> tuple[Tensor, Tensor]:
+    """Gram matrix of the centred means, in float64, and where it is finite and not zero; elsewhere it is 1.
+
+    So the eigenvalues of a replica that diverged stop nobody else's.
+    """
+    means = statistics.centred_means
+    means = means if means.device.type == "mps" else means.to(torch.float64)
+    gram = means @ means.mT if means.shape[-2] <= means.shape[-1] else means.mT @ means
+    exists = gram.isfinite().all(-1).all(-1) & (gram.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)
+    return gram.where(exists[..., None, None], 1.0), exists
 
 
 def nc1_ratio(statistics: ClassStatistics) -> Tensor:
@@ -126,8 +152,8 @@ def rnc1_max(statistics: ClassStatistics, squared_norms: Tensor) -> Tensor:
 
 def _spread_of_norms(rows: Tensor, present: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(rows, dim=-1)
-    mean = _mean_over(norms, present, 1)
-    variance = _mean_over((norms - mean[..., None]).square(), present, 1)
+    mean = _mean_over_classes(norms, present)
+    variance = _mean_over_classes((norms - mean[..., None]).square(), present)
     return variance.sqrt() / mean
 
 
@@ -145,7 +171,8 @@ def _equiangular(rows: Tensor, statistics: ClassStatistics) -> Tensor:
     norms = torch.linalg.vector_norm(rows, dim=-1).where(statistics.present, 1)
     unit = rows / norms[..., None]
     simplex = -1 / (statistics.number_present - 1)
-    return _mean_over((unit @ unit.mT - simplex[..., None, None]).abs(), _pairs(statistics), 2)
+    simplex = simplex[..., None, None]
+    return _mean_over_pairs(statistics, lambda block, _: (unit[..., block, :] @ unit.mT - simplex).abs())
 
 
 def nc2_equiangular(statistics: ClassStatistics) -> Tensor:
@@ -161,11 +188,16 @@ def nc2_equiangular_weight(statistics: ClassStatistics, weight: Tensor) -> Tenso
 def nc2_etf(statistics: ClassStatistics) -> Tensor:
     """‖G/‖G‖_F − (I − 11ᵀ/K)/√(K−1)‖_F, G the Gram matrix of the centred means: 0 at a simplex, at most 2."""
     means = statistics.centred_means
-    gram = means @ means.mT
-    present = statistics.present.to(gram.dtype)
+    size = torch.linalg.matrix_norm(means.mT @ means)[..., None, None]
+    present = statistics.present.to(means.dtype)
     count = statistics.number_present[..., None, None]
-    simplex = torch.diag_embed(present) - present[..., :, None] * present[..., None, :] / count
-    return torch.linalg.matrix_norm(gram / _size(gram) - simplex / (count - 1).sqrt())
+    unit = torch.eye(means.shape[-2], dtype=means.dtype, device=means.device)
+    total = torch.zeros_like(statistics.number_present)
+    for block in statistics.blocks():
+        simplex = present[..., block, None] * (unit[block] - present[..., None, :] / count)
+        apart = means[..., block, :] @ means.mT / size - simplex / (count - 1).sqrt()
+        total = total + apart.square().sum((-2, -1))
+    return total.sqrt()
 
 
 def nc3(statistics: ClassStatistics, weight: Tensor) -> Tensor:
@@ -188,5 +220,5 @@ def nc4(statistics: ClassStatistics, prediction: Tensor) -> Tensor:
 
 def ildr(statistics: ClassStatistics) -> Tensor:
     """Mean distance between class means over mean distance of samples to their class mean; meant for held-out data."""
-    between = _mean_over(statistics.mean_distances.sqrt(), _pairs(statistics), 2)
+    between = _mean_over_pairs(statistics, lambda block, pairs: statistics.distances_from(block).where(pairs, 1).sqrt())
     return between / statistics.mean_deviation()

@@ -308,9 +308,9 @@ def _why_no_collapse(features: Tensor, statistics: ClassStatistics) -> str:
         return (
             f"it needs two classes with at least two samples each, and there are {int(statistics.number_present.min())}"
         )
-    if checks.holds(collapse.coincident_pairs(statistics).any()):
-        first = collapse.coincident_pairs(statistics).nonzero()[0].tolist()
-        return f"the means of classes {first[-2]} and {first[-1]} coincide"
+    pair = collapse.coincident_pair(statistics)
+    if pair is not None:
+        return f"the means of classes {pair[0]} and {pair[1]} coincide"
     return "class means or the head's weight are zero, or a value overflowed its dtype"
 
 

@@ -20,6 +20,9 @@ from grokscape.numerics import select_rows, squared_distances, sum_by_class
 
 Weighting = Literal["sample", "class"]
 
+WHOLE_UP_TO = 2048
+"""Up to so many classes, tables of all pairs of classes are held whole; above, they are worked on in blocks of rows."""
+
 
 @dataclass(frozen=True)
 class ClassMeans:
@@ -63,6 +66,18 @@ class ClassMeans:
     def mean_distances(self) -> Tensor:
         """‖μ_c − μ_c'‖² for every pair, (..., K, K)."""
         return squared_distances(self.means)
+
+    def blocks(self) -> list[slice]:
+        """Rows of the table of pairs of classes that are worked on at once."""
+        classes = self.means.shape[-2]
+        if classes <= WHOLE_UP_TO:
+            return [slice(None)]
+        size = max(1, WHOLE_UP_TO**2 // classes)
+        return [slice(start, start + size) for start in range(0, classes, size)]
+
+    def distances_from(self, block: slice) -> Tensor:
+        """‖μ_c − μ_c'‖² for c in a block, (..., block, K)."""
+        return self.mean_distances if block == slice(None) else squared_distances(self.means, block)
 
     @cached_property
     def centred_means(self) -> Tensor:
@@ -125,18 +140,49 @@ class ClassStatistics(ClassMeans):
 
     def within_through(self, matrix: Tensor) -> Tensor:
         """Tr(A M Σ_W Mᵀ Aᵀ) for A (..., m, K) and M the centred means (K, d): (...)."""
-        squares = (matrix @ self.projections).square().sum(-2)
+        return self._weighted((matrix @ self.projections).square().sum(-2))
+
+    def _weighted(self, values: Tensor) -> Tensor:
+        """Mean of values (..., N) over the samples, or over classes and within each over its samples: (...)."""
         if self.weighting == "sample":
-            return squares.sum(-1) / self.kept_counts.sum(-1)
+            return values.sum(-1) / self.kept_counts.sum(-1)
         share = self.weights / self.counts.clamp(min=1)
-        return (squares * select_rows(share[..., None], self.labels).squeeze(-1)).sum(-1)
+        return (values * select_rows(share[..., None], self.labels).squeeze(-1)).sum(-1)
 
     def mean_deviation(self) -> Tensor:
         """Mean distance of a sample to the mean of its class, (...)."""
         return torch.linalg.vector_norm(self.deviations, dim=-1).sum(-1) / self.kept_counts.sum(-1)
 
+    def within_with(self, matrix: Tensor) -> Tensor:
+        """Tr(Σ_W B) for B (..., d, d): (...)."""
+        return self._weighted(((self.deviations @ matrix) * self.deviations).sum(-1))
+
     def nearer_mean(self, prediction: Tensor) -> Tensor:
         """Whether the mean of some class that takes part is nearer than that of the predicted class, bool (..., N)."""
+        if self.means.shape[-2] > WHOLE_UP_TO:
+            samples = self.deviations + select_rows(self.means, self.labels)
+            return nearer_mean(self, samples, prediction)
         closeness = self.projections - select_rows(self.mean_distances, self.labels).mT / 2
         closeness = closeness.where(self.present[..., :, None], float("-inf"))
         return closeness.gather(-2, prediction[..., None, :]).squeeze(-2) < closeness.amax(-2)
+
+
+def nearer_mean(statistics: ClassMeans, samples: Tensor, prediction: Tensor) -> Tensor:
+    """Whether some mean is nearer than that of the predicted class, a bounded number of samples at a time.
+
+    Args:
+        statistics: class means.
+        samples: features minus the statistics' offset, (..., N, d).
+        prediction: int64 (..., N).
+
+    Returns:
+        bool (..., N).
+    """
+    means = statistics.means
+    halves = means.square().sum(-1)[..., None, :] / 2
+    size = max(1, WHOLE_UP_TO**2 // means.shape[-2])
+    found = []
+    for piece, predicted in zip(samples.split(size, -2), prediction.split(size, -1), strict=True):
+        closeness = (piece @ means.mT - halves).where(statistics.present[..., None, :], float("-inf"))
+        found.append(closeness.gather(-1, predicted[..., None]).squeeze(-1) < closeness.amax(-1))
+    return torch.cat(found, -1)

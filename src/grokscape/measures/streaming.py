@@ -81,7 +81,8 @@ class ClassMoments:
         """
         if self.means.shape != other.means.shape:
             raise ValueError(
-                f"statistics of {tuple(self.means.shape)} and {tuple(other.means.shape)} (classes, features) do not merge"
+                f"statistics of {tuple(self.means.shape)} and {tuple(other.means.shape)} (classes, features) "
+                f"do not merge"
             )
         counts = self.counts + other.counts
         total = counts.clamp(min=1)
@@ -123,3 +124,7 @@ class StreamedStatistics(ClassMeans):
         """Tr(A M Σ_W Mᵀ Aᵀ) for A (m, K) and M the centred means (K, d)."""
         directions = matrix @ self.centred_means
         return ((directions @ self.scatter) * directions).sum() / self.kept_counts.sum()
+
+    def within_with(self, matrix: Tensor) -> Tensor:
+        """Tr(Σ_W B) for B (d, d)."""
+        return (self.scatter * matrix).sum() / self.kept_counts.sum()
