@@ -10,11 +10,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "grokscape.measures": (
-        "MEASURES", "Snapshot", "cdnv", "evaluate", "layer_flatness", "measure", "neural_collapse",
+        "MEASURES", "Probe", "Snapshot", "cdnv", "evaluate", "layer_flatness", "measure", "neural_collapse",
         "relative_flatness", "relative_flatness_bound",
     ),
     "grokscape.interventions": (
-        "Clamp", "NormalizeFeatures", "Probe", "Promote", "Suppress", "Unplug", "WeightCap",
+        "Clamp", "NormalizeFeatures", "Promote", "Suppress", "Unplug", "WeightCap",
     ),
     "grokscape.studies": ("Arm", "StudySpec", "preset", "presets"),
     "grokscape.workflow": ("Study", "load", "resume", "run"),

@@ -3,6 +3,7 @@
 from grokscape.measures.checks import MeasureWarning
 from grokscape.measures.functional import cdnv, neural_collapse, relative_flatness, relative_flatness_bound
 from grokscape.measures.layers import layer_flatness
+from grokscape.measures.probe import Probe
 from grokscape.measures.snapshot import Measure, Snapshot
 from grokscape.measures.table import DEFAULT, MEASURES, evaluate
 
@@ -11,6 +12,7 @@ __all__ = [
     "MEASURES",
     "Measure",
     "MeasureWarning",
+    "Probe",
     "Snapshot",
     "cdnv",
     "evaluate",

@@ -1,0 +1,186 @@
+"""The head of somebody's model: the last linear layer, z = W φ + b, found by name or looked for.
+
+Heads are `nn.Linear`, transformers' `Conv1D`, and adapters around them (low-rank and others, as long as the whole is
+affine). Containers stand for the last linear layer in them. Wrappers (`DataParallel`, `DistributedDataParallel`,
+`torch.compile`) are seen through, so names are those of the model itself.
+
+Shapes: N samples, d features, K classes.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_WRAPPED = ("_orig_mod", "module")
+_ADAPTED = ("base_layer", "original_module", "base", "original", "linear")
+_USUAL_NAMES = ("lm_head", "classifier", "score", "head", "fc", "heads", "logits", "out_proj")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside wrappers that compile it or spread it over devices."""
+    while True:
+        inner = next((getattr(model, name, None) for name in _WRAPPED if _wraps(model, name)), None)
+        if inner is None:
+            return model
+        model = inner
+
+
+def _wraps(model: nn.Module, name: str) -> bool:
+    inner = getattr(model, name, None)
+    return isinstance(inner, nn.Module) and [id(child) for child in model.children()] == [id(inner)]
+
+
+def is_linear(module: object) -> bool:
+    """Whether a module is one affine map with a weight matrix of its own."""
+    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+
+
+def is_adapter(module: nn.Module) -> bool:
+    """Whether a module wraps a linear layer and adds to it, as low-rank adapters do."""
+    return not is_linear(module) and any(is_linear(getattr(module, name, None)) for name in _ADAPTED)
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """The last linear layer of a model.
+
+    Attributes:
+        name: as in `named_modules()` of the model without wrappers.
+        module: the layer, or the adapter around it.
+    """
+
+    name: str
+    module: nn.Module
+
+    def affine(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (K, d) and bias (K,) or None, with their graph; of an adapter, those of the whole."""
+        module = self.module
+        if isinstance(module, nn.Linear):
+            return module.weight, module.bias
+        if is_linear(module):
+            return module.weight.T, module.bias  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
+        return _affine_of(module, self.features_dim)
+
+    @property
+    def features_dim(self) -> int:
+        """d, the width of what enters the head."""
+        return _linear_in(self.module).shape[1]
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of outputs of the head."""
+        return _linear_in(self.module).shape[0]
+
+
+def _linear_in(module: nn.Module) -> Tensor:
+    """The weight (K, d) of a linear layer, or of the one that an adapter wraps."""
+    if not is_linear(module):
+        module = next(getattr(module, name) for name in _ADAPTED if is_linear(getattr(module, name, None)))
+    weight: Tensor = module.weight  # pyright: ignore[reportAssignmentType]
+    return weight if isinstance(module, nn.Linear) else weight.T
+
+
+def _affine_of(module: nn.Module, width: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias of an affine module, from what it makes of the unit vectors and of zero."""
+    like = next(module.parameters())
+    rows = torch.cat([torch.eye(width), torch.zeros(1, width)]).to(like)
+    with _quiet(module), torch.autocast(like.device.type, enabled=False):
+        outputs = module(rows)
+    return (outputs[:-1] - outputs[-1]).T, outputs[-1]
+
+
+@contextmanager
+def _quiet(module: nn.Module) -> Iterator[None]:
+    """No dropout and no hooks on the module itself, meanwhile."""
+    flags = [(part, part.training) for part in module.modules()]
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    module._forward_hooks, module._forward_pre_hooks = type(hooks[0])(), type(hooks[1])()
+    module.eval()
+    try:
+        yield
+    finally:
+        module._forward_hooks, module._forward_pre_hooks = hooks
+        for part, flag in flags:
+            part.training = flag
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every layer that could be a head, by name, in the order in which the model holds them; an adapter counts once."""
+    found: dict[str, nn.Module] = {}
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(f"{adapter}.") for adapter in inside):
+            continue
+        if is_adapter(module) and name:
+            inside.append(name)
+            found[name] = module
+        elif is_linear(module):
+            found[name] = module
+    return found
+
+
+def locate_head(model: nn.Module, head: str | None = None) -> LinearHead:
+    """The head of a model.
+
+    Without a name it is the model's output embeddings (language models of transformers), else the last of its linear
+    layers that bears a usual name (`fc`, `classifier`, `head`, …), else the last linear layer.
+
+    Args:
+        model: any module; wrappers are seen through.
+        head: name of the head, or of a container whose last linear layer is the head.
+
+    Raises:
+        ValueError: there is no linear layer, none of that name, or what bears the name is not linear.
+
+    >>> locate_head(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))).name
+    '2'
+    """
+    model = unwrapped(model)
+    layers = linear_layers(model)
+    kind = type(model).__name__
+    if not layers:
+        raise ValueError(
+            f"found no linear layer in {kind}, and measures need the one that maps features to logits, z = W φ + b; "
+            f"end the model in torch.nn.Linear"
+        )
+    if head is not None:
+        return _named(model, layers, head)
+    embeddings = _output_embeddings(model)
+    for name, module in layers.items():
+        if module is embeddings:
+            return LinearHead(name, module)
+    usual = [name for name in layers if set(name.split(".")) & set(_USUAL_NAMES) and name.count(".") <= 1]
+    name = (usual or list(layers))[-1]
+    return LinearHead(name, layers[name])
+
+
+def _output_embeddings(model: nn.Module) -> nn.Module | None:
+    getter: Callable[[], nn.Module | None] | None = getattr(model, "get_output_embeddings", None)
+    if getter is None:
+        return None
+    try:
+        return getter()
+    except NotImplementedError:
+        return None
+
+
+def _named(model: nn.Module, layers: dict[str, nn.Module], head: str) -> LinearHead:
+    modules = dict(model.named_modules())
+    choice = ", ".join(repr(name) for name in list(layers)[-5:])
+    if head not in modules:
+        near = difflib.get_close_matches(head, modules, n=3)
+        hint = f"near: {', '.join(map(repr, near))}" if near else f"its last linear layers are {choice}"
+        raise ValueError(f"{type(model).__name__} has no module {head!r}; {hint}")
+    if head in layers:
+        return LinearHead(head, layers[head])
+    inside = [name for name in layers if not head or name.startswith(f"{head}.")]
+    if not inside:
+        raise ValueError(
+            f"module {head!r} of {type(model).__name__} is a {type(modules[head]).__name__}, which is not linear, and "
+            f"measures need the layer that maps features to logits, z = W φ + b; its last linear layers are {choice}"
+        )
+    return LinearHead(inside[-1], layers[inside[-1]])

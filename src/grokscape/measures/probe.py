@@ -1,0 +1,268 @@
+"""A look at the head during the forward passes of somebody's own training loop.
+
+Shapes: B samples or sequences, T positions, M samples that carry a loss, d features, K classes.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from grokscape.measures.batches import logits_of
+from grokscape.measures.locate import LinearHead, is_linear, linear_layers, locate_head, unwrapped
+from grokscape.measures.model_loss import align
+from grokscape.measures.snapshot import Snapshot
+
+Transform = Callable[[Tensor], Tensor]
+
+
+class Probe:
+    """Features and logits of the last forward pass of a model, with the graph attached.
+
+        with gs.Probe(model, head="fc") as probe:
+            loss = F.cross_entropy(model(x), y) + gs.Clamp("cdnv", at_least=1.2)(probe.snapshot(y), step=step)
+            loss.backward()
+
+    It draws no random numbers and touches no weight; at the end of the `with` block the model is as it was before.
+    Under mixed precision a snapshot is in float32. A frozen backbone leaves features without a graph, and penalties act
+    on the head alone. Models of `torch.compile` are compiled once more for it.
+
+    Args:
+        model: any module that ends in a linear layer; wrappers such as `DistributedDataParallel` are seen through.
+        head: name of that layer (or of a container that ends in it); None to look for it.
+        transform: applied to the features before they enter the head, and can be set to another function, or to None,
+            at any time.
+
+    Attributes:
+        head: the head, with its name.
+
+    Raises:
+        ValueError: no such layer, or it is not linear; several devices under one `nn.DataParallel`.
+    """
+
+    def __init__(self, model: nn.Module, head: str | None = None, *, transform: Transform | None = None) -> None:
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            raise ValueError(
+                f"the model runs on {len(model.device_ids)} devices at once in nn.DataParallel, where no place sees the "
+                f"whole batch; use torch.nn.parallel.DistributedDataParallel and one Probe in each process"
+            )
+        self._outer, self._model = model, unwrapped(model)
+        self.head: LinearHead = locate_head(model, head)
+        self._transform = transform
+        self._seen: tuple[Tensor, Tensor] | None = None
+        self._output: Any = None
+        self._calls = 0
+        self._checked = False
+        self._undo: list[Callable[[], None]] = []
+
+    @property
+    def transform(self) -> Transform | None:
+        """Applied to the features before they enter the head; None for nothing."""
+        return self._transform
+
+    @transform.setter
+    def transform(self, transform: Transform | None) -> None:
+        self._transform = transform
+        if "_probe_transform" in self.head.module.__dict__:
+            self.head.module.__dict__["_probe_transform"] = transform
+
+    # --- watching --------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        if self._undo:
+            raise RuntimeError("this Probe is active already; leave its `with` block first, or make a second one")
+        self._forget()
+        self._watch_model()
+        if self._compiled():
+            self._swap_class()
+        else:
+            enter = self.head.module.register_forward_pre_hook(self._transformed)
+            leave = self.head.module.register_forward_hook(self._record)
+            self._undo += [enter.remove, leave.remove]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._undo:
+            self._undo.pop()()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._seen, self._output, self._calls = None, None, 0
+        if "_probe_seen" in self.head.module.__dict__:
+            self.head.module.__dict__["_probe_seen"] = None
+
+    def _watch_model(self) -> None:
+        outer = self._outer
+        compiled = getattr(outer, "_compiled_call_impl", None)
+        if compiled is None:
+            before = outer.register_forward_pre_hook(lambda module, inputs: self._forget())
+            after = outer.register_forward_hook(self._end)
+            self._undo += [before.remove, after.remove]
+            return
+
+        def call(*inputs: Any, **keywords: Any) -> Any:  # hooks would become a part of the compiled code
+            self._forget()
+            self._output = compiled(*inputs, **keywords)
+            return self._output
+
+        outer._compiled_call_impl = call
+        self._undo.append(lambda: setattr(outer, "_compiled_call_impl", compiled))
+
+    def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._output = output
+
+    def _transformed(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return None if self._transform is None else (self._transform(inputs[0]), *inputs[1:])
+
+    def _record(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self._seen = (inputs[0], output)
+        self._calls += 1
+
+    # --- models that were compiled: hooks that come later are not seen by them ------------------------------
+
+    def _compiled(self) -> bool:
+        wrapped = any("_orig_mod" in part._modules for part in self._outer.modules())
+        return wrapped or any(getattr(part, "_compiled_call_impl", None) for part in self._outer.modules())
+
+    def _swap_class(self) -> None:
+        module = self.head.module
+        own = type(module)
+        module.__class__ = _recording(own)
+        module.__dict__["_probe_seen"] = None
+        module.__dict__["_probe_transform"] = self.transform
+
+        def restore() -> None:
+            module.__class__ = own
+            module.__dict__.pop("_probe_seen", None)
+            module.__dict__.pop("_probe_transform", None)
+
+        self._undo.append(restore)
+
+    # --- what was seen ---------------------------------------------------------------------------------------
+
+    def _last(self) -> tuple[Tensor, Tensor]:
+        seen = self.head.module.__dict__.get("_probe_seen") or self._seen
+        kind = type(self._model).__name__
+        if seen is None and self._output is None:
+            raise RuntimeError(
+                f"no forward pass of {kind} was seen; call the model inside the `with` block, then ask for a snapshot"
+            )
+        if seen is None:
+            raise RuntimeError(
+                f"layer {self.head.name!r} was not called in the last forward pass of {kind}, so it is not the head; "
+                f"name the layer that makes the logits: one of {self._others()}"
+            )
+        if self._calls > 1 and self._output is not None:
+            raise RuntimeError(
+                f"layer {self.head.name!r} was called {self._calls} times in the last forward pass of {kind}; "
+                f"a snapshot needs one call that makes all logits"
+            )
+        return seen
+
+    def _others(self) -> str:
+        return ", ".join(repr(n) for n in list(linear_layers(self._model))[-6:] if n != self.head.name) or "none"
+
+    @property
+    def features(self) -> Tensor:
+        """What entered the head in the last forward pass, as the model computed it: (B, d) or (B, T, d)."""
+        return self._last()[0]
+
+    @property
+    def logits(self) -> Tensor:
+        """What left the head in the last forward pass: (B, K) or (B, T, K)."""
+        return self._last()[1]
+
+    def snapshot(self, labels: Tensor) -> Snapshot:
+        """What the head saw in the last forward pass, for measures and interventions.
+
+        Positions labelled −100 are left out. Causal language models of transformers are scored on the next position, as
+        they do themselves. Where a model picks one position of each sequence (a classifier made of a language model),
+        so does the snapshot.
+
+        Args:
+            labels: class indices (B,), or (B, T) for sequences.
+
+        Returns:
+            A snapshot in float32 (float64 for a float64 model), with graph.
+
+        Raises:
+            RuntimeError: no forward pass was seen, or the head took no part in it.
+            ValueError: the model's logits are not those of the head, or labels do not fit them.
+        """
+        features, logits = self._last()
+        if self._output is not None:
+            features, logits = self._matched(features, logits)
+        labels, features, logits = align(self._model, labels, features, logits)
+        weight, bias = self.head.affine()
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        features, logits, weight = features.to(wide), logits.to(wide), weight.to(wide)
+        bias = None if bias is None else bias.to(wide)
+        if not self._checked and not is_linear(self.head.module):
+            self._check_affine(features, logits, weight, bias)
+        self._checked = True
+        return Snapshot(features, logits, labels, weight, bias, dict(self._model.named_parameters()))
+
+    def _matched(self, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of the samples that the model answers for."""
+        answer = logits_of(self._output)
+        if answer.shape == logits.shape:
+            if not self._checked and answer is not logits and not _same(answer, logits):
+                raise ValueError(self._mismatch("the model's logits differ from what this layer returns"))
+            return features, logits
+        if logits.dim() == 3 and answer.shape == (logits.shape[0], logits.shape[2]):
+            return self._picked(features, logits, answer)
+        raise ValueError(
+            self._mismatch(f"it returns {tuple(logits.shape)} and the model returns logits {tuple(answer.shape)}")
+        )
+
+    def _picked(self, features: Tensor, logits: Tensor, answer: Tensor) -> tuple[Tensor, Tensor]:
+        equal = (logits.detach() == answer.detach()[:, None]).all(-1)
+        if not bool(equal.any(1).all()):
+            raise ValueError(self._mismatch("the model's logits are those of no single position of this layer"))
+        rows, position = torch.arange(len(answer), device=answer.device), equal.int().argmax(1)
+        return features[rows, position], logits[rows, position]
+
+    def _mismatch(self, what: str) -> str:
+        return (
+            f"layer {self.head.name!r} is not the head of {type(self._model).__name__}: {what}. Measures need logits "
+            f"z = W φ + b with nothing after it (no softmax, scale or clipping): return those, or name the layer that "
+            f"makes them: one of {self._others()}"
+        )
+
+    def _check_affine(self, features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        if any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in self.head.module.modules()):
+            return
+        expected = features @ weight.T + (0 if bias is None else bias)
+        if not _same(expected, logits):
+            raise ValueError(
+                f"the adapter {self.head.name!r} ({type(self.head.module).__name__}) is not an affine map, and "
+                f"measures need a linear head; end the model in a linear layer after it"
+            )
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """Equal up to the rounding of half precision or of TensorFloat-32."""
+    tolerance = max(4 * torch.finfo(first.dtype).eps, 4 * torch.finfo(second.dtype).eps, 2e-3)
+    first, second = first.detach().double(), second.detach().double()
+    return bool((first - second).abs().max() <= tolerance * second.abs().max())
+
+
+@lru_cache(maxsize=64)
+def _recording(own: type) -> type:
+    """A subclass that keeps what passes through; compiled code notices the class and is compiled for it."""
+
+    class Recording(own):  # type: ignore[misc, valid-type]
+        def forward(self, features: Tensor, *args: Any, **keywords: Any) -> Tensor:
+            if self._probe_transform is not None:
+                features = self._probe_transform(features)
+            output = super().forward(features, *args, **keywords)
+            self._probe_seen = (features, output)
+            return output
+
+    Recording.__name__, Recording.__qualname__ = own.__name__, own.__qualname__
+    return Recording
