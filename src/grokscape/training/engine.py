@@ -27,7 +27,7 @@ class State:
         flat: parameters, (R, P).
         slots: matrices of the optimiser, (R, P) each.
         alive: False once a replica's loss or gradient was not finite; it is frozen from then on.
-        last_good: number of finite steps each replica has made.
+        last_good: the last step at which a replica's loss was finite.
         references: values that relative clamps wait for.
         memorised: whether train accuracy has reached its threshold at a measurement.
         streak: number of successive evaluations at which test accuracy was at its threshold.
@@ -154,7 +154,7 @@ class Engine:
         if self._any_orthogonal:
             grad = torch.where(self._orthogonal, orthogonal_gradient(state.flat, grad, self.layout), grad)
         state.alive &= finite
-        state.last_good += state.alive
+        state.last_good[state.alive] = step
         alive = state.alive[:, None]
         grad = torch.where(alive, grad, torch.zeros_like(grad))
         lr, wd = self.rates.at(step)
@@ -194,6 +194,7 @@ class Engine:
     def _note(self, values: dict[str, Tensor], rows: slice) -> None:
         state, onset = self.state, self.plan.onset
         now = torch.stack([values["train/accuracy"], values["test/accuracy"]], 1).to(state.accuracies)
+        state.alive[rows] &= values["train/loss"].isfinite()
         state.moving[rows] = ((now - state.accuracies[rows]).abs() >= _MOVING).any(1) & state.alive[rows]
         state.accuracies[rows] = now
         state.memorised[rows] |= now[:, 0] >= onset.train_threshold
