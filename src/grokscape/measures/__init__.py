@@ -4,6 +4,8 @@ from grokscape.measures.checks import MeasureWarning
 from grokscape.measures.functional import cdnv, neural_collapse, relative_flatness, relative_flatness_bound
 from grokscape.measures.layers import layer_flatness
 from grokscape.measures.probe import Probe
+from grokscape.measures.measurement import Measurement
+from grokscape.measures.measuring import measure
 from grokscape.measures.snapshot import Measure, Snapshot
 from grokscape.measures.table import DEFAULT, MEASURES, evaluate
 
@@ -13,10 +15,12 @@ __all__ = [
     "Measure",
     "MeasureWarning",
     "Probe",
+    "Measurement",
     "Snapshot",
     "cdnv",
     "evaluate",
     "layer_flatness",
+    "measure",
     "neural_collapse",
     "relative_flatness",
     "relative_flatness_bound",

@@ -214,8 +214,7 @@ def _size(matrix: Tensor) -> Tensor:
 
 def nc4(statistics: ClassStatistics, prediction: Tensor) -> Tensor:
     """Share of samples where the head's decision, bias included, is not the class of the nearest mean."""
-    wrong = statistics.nearer_mean(prediction).to(statistics.means.dtype).mean(-1)
-    return wrong.where(statistics.number_present >= 1, NAN)
+    return statistics.share_nearer(prediction).where(statistics.number_present >= 1, NAN)
 
 
 def ildr(statistics: ClassStatistics) -> Tensor:

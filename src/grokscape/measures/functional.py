@@ -15,7 +15,7 @@ from grokscape.measures import checks, collapse, flatness
 from grokscape.measures.losses import Loss, curvature
 from grokscape.measures.snapshot import Measure, Quantities, Snapshot
 from grokscape.measures.softmax import Softmax
-from grokscape.measures.statistics import ClassStatistics
+from grokscape.measures.statistics import ClassMeans, ClassStatistics
 from grokscape.measures.table import MEASURES
 from grokscape.numerics import full_precision, sum_by_class, widen
 
@@ -158,7 +158,7 @@ def cdnv(
     """
     statistics = class_statistics(features, labels, num_classes=num_classes, around=around)
     value = collapse.cdnv(statistics)
-    checks.warn_if_nan("cdnv", value, lambda: _why_no_collapse(features, statistics))
+    checks.warn_if_nan("cdnv", value, lambda: why_no_collapse(features, statistics))
     return value
 
 
@@ -203,7 +203,7 @@ def neural_collapse(
     values = {row.name: row.of(quantities) for row in wanted}
     missing = [name for name, value in values.items() if checks.holds(value.isnan().any())]
     if missing:
-        checks.warn_if_nan(", ".join(missing), values[missing[0]], lambda: _why_no_collapse(features, statistics))
+        checks.warn_if_nan(", ".join(missing), values[missing[0]], lambda: why_no_collapse(features, statistics))
     return values
 
 
@@ -300,10 +300,11 @@ def _why_nan(features: Tensor, weight: Tensor, logits: Tensor | None, mask: Tens
     return checks.nan_inputs(features=features, weight=weight, logits=logits) or "a value overflowed its dtype"
 
 
-def _why_no_collapse(features: Tensor, statistics: ClassStatistics) -> str:
-    reason = checks.nan_inputs(features=features)
+def why_no_collapse(features: Tensor | None, statistics: ClassMeans) -> str:
+    """Why a measure of collapse is NaN for these statistics (of these features)."""
+    reason = checks.nan_inputs(features=features, means=statistics.means.where(statistics.present[..., None], 0))
     if reason is not None:
-        return reason
+        return reason.replace("means hold", "features or class means hold")
     if checks.holds((statistics.number_present < 2).any()):
         return (
             f"it needs two classes with at least two samples each, and there are {int(statistics.number_present.min())}"

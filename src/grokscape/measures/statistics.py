@@ -157,11 +157,13 @@ class ClassStatistics(ClassMeans):
         """Tr(Σ_W B) for B (..., d, d): (...)."""
         return self._weighted(((self.deviations @ matrix) * self.deviations).sum(-1))
 
-    def nearer_mean(self, prediction: Tensor) -> Tensor:
-        """Whether the mean of some class that takes part is nearer than that of the predicted class, bool (..., N)."""
+    def share_nearer(self, prediction: Tensor) -> Tensor:
+        """Share of samples with the mean of some class nearer than that of the predicted class, (...)."""
+        return self._nearer(prediction).to(self.means.dtype).mean(-1)
+
+    def _nearer(self, prediction: Tensor) -> Tensor:
         if self.means.shape[-2] > WHOLE_UP_TO:
-            samples = self.deviations + select_rows(self.means, self.labels)
-            return nearer_mean(self, samples, prediction)
+            return nearer_mean(self, self.deviations + select_rows(self.means, self.labels), prediction)
         closeness = self.projections - select_rows(self.mean_distances, self.labels).mT / 2
         closeness = closeness.where(self.present[..., :, None], float("-inf"))
         return closeness.gather(-2, prediction[..., None, :]).squeeze(-2) < closeness.amax(-2)

@@ -109,6 +109,23 @@ class ClassMoments:
             self.counts, present, self.means - offset, variances, offset, "sample", scatter=self.scatter
         )
 
+    def around(self, other: "ClassMoments") -> "StreamedStatistics":
+        """Class statistics of these samples around the class means of others (held-out around training means).
+
+        The pooled scatter, and with it nc1, is NaN if a class with samples here does not take part there.
+        """
+        centre = other.compute()
+        present = centre.present & (self.counts >= 1)
+        means = centre.means + centre.offset
+        apart = (self.means - means).where(present[:, None], 0)
+        squares = self.squares + self.counts * apart.square().sum(-1)
+        weighted = apart * self.counts.sqrt()[:, None]
+        foreign = ((self.counts >= 1) & ~centre.present).any()
+        return StreamedStatistics(
+            self.counts, present, centre.means, (squares / self.counts.clamp(min=1)).where(present, 0), centre.offset,
+            "sample", scatter=(self.scatter + weighted.T @ weighted).where(~foreign, float("nan")),
+        )
+
 
 @dataclass(frozen=True)
 class StreamedStatistics(ClassMeans):

@@ -1,0 +1,264 @@
+"""`grokscape.measure`: every measure on somebody's own model and data, at fixed weights, in one pass.
+
+What single samples contribute is kept as one number each; features are merged into class statistics batch by batch, so
+memory stays bounded. Only nc4 and ildr look at single samples against the final class means: for them features are kept
+while they fit, and the data is gone through a second time where they do not.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grokscape.measures.batches import as_batch, batches, evaluating, placement
+from grokscape.measures.checks import MeasureWarning
+from grokscape.measures.functional import why_no_collapse
+from grokscape.measures.heads import Head, check_linear, find_head, through_head
+from grokscape.measures.measurement import Measurement
+from grokscape.measures.snapshot import Quantities, Snapshot
+from grokscape.measures.statistics import ClassMeans, nearer_mean
+from grokscape.measures.streaming import ClassMoments, StreamedStatistics
+from grokscape.measures.table import MEASURES
+from grokscape.numerics import full_precision, select_rows
+
+KEPT_ELEMENTS = 2**28
+"""So many features are kept for the second look (1 GiB in float32)."""
+
+Progress = Callable[[str], None]
+
+
+@full_precision()
+def measure(
+    model: nn.Module,
+    loader: Any,
+    head: str | nn.Module | None = None,
+    test_loader: Any = None,
+    *,
+    measures: Iterable[str] | None = None,
+    batch_size: int = 256,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Measures of a model's linear head on a data set.
+
+    The model runs in evaluation mode and without gradients, on the device and in the dtype of its parameters, and is
+    left as it was found. Positions labelled −100 are left out; causal language models of transformers are measured at
+    the positions that predict a label.
+
+    Args:
+        model: any module that returns logits that are linear in what enters the head.
+        loader: training data: a DataLoader or iterable of batches, (inputs, labels) or a mapping with "labels"; a
+            Dataset of (input, label) pairs; or tensors (inputs, labels).
+        head: name or module of the head; found where not given, and then named in the result.
+        test_loader: held-out data of the same form: adds entries "test/…" (around held-out class means) and "cross/…"
+            (around training class means).
+        measures: names of `MEASURES`; by default all.
+        batch_size: for data that is not in batches.
+        progress: called with a line of text after every batch.
+
+    Returns:
+        A mapping: m["relative_flatness"], m["test/cdnv"], m["cross/cdnv"]; it prints as a table.
+
+    Raises:
+        KeyError: a measure has no such name.
+        ValueError: no head, no samples, or labels that do not fit.
+        TypeError: data or batches of another form.
+    """
+    names = _checked(measures)
+    with evaluating(model), torch.no_grad():
+        train = _Source(model, loader, head, batch_size, progress, "train").measured(names)
+        splits = {"train": (train, None, names)}
+        if test_loader is not None:
+            held_out = [name for name in names if MEASURES[name].property != "norm"]
+            test = _Source(model, test_loader, train.head.module, batch_size, progress, "test").measured(held_out)
+            splits["test"] = (test, None, held_out)
+            splits["cross"] = (test, train, [name for name in held_out if MEASURES[name].around])
+        values, notes = {}, []
+        for split, (seen, around, wanted) in splits.items():
+            found, said = _values(seen, around, wanted)
+            values |= {name if split == "train" else f"{split}/{name}": value for name, value in found.items()}
+            notes += [f"{split}: {note}" for note in said]
+    samples = {split: seen.number for split, (seen, _, _) in splits.items() if split != "cross"}
+    for note in notes:
+        if " NaN" in note:
+            warnings.warn(note, MeasureWarning, stacklevel=2)
+    return Measurement(values, train.head.name, train.head.found, samples, tuple(notes))
+
+
+def _checked(measures: Iterable[str] | None) -> list[str]:
+    names = list(MEASURES) if measures is None else list(measures)
+    for name in names:
+        if name not in MEASURES:
+            raise KeyError(f"no measure is called {name!r}; there are {', '.join(MEASURES)}")
+    return names
+
+
+@dataclass
+class _Source:
+    """A model, its head, and data to go through, as often as needed."""
+
+    model: nn.Module
+    data: Any
+    head: str | nn.Module | Head | None
+    batch_size: int
+    progress: Progress | None
+    name: str
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Features, logits and labels of the samples of each batch."""
+        device, dtype = placement(self.model)
+        for number, raw in enumerate(batches(self.data, self.batch_size), start=1):
+            batch = as_batch(raw).to(device, dtype)
+            first = not isinstance(self.head, Head)
+            head = find_head(self.model, self.head, batch) if not isinstance(self.head, Head) else self.head
+            self.head = head
+            features, logits, labels = through_head(self.model, head, batch)
+            if first and len(labels):
+                check_linear(head, features, logits)
+            yield features, logits, labels
+            if self.progress is not None:
+                self.progress(f"{self.name}: batch {number}, {len(labels)} samples")
+
+    def measured(self, names: Iterable[str]) -> "_Seen":
+        """Go through the data once."""
+        parts: dict[str, list[Tensor]] = {name: [] for name in _PER_SAMPLE}
+        kept: list[tuple[Tensor, Tensor, Tensor]] | None = [] if set(names) & _SECOND_LOOK else None
+        elements, moments = 0, None
+        for features, logits, labels in self:
+            weight = self.head.weight  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+            if len(weight) < 2:
+                raise ValueError("the head has one output; measures of a classifier need one output for each class")
+            moments = moments if moments is not None else ClassMoments.empty(*weight.shape, device=weight.device)
+            moments = moments.update(features, labels)
+            quantities = Quantities(Snapshot(features, logits, labels, weight))
+            for name, read in _PER_SAMPLE.items():
+                parts[name].append(read(quantities))
+            elements += features.numel()
+            if kept is not None:
+                kept.append((features, labels, parts["prediction"][-1]))
+            kept = kept if elements <= KEPT_ELEMENTS else None
+        if moments is None or not moments.counts.sum():
+            raise ValueError(f"there are no {self.name} samples: the data is empty, or every label is ignored")
+        return _Seen(self, {name: torch.cat(values) for name, values in parts.items()}, moments, kept)
+
+
+_PER_SAMPLE: dict[str, Callable[[Quantities], Tensor]] = {
+    "squared_norms": lambda quantities: quantities.squared_norms.double(),
+    "row_variance": lambda quantities: quantities.row_variance.double(),
+    "cross_entropies": lambda quantities: quantities.cross_entropies.double(),
+    "impurity": lambda quantities: quantities.softmax.impurity().double(),
+    "margins": lambda quantities: quantities.margins.double(),
+    "prediction": lambda quantities: quantities.prediction,
+    "labels": lambda quantities: quantities.labels,
+}
+_SECOND_LOOK = {"nc4", "ildr"}
+
+
+@dataclass
+class _Impurity:
+    """Stands for the softmax of all samples where only its impurity was kept."""
+
+    values: Tensor
+
+    def impurity(self) -> Tensor:
+        return self.values
+
+
+@dataclass
+class _Seen:
+    """What one pass over the data left: numbers of every sample, class moments, and features as long as they fit."""
+
+    source: _Source
+    samples: dict[str, Tensor]
+    moments: ClassMoments
+    kept: list[tuple[Tensor, Tensor, Tensor]] | None
+
+    @property
+    def head(self) -> Head:
+        assert isinstance(self.source.head, Head)
+        return self.source.head
+
+    @property
+    def number(self) -> int:
+        return len(self.samples["labels"])
+
+    def again(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Features, labels and predictions once more: from memory, or through the model."""
+        if self.kept is not None:
+            yield from self.kept
+            return
+        for features, logits, labels in self.source:
+            yield features, labels, logits.argmax(-1)
+
+    def quantities(self, around: "_Seen | None") -> Any:
+        """What the rows of the table take, under the same names as `Quantities` has."""
+        statistics = self.moments.compute() if around is None else self.moments.around(around.moments)
+        fields = {name: value for name, value in self.samples.items() if name != "impurity"}
+        return SimpleNamespace(
+            **fields,
+            softmax=_Impurity(self.samples["impurity"]),
+            weight=self.head.weight.double(),
+            parameters=dict(self.source.model.named_parameters()),
+            statistics=SecondLook(**vars(statistics), again=self.again, number=self.number),
+        )
+
+
+@dataclass(frozen=True)
+class SecondLook(StreamedStatistics):
+    """Streamed statistics that can go through the samples once more.
+
+    Attributes:
+        again: gives features, labels and predictions of every sample.
+        number: how many samples there were the first time.
+    """
+
+    again: Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]]
+    number: int
+
+    @cached_property
+    def looked(self) -> tuple[Tensor, Tensor]:
+        """Share of samples with a class mean nearer than the predicted one's, and mean distance to the own mean."""
+        wrong, distance, seen = 0, self.means.new_zeros(()), 0
+        for features, labels, prediction in self.again():
+            samples = features.to(self.means.dtype) - self.offset
+            wrong += int(nearer_mean(self, samples, prediction).sum())
+            apart = torch.linalg.vector_norm(samples - select_rows(self.means, labels), dim=-1)
+            distance = distance + apart[self.present[labels]].sum()
+            seen += len(labels)
+        if seen != self.number:
+            return self.means.new_tensor(float("nan")), self.means.new_tensor(float("nan"))
+        return self.means.new_tensor(wrong / seen), distance / self.kept_counts.sum()
+
+    def share_nearer(self, prediction: Tensor) -> Tensor:
+        """Share of samples with another class mean nearer than the predicted one's."""
+        return self.looked[0]
+
+    def mean_deviation(self) -> Tensor:
+        """Mean distance of a sample to the mean of its class."""
+        return self.looked[1]
+
+
+def _values(seen: _Seen, around: _Seen | None, names: Iterable[str]) -> tuple[dict[str, float], list[str]]:
+    """Values by name, and notes on what does not exist or was left out."""
+    quantities = seen.quantities(around)
+    values = {name: float(MEASURES[name].of(quantities)) for name in names}
+    statistics = quantities.statistics
+    missing = [name for name, value in values.items() if math.isnan(value)]
+    notes = []
+    left_out = len(statistics.present) - int(statistics.number_present)
+    if left_out:
+        notes.append(f"{left_out} of {len(statistics.present)} classes have fewer than two samples and are left out")
+    if missing:
+        notes.append(f"{', '.join(missing)} NaN: {_why(seen, statistics)}")
+    return values, notes
+
+
+def _why(seen: _Seen, statistics: ClassMeans) -> str:
+    if seen.kept is None and isinstance(statistics, SecondLook) and statistics.looked[0].isnan():
+        return "the features are too many to keep, and the data could not be gone through again; give a DataLoader"
+    return why_no_collapse(None, statistics)

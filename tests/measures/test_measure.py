@@ -1,0 +1,179 @@
+"""`grokscape.measure` on models and data of other people's making, against whole-tensor evaluation."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import grokscape as gs
+from grokscape.measures import measuring
+
+CLASSES = 4
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, CLASSES))
+
+
+def samples(count=150, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    centres = torch.randn(CLASSES, 6, generator=torch.Generator().manual_seed(9))
+    return centres[labels] + torch.randn(count, 6, generator=generator), labels
+
+
+def whole(model, inputs, labels, names=tuple(gs.MEASURES), around=None):
+    """The same measures from all features at once, in float64."""
+    def snapshot(inputs, labels):
+        features = model[:3].eval()(inputs).detach().double()
+        weight, bias = model[3].weight.detach().double(), model[3].bias.detach().double()
+        return gs.Snapshot(features, features @ weight.T + bias, labels, weight, bias, dict(model.named_parameters()))
+
+    values = gs.evaluate(snapshot(inputs, labels), names, around=snapshot(*around) if around else None)
+    return {name: float(value.detach()) for name, value in values.items()}
+
+
+def forms(inputs, labels):
+    yield "tensors", (inputs, labels)
+    yield "dataset", TensorDataset(inputs, labels)
+    yield "loader", DataLoader(TensorDataset(inputs, labels), batch_size=32, shuffle=True)
+    yield "list of batches", [(inputs[:50], labels[:50]), (inputs[50:], labels[50:])]
+    yield "one-shot iterator", iter([(inputs[:50], labels[:50]), (inputs[50:], labels[50:])])
+
+
+@pytest.mark.parametrize("form", range(5))
+def test_every_form_of_data_gives_the_numbers_of_one_pass(form):
+    inputs, labels = samples()
+    model = network()
+    _, data = list(forms(inputs, labels))[form]
+    found = gs.measure(model, data, head="3", batch_size=64)
+    expected = whole(model, inputs, labels)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_held_out_data_around_its_own_and_around_training_means():
+    model = network()
+    train, test = samples(), samples(80, seed=1)
+    found = gs.measure(model, train, test_loader=test)
+    own = whole(model, *test)
+    around = [name for name, row in gs.MEASURES.items() if row.around]
+    crossed = whole(model, *test, names=around, around=train)
+    for name, value in own.items():
+        if gs.MEASURES[name].property != "norm":
+            assert found[f"test/{name}"] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert {name for name in found if name.startswith("cross/")} == {f"cross/{name}" for name in around}
+    for name, value in crossed.items():
+        assert found[f"cross/{name}"] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_a_second_pass_gives_what_kept_features_give(monkeypatch):
+    model, data = network(), samples()
+    kept = gs.measure(model, data)
+    monkeypatch.setattr(measuring, "KEPT_ELEMENTS", 100)
+    shuffled = DataLoader(TensorDataset(*data), batch_size=32, shuffle=True)
+    again = gs.measure(model, shuffled)
+    for name in ("nc4", "ildr"):
+        assert again[name] == pytest.approx(kept[name], rel=1e-6)
+
+
+def test_data_that_ends_before_a_needed_second_pass_gives_nan_and_says_so(monkeypatch):
+    monkeypatch.setattr(measuring, "KEPT_ELEMENTS", 100)
+    with pytest.warns(gs.measures.MeasureWarning, match=r"nc4, ildr NaN: the features are too many to keep"):
+        found = gs.measure(network(), iter([samples()]))
+    assert found["nc1"] > 0
+    assert found["nc4"] != found["nc4"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_training_flags_and_gradients_are_as_before(training):
+    model = network().train(training)
+    model[2].train(not training)
+    gs.measure(model, samples())
+    assert model.training is training
+    assert model[2].training is not training
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert not model[3]._forward_hooks
+
+
+def test_dtype_follows_the_model():
+    inputs, labels = samples()
+    found = gs.measure(network().double(), (inputs, labels))
+    assert found["relative_flatness"] == pytest.approx(whole(network(), inputs, labels)["relative_flatness"], rel=1e-4)
+
+
+def test_the_head_is_found_and_named():
+    found = gs.measure(network(), samples())
+    assert (found.head, found.head_found) == ("3", True)
+    named = gs.measure(network(), samples(), head="3")
+    assert named.head_found is False
+    assert str(found).startswith("head '3' (found), 150 train samples")
+
+
+def test_ignored_labels_are_left_out():
+    inputs, labels = samples()
+    masked = labels.clone()
+    masked[::3] = -100
+    kept = masked >= 0
+    found = gs.measure(network(), (inputs, masked))
+    assert found.samples == {"train": int(kept.sum())}
+    assert found["cdnv"] == pytest.approx(gs.measure(network(), (inputs[kept], labels[kept]))["cdnv"], rel=1e-9)
+
+
+def test_prints_and_exports():
+    found = gs.measure(network(), samples(), measures=["relative_flatness", "nc4"], test_loader=samples(60, 3))
+    lines = str(found).splitlines()
+    assert lines[2].split() == ["measure", "train", "test", "cross"]
+    assert lines[3].startswith("relative_flatness ")
+    assert found.to_dict()["values"]["nc4"] == found["nc4"]
+    frame = found.to_frame()
+    assert frame.columns[:3] == ["measure", "split", "value"]
+    assert frame.filter(split="cross")["measure"].to_list() == ["nc4"]
+    with pytest.raises(KeyError, match="'nc9' was not measured"):
+        found["nc9"]
+
+
+def test_progress_is_told():
+    told = []
+    gs.measure(network(), samples(), batch_size=100, progress=told.append)
+    assert told == ["train: batch 1, 100 samples", "train: batch 2, 50 samples"]
+
+
+def test_a_class_without_samples_is_left_out_and_noted():
+    inputs, labels = samples()
+    labels = labels.where(labels != 2, 1)
+    found = gs.measure(network(), (inputs, labels))
+    assert found["classes"] == 3
+    assert found.notes == ("train: 1 of 4 classes have fewer than two samples and are left out",)
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        return 2 * self.head(x)
+
+
+@pytest.mark.parametrize(("call", "error", "text"), [
+    (lambda: gs.measure(network(), samples(), head="9"), ValueError, "the model has no layer '9'; it has 0, 1, 2, 3"),
+    (lambda: gs.measure(network(), samples(), head="1"), TypeError, "head '1' must be linear, but is a ReLU"),
+    (lambda: gs.measure(network(), samples(), head="0"), ValueError, "output of head '0', .* is not"),
+    (lambda: gs.measure(Scaled(), samples()), ValueError, "no linear layer's output is the model's logits"),
+    (lambda: gs.measure(network(), samples(), head=nn.Linear(2, 2)), ValueError, "head is a Linear that is no part"),
+    (lambda: gs.measure(network(), (torch.zeros(0, 6), torch.zeros(0).long())), ValueError, "are no train samples"),
+    (lambda: gs.measure(network(), samples(), measures=["ncc"]), KeyError, "no measure is called 'ncc'"),
+    (lambda: gs.measure(network(), 3), TypeError, "data must be a DataLoader"),
+    (lambda: gs.measure(network(), [3]), TypeError, r"a batch must be \(inputs, labels\)"),
+    (lambda: gs.measure(network(), [{"x": torch.zeros(2, 6)}]), ValueError, "needs an entry 'labels'"),
+    (lambda: gs.measure(network(), (torch.zeros(3, 6), torch.zeros(2))), ValueError, "must have one length"),
+    (lambda: gs.measure(network(), (torch.zeros(2, 6), torch.tensor([0, 4]))), ValueError, "lie in 0 … 3, got 0 … 4"),
+    (lambda: gs.measure(network(), [(torch.zeros(2, 6), torch.zeros(2, 3).long())]), ValueError, "do not fit logits"),
+    (lambda: gs.measure(nn.Linear(6, 1), (torch.zeros(2, 6), torch.zeros(2).long())), ValueError, "has one output"),
+])
+def test_errors_say_what_to_do(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
