@@ -3,9 +3,9 @@
 from grokscape.measures.checks import MeasureWarning
 from grokscape.measures.functional import cdnv, neural_collapse, relative_flatness, relative_flatness_bound
 from grokscape.measures.layers import layer_flatness
-from grokscape.measures.probe import Probe
 from grokscape.measures.measurement import Measurement
 from grokscape.measures.measuring import measure
+from grokscape.measures.probe import Probe
 from grokscape.measures.snapshot import Measure, Snapshot
 from grokscape.measures.table import DEFAULT, MEASURES, evaluate
 
@@ -14,8 +14,8 @@ __all__ = [
     "MEASURES",
     "Measure",
     "MeasureWarning",
-    "Probe",
     "Measurement",
+    "Probe",
     "Snapshot",
     "cdnv",
     "evaluate",
