@@ -159,10 +159,10 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.parametrize(("call", "error", "text"), [
-    (lambda: gs.measure(network(), samples(), head="9"), ValueError, "the model has no layer '9'; it has 0, 1, 2, 3"),
-    (lambda: gs.measure(network(), samples(), head="1"), TypeError, "head '1' must be linear, but is a ReLU"),
-    (lambda: gs.measure(network(), samples(), head="0"), ValueError, "output of head '0', .* is not"),
-    (lambda: gs.measure(Scaled(), samples()), ValueError, "no linear layer's output is the model's logits"),
+    (lambda: gs.measure(network(), samples(), head="9"), ValueError, "Sequential has no module '9'"),
+    (lambda: gs.measure(network(), samples(), head="1"), ValueError, "module '1' .* is a ReLU, which is not"),
+    (lambda: gs.measure(network(), samples(), head="0"), ValueError, "layer '0' is not the head"),
+    (lambda: gs.measure(Scaled(), samples()), ValueError, "layer 'head' is not the head of Scaled"),
     (lambda: gs.measure(network(), samples(), head=nn.Linear(2, 2)), ValueError, "head is a Linear that is no part"),
     (lambda: gs.measure(network(), (torch.zeros(0, 6), torch.zeros(0).long())), ValueError, "are no train samples"),
     (lambda: gs.measure(network(), samples(), measures=["ncc"]), KeyError, "no measure is called 'ncc'"),

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from grokscape.measures.batches import as_batch, batches, evaluating, placement
 from grokscape.measures.checks import MeasureWarning
 from grokscape.measures.functional import why_no_collapse
-from grokscape.measures.heads import Head, check_linear, find_head, through_head
+from grokscape.measures.locate import unwrapped
 from grokscape.measures.measurement import Measurement
+from grokscape.measures.model_loss import forward
+from grokscape.measures.probe import Probe
 from grokscape.measures.snapshot import Quantities, Snapshot
 from grokscape.measures.statistics import ClassMeans, nearer_mean
 from grokscape.measures.streaming import ClassMoments, StreamedStatistics
@@ -31,6 +33,8 @@ KEPT_ELEMENTS = 2**28
 """So many features are kept for the second look (1 GiB in float32)."""
 
 Progress = Callable[[str], None]
+Looked = tuple[Tensor, Tensor, Tensor]
+"""Features (M, d), labels (M) and predictions (M) of a batch."""
 
 
 @full_precision()
@@ -71,11 +75,12 @@ def measure(
     """
     names = _checked(measures)
     with evaluating(model), torch.no_grad():
-        train = _Source(model, loader, head, batch_size, progress, "train").measured(names)
+        probe = Probe(model, _name_of(model, head))
+        train = _Source(model, probe, loader, batch_size, progress, "train").measured(names)
         splits = {"train": (train, None, names)}
         if test_loader is not None:
             held_out = [name for name in names if MEASURES[name].property != "norm"]
-            test = _Source(model, test_loader, train.head.module, batch_size, progress, "test").measured(held_out)
+            test = _Source(model, probe, test_loader, batch_size, progress, "test").measured(held_out)
             splits["test"] = (test, None, held_out)
             splits["cross"] = (test, train, [name for name in held_out if MEASURES[name].around])
         values, notes = {}, []
@@ -87,7 +92,16 @@ def measure(
     for note in notes:
         if " NaN" in note:
             warnings.warn(note, MeasureWarning, stacklevel=2)
-    return Measurement(values, train.head.name, train.head.found, samples, tuple(notes))
+    return Measurement(values, probe.head.name, head is None, samples, tuple(notes))
+
+
+def _name_of(model: nn.Module, head: str | nn.Module | None) -> str | None:
+    if not isinstance(head, nn.Module):
+        return head
+    for name, module in unwrapped(model).named_modules():
+        if module is head:
+            return name
+    raise ValueError(f"head is a {type(head).__name__} that is no part of the model")
 
 
 def _checked(measures: Iterable[str] | None) -> list[str]:
@@ -100,51 +114,47 @@ def _checked(measures: Iterable[str] | None) -> list[str]:
 
 @dataclass
 class _Source:
-    """A model, its head, and data to go through, as often as needed."""
+    """A model with a probe on its head, and data to go through as often as needed."""
 
     model: nn.Module
+    probe: Probe
     data: Any
-    head: str | nn.Module | Head | None
     batch_size: int
     progress: Progress | None
     name: str
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Features, logits and labels of the samples of each batch."""
+    def __iter__(self) -> Iterator[Snapshot]:
+        """What the head saw of each batch."""
         device, dtype = placement(self.model)
         for number, raw in enumerate(batches(self.data, self.batch_size), start=1):
             batch = as_batch(raw).to(device, dtype)
-            first = not isinstance(self.head, Head)
-            head = find_head(self.model, self.head, batch) if not isinstance(self.head, Head) else self.head
-            self.head = head
-            features, logits, labels = through_head(self.model, head, batch)
-            if first and len(labels):
-                check_linear(head, features, logits)
-            yield features, logits, labels
+            with self.probe:
+                forward(self.model, batch)
+                snapshot = self.probe.snapshot(batch.labels.long())
+            yield snapshot
             if self.progress is not None:
-                self.progress(f"{self.name}: batch {number}, {len(labels)} samples")
+                self.progress(f"{self.name}: batch {number}, {len(snapshot.labels)} samples")
 
     def measured(self, names: Iterable[str]) -> "_Seen":
         """Go through the data once."""
         parts: dict[str, list[Tensor]] = {name: [] for name in _PER_SAMPLE}
-        kept: list[tuple[Tensor, Tensor, Tensor]] | None = [] if set(names) & _SECOND_LOOK else None
-        elements, moments = 0, None
-        for features, logits, labels in self:
-            weight = self.head.weight  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-            if len(weight) < 2:
+        kept: list[Looked] | None = [] if set(names) & _SECOND_LOOK else None
+        elements, moments, head = 0, None, None
+        for head in self:
+            if head.num_classes < 2:
                 raise ValueError("the head has one output; measures of a classifier need one output for each class")
-            moments = moments if moments is not None else ClassMoments.empty(*weight.shape, device=weight.device)
-            moments = moments.update(features, labels)
-            quantities = Quantities(Snapshot(features, logits, labels, weight))
+            moments = moments or ClassMoments.empty(*head.weight.shape, device=head.weight.device)
+            moments = moments.update(head.features, head.labels)
+            quantities = Quantities(head)
             for name, read in _PER_SAMPLE.items():
                 parts[name].append(read(quantities))
-            elements += features.numel()
+            elements += head.features.numel()
             if kept is not None:
-                kept.append((features, labels, parts["prediction"][-1]))
+                kept.append((head.features, head.labels, quantities.prediction))
             kept = kept if elements <= KEPT_ELEMENTS else None
-        if moments is None or not moments.counts.sum():
+        if head is None or moments is None or not moments.counts.sum():
             raise ValueError(f"there are no {self.name} samples: the data is empty, or every label is ignored")
-        return _Seen(self, {name: torch.cat(values) for name, values in parts.items()}, moments, kept)
+        return _Seen(self, head, {name: torch.cat(values) for name, values in parts.items()}, moments, kept)
 
 
 _PER_SAMPLE: dict[str, Callable[[Quantities], Tensor]] = {
@@ -174,26 +184,22 @@ class _Seen:
     """What one pass over the data left: numbers of every sample, class moments, and features as long as they fit."""
 
     source: _Source
+    head: Snapshot
     samples: dict[str, Tensor]
     moments: ClassMoments
-    kept: list[tuple[Tensor, Tensor, Tensor]] | None
-
-    @property
-    def head(self) -> Head:
-        assert isinstance(self.source.head, Head)
-        return self.source.head
+    kept: list[Looked] | None
 
     @property
     def number(self) -> int:
         return len(self.samples["labels"])
 
-    def again(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def again(self) -> Iterator[Looked]:
         """Features, labels and predictions once more: from memory, or through the model."""
         if self.kept is not None:
             yield from self.kept
             return
-        for features, logits, labels in self.source:
-            yield features, labels, logits.argmax(-1)
+        for snapshot in self.source:
+            yield snapshot.features, snapshot.labels, snapshot.logits.argmax(-1)
 
     def quantities(self, around: "_Seen | None") -> Any:
         """What the rows of the table take, under the same names as `Quantities` has."""
@@ -203,7 +209,7 @@ class _Seen:
             **fields,
             softmax=_Impurity(self.samples["impurity"]),
             weight=self.head.weight.double(),
-            parameters=dict(self.source.model.named_parameters()),
+            parameters=self.head.parameters,
             statistics=SecondLook(**vars(statistics), again=self.again, number=self.number),
         )
 
@@ -217,7 +223,7 @@ class SecondLook(StreamedStatistics):
         number: how many samples there were the first time.
     """
 
-    again: Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]]
+    again: Callable[[], Iterable[Looked]]
     number: int
 
     @cached_property
