@@ -48,8 +48,8 @@ def _finding(record: Record, arm: Arm) -> Finding:
     verdict, text, estimates, data = judges.get(arm.control, _matched)(record, arm)
     kind = arm.control or "matched-level"
     rule = RULES.get(kind, RULES["matched-level"]).format(
-        held=rules.held_fraction, accuracy=rules.accuracy_margin, ratio=rules.delay_ratio_margin, alpha=rules.alpha,
-        rescaling=rules.rescaling_tolerance)
+        held=rules.memorised_fraction, accuracy=rules.accuracy_margin, ratio=rules.delay_ratio_margin,
+        alpha=rules.alpha, rescaling=rules.rescaling_tolerance)
     return Finding(f"control/{arm.name}", "control", {"arm": arm.name, "title": arm.title, "control": kind},
                    f"Control “{arm.title}” {verdict}: {text}.", verdict, estimates, len(record.panel.rows(arm.name)),
                    rule=rule, data=plain(data))
@@ -79,14 +79,14 @@ def _no_generalisation(record: Record, arm: Arm) -> Judged:
     if generalised or high:
         verdict = "failed"
     else:
-        verdict = "passed" if len(runs) and memorised >= rules.held_fraction * len(runs) else "inconclusive"
+        verdict = "passed" if len(runs) and memorised >= rules.memorised_fraction * len(runs) else "inconclusive"
     return verdict, text, estimates, {"levels": levels, "chance": chance}
 
 
 def _no_delay(record: Record, arm: Arm) -> Judged:
     found = effect(record, arm)
     ratio = found.ratio
-    if ratio["value"] is None or found.check.memorised < record.rules.held_fraction:
+    if ratio["value"] is None or found.check.memorised < record.rules.memorised_fraction:
         return "inconclusive", "the delay cannot be compared with the baseline's", {"delay ratio": ratio}, {}
     verdict = "passed" if found.p_hastened <= record.rules.alpha else "failed"
     return verdict, f"its delay is {ratio['value']:.2f} times the baseline's", {"delay ratio": ratio}, {

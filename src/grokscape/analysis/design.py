@@ -41,8 +41,11 @@ class Rules:
         alpha: level of every test after correction; intervals have confidence 1 − alpha.
         held_fraction: share of evaluations, and of seeds, for which a manipulation must have done its work.
         held_tolerance: share by which a level may miss its goal and still count as held.
-        match_factor: two levels within this factor are the same level; a level further off is another.
-        moved_factor: a measure that changes by less than this factor after memorisation did not move.
+        memorised_fraction: share of an arm's seeds whose memorisation must be intact.
+        match_ratio: two levels within this factor are the same level; a level further off is another.
+        moved_factor: a measure that changes by less than this factor did not move.
+        blocked_fraction: share of the baseline's way (log scale) from memorisation to its settled level that the
+            strongest arm must take back before "not necessary" can be said.
         minimum_seeds: pairs of seeds below which no verdict is given.
         final_evaluations: evaluations at the end that make the final accuracy.
         rescaling_tolerance: relative change of an invariant measure that a rescaling control may show.
@@ -54,12 +57,14 @@ class Rules:
     test_threshold: float = 0.95
     hold: int = 3
     accuracy_margin: float = 0.05
-    delay_ratio_margin: float = 1.5
+    delay_ratio_margin: float = 2.0
     alpha: float = 0.05
     held_fraction: float = 0.8
     held_tolerance: float = 0.2
-    match_factor: float = 2.0
-    moved_factor: float = 2.0
+    memorised_fraction: float = 0.75
+    match_ratio: float = 2.0
+    moved_factor: float = 1.25
+    blocked_fraction: float = 0.5
     minimum_seeds: int = 5
     final_evaluations: int = 5
     rescaling_tolerance: float = 0.05

@@ -172,19 +172,27 @@ def hazard(record: Record) -> list[Finding]:
         text = "No run generalised while another of its arm had not, so nothing can be said about foretelling it"
     else:
         good = [row for row in rows if row["p_adjusted"] <= record.rules.alpha]
-        best = rows[0]
-        text = f"{len(good)} of {len(rows)} measures foretell generalisation beyond the train loss" \
+        text = f"{len(good)} of {len(rows)} measures can be shown to foretell generalisation beyond the train loss" \
                + (f" ({', '.join(row['title'] + ', ' + row['split'] for row in good[:5])})" if good else "") \
-               + f"; the best on held-out seeds is {best['title']} ({best['split']}) with a concordance of " \
-                 f"{best['concordance_adjusted']:.2f} beside the loss, {best['concordance']:.2f} alone, where the " \
-                 f"loss alone has {best['concordance_loss']:.2f} and guessing 0.50"
+               + "".join(_best(rows, *group) for group in (
+                   ("of those that see the training set alone", ("train", "params")),
+                   ("of those that see held-out samples", ("test", "cross")))) \
+               + f"; the train loss alone has {rows[0]['concordance_loss']:.2f} and guessing 0.50"
     ranking = Finding("hazard", "hazard", {}, text + ".", n=seeds, test="Cox model, jackknife over seeds", rule=rule,
                       data=plain({"table": rows}))
     return [ranking, *(_measure_finding(record, row, rule, seeds) for row in rows if row["events"])]
 
 
+def _best(rows: list[dict[str, Any]], whose: str, splits: tuple[str, ...]) -> str:
+    best = next((row for row in rows if row["split"] in splits and not np.isnan(row["concordance_adjusted"])), None)
+    if best is None:
+        return ""
+    return f"; {whose}, {best['title']} does best on seeds left out, with a concordance of " \
+           f"{best['concordance_adjusted']:.2f} beside the loss and {best['concordance']:.2f} alone"
+
+
 def _measure_finding(record: Record, row: dict[str, Any], rule: str, seeds: int) -> Finding:
-    verdict = "foretells beyond the loss" if row["p_adjusted"] <= record.rules.alpha else "not beyond the loss"
+    verdict = "foretells beyond the loss" if row["p_adjusted"] <= record.rules.alpha else "not shown beyond the loss"
     adjusted = row["ratio_adjusted"]
     if adjusted["value"] is None:
         text, verdict = f"{row['title']} ({row['split']}) cannot be told apart from the train loss", "inconclusive"

@@ -9,15 +9,14 @@ from numpy.typing import NDArray
 from grokscape.analysis.design import Aim, Arm
 from grokscape.analysis.estimation import estimate, geometric_median, plain
 from grokscape.analysis.finding import Finding
-from grokscape.analysis.frames import Array
+from grokscape.analysis.frames import Array, Flags
 from grokscape.analysis.record import Record
 
 RULE = (
-    "Held: in at least {held:.0%} of the seeds the goal is met, within {tolerance:.0%} of its level, at {held:.0%}"
-    " of the evaluations from memorisation to the end of the intervention; an intervention without a level must "
-    "move the measure by a factor of {factor:g} against the same seed's baseline. Idle: the baseline meets the "
-    "goal by itself. Memorised: {held:.0%} of the seeds reach train accuracy {train:g}, keep it, and do not "
-    "diverge."
+    "Held: in at least {held:.0%} of the seeds the goal is met, within {tolerance:.0%} of its level, at {held:.0%} of "
+    "the evaluations from memorisation to the end of the intervention; an intervention without a level must move the "
+    "measure by a factor of {factor:g} against the same seed's baseline. Idle: the baseline meets the goal by itself. "
+    "Memorised: {memorised:.0%} of the seeds reach train accuracy {train:g}, keep it, and do not diverge."
 )
 
 
@@ -89,7 +88,7 @@ def check(record: Record, arm: Arm) -> Check:
         reasons.append("it has no runs")
     if 0 < len(rows) < rules.minimum_seeds:
         reasons.append(f"it has {len(rows)} seed{'s' * (len(rows) > 1)}, and a verdict needs {rules.minimum_seeds}")
-    if len(rows) and memorised < rules.held_fraction:
+    if len(rows) and memorised < rules.memorised_fraction:
         reasons.append(f"memorisation was lost in {round((1 - memorised) * len(rows))} of {len(rows)} seeds")
     if state == "idle":
         reasons.append("the baseline meets the same goal by itself")
@@ -98,7 +97,7 @@ def check(record: Record, arm: Arm) -> Check:
     return Check(arm, state, held, memorised, len(rows), tuple(reasons))
 
 
-def _intact(record: Record, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _intact(record: Record, rows: NDArray[np.int64]) -> Flags:
     """Whether each run memorised, kept it, and did not diverge."""
     accuracy = record.moment("final_train_accuracy")[rows]
     kept = accuracy >= record.rules.train_threshold - record.rules.accuracy_margin
@@ -152,25 +151,24 @@ def _idle(record: Record, aim: Aim) -> bool:
     return len(rows) > 0 and float((share >= record.rules.held_fraction).mean()) >= record.rules.held_fraction
 
 
-def moved(record: Record, arm: Arm, aim: Aim) -> NDArray[np.bool_]:
+def moved(record: Record, arm: Arm, aim: Aim) -> Flags:
     """Whether each run of an arm has the measure a factor away from its seed's baseline, on the intended side.
 
-    Levels compared: where both settled; for "promote" the median before the baseline generalises.
+    Compared are the two levels before the baseline generalises and those after (medians over the evaluations from
+    memorisation on, while the intervention acts); one of the two must differ.
     """
     rows = record.panel.rows(arm.name)
     result = np.zeros(len(rows), dtype=bool)
     if record.baseline is None:
         return result
-    if aim.goal == "promote":
-        values = record.series(aim.column, aim.relative_to)
-        early = record.window(record.moment("memorised"), _paired_end(record))
-        levels = geometric_median(np.where(early, values, np.nan))
-    else:
-        levels = settled(record, aim.column, aim.relative_to)
+    values, start, turn = record.series(aim.column, aim.relative_to), record.moment("memorised"), _paired_end(record)
+    end = np.full(len(values), np.nan if aim.until is None else aim.until)
     own, base = record.panel.pairs(arm.name, record.baseline.name)
-    far = aim.sign * log_ratio(levels[own], levels[base]) >= np.log(record.rules.match_factor)
     place = {int(row): index for index, row in enumerate(rows)}
-    result[[place[int(row)] for row in own]] = far
+    for first, last in ((start, np.fmin(turn, end)), (np.fmax(turn, start), end)):
+        levels = geometric_median(np.where(record.window(first, last), values, np.nan))
+        far = aim.sign * log_ratio(levels[own], levels[base]) >= np.log(record.rules.moved_factor)
+        result[[place[int(row)] for row in own]] |= far
     return result
 
 
@@ -204,8 +202,9 @@ def manipulation_finding(record: Record, arm: Arm) -> Finding:
         {"held": estimate(result.held, unit="share of seeds"),
          "memorised": estimate(result.memorised, unit="share of seeds"),
          **{f"level {level['column']}": estimate(level["value"], unit=level["unit"]) for level in levels}},
-        len(rows), rule=RULE.format(held=rules.held_fraction, tolerance=rules.held_tolerance, factor=rules.match_factor,
-                                    train=rules.train_threshold),
+        len(rows),
+        rule=RULE.format(held=rules.held_fraction, tolerance=rules.held_tolerance, factor=rules.moved_factor,
+                         memorised=rules.memorised_fraction, train=rules.train_threshold),
         data=plain({"levels": levels, "state": result.state, "reasons": result.reasons}))
 
 

@@ -17,16 +17,17 @@ from grokscape.analysis.effects import Effect, worded
 from grokscape.analysis.estimation import plain
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import TRAIN_LOSS
-from grokscape.analysis.manipulation import log_ratio, middle, settled
+from grokscape.analysis.manipulation import at_memorisation, log_ratio, middle, settled
 from grokscape.analysis.record import Record
 
 RULE = (
-    "An arm harms if final test accuracy falls by more than {accuracy:g} or the delay grows by more than a factor "
-    "of {ratio:g}; it is intact if neither is so (TOST on accuracy, upwards open; one-sided t on the delay; level "
-    "{alpha:g}, Holm over all arms). Consistent with necessary: at one level two different hands harm, and no hand"
-    " at that level or beyond leaves generalisation intact. Belongs to the manipulation: one hand harms while "
-    "another, at the same level or beyond, does not. Not necessary: nothing harms, and the strongest arm that was "
-    "made to block it is intact. Else inconclusive, also when a control fails."
+    "An arm harms if final test accuracy falls by more than {accuracy:g} or the delay grows by more than a factor of "
+    "{ratio:g}; it is intact if neither is so (TOST on accuracy, upwards open; one-sided t on the delay; level "
+    "{alpha:g}, Holm over all arms). Consistent with necessary: at one level two different hands harm, and no hand at "
+    "that level or beyond leaves generalisation intact. Belongs to the manipulation: one hand harms while another, at "
+    "the same level or beyond, does not. Not necessary: nothing harms, and the strongest arm that was made to block it "
+    "is intact and takes back at least {blocked:.0%} of the way that the measure goes in the baseline after "
+    "memorisation. Else inconclusive, also when a control fails."
 )
 
 OPENINGS = {
@@ -45,6 +46,8 @@ class Level:
         effect: what the arm did to generalisation.
         value: settled level, median over seeds.
         blocked: log of how far it lies from the baseline on the blocking side, median over pairs of seeds.
+        share: how much of the baseline's way from memorisation to its settled level it takes back (log scale; above 1
+            if it lies beyond the level at memorisation; NaN if the baseline goes no such way).
         loss: settled train loss, median over seeds.
         aimed: whether it was made to block this measure's property.
     """
@@ -52,6 +55,7 @@ class Level:
     effect: Effect
     value: float
     blocked: float
+    share: float
     loss: float
     aimed: bool
 
@@ -91,21 +95,33 @@ def levels(record: Record, target: Target, found: list[Effect]) -> list[Level]:
     assert record.baseline is not None
     sign = -1.0 if describe(target.column, record.columns)["direction"] == "higher" else 1.0
     values, losses = settled(record, target.column), settled(record, record.column("loss"))
-    result = []
+    way, result = baseline_way(record, target), []
     for item in found:
         own, base = record.panel.pairs(item.arm.name, record.baseline.name)
         rows = record.panel.rows(item.arm.name)
         shift = middle(sign * log_ratio(values[own], values[base]))
         aimed = item.arm.role == "manipulation" and any(
             aim.goal == "block" and aim.property == target.property_name for aim in item.arm.aims)
-        if item.check.valid and shift >= np.log(record.rules.match_factor):
-            result.append(Level(item, middle(values[rows]), shift, middle(losses[rows]), aimed))
+        held = item.check.state == "held" and any(
+            aim.goal == "block" and aim.column == target.column for aim in item.arm.aims)
+        if item.check.valid and shift >= (0.0 if held else np.log(record.rules.match_ratio)):
+            share = shift / way if way > 0 else np.nan
+            result.append(Level(item, middle(values[rows]), shift, share, middle(losses[rows]), aimed))
     return sorted(result, key=lambda level: level.blocked)
+
+
+def baseline_way(record: Record, target: Target) -> float:
+    """Log of how far the baseline takes the measure from memorisation to its settled level; negative if backwards."""
+    assert record.baseline is not None
+    sign = -1.0 if describe(target.column, record.columns)["direction"] == "higher" else 1.0
+    rows = record.panel.rows(record.baseline.name)
+    early, late = at_memorisation(record, target.column)[rows], settled(record, target.column)[rows]
+    return middle(sign * log_ratio(early, late))
 
 
 def comparisons(record: Record, found: list[Level]) -> list[dict[str, Any]]:
     """Pairs of arms of different hands whose levels match, or of which an intact one lies beyond a harmed one."""
-    near = np.log(record.rules.match_factor)
+    near = np.log(record.rules.match_ratio)
     result = []
     for one in found:
         for two in found:
@@ -125,8 +141,8 @@ def comparisons(record: Record, found: list[Level]) -> list[dict[str, Any]]:
     return result
 
 
-def _verdict(found: list[Level], pairs: list[dict[str, Any]]) -> tuple[str, list[Level], str]:
-    """Verdict, the arms that decided it, and the reason in words."""
+def _verdict(found: list[Level], pairs: list[dict[str, Any]], enough: float) -> tuple[str, list[Level], str]:
+    """Verdict, the arms that decided it, and the reason in words; `enough` is the share of its way to be blocked."""
     by_name = {level.effect.arm.name: level for level in found}
     contradicted = {pair["arms"][0]: pair["arms"][1] for pair in pairs if not pair["agree"]}
     for pair in pairs:
@@ -152,8 +168,14 @@ def _verdict(found: list[Level], pairs: list[dict[str, Any]]) -> tuple[str, list
             f"level, so the harm may belong to the manipulation")
     aimed = [level for level in found if level.aimed]
     if aimed and aimed[-1].effect.call in ("intact", "hastened"):
-        return "not necessary", aimed[-1:], (
-            f"“{aimed[-1].effect.arm.title}” kept it at {aimed[-1].value:.3g} and generalisation stayed intact")
+        blocked = "" if np.isnan(aimed[-1].share) else \
+            f", which takes back {aimed[-1].share:.0%} of the way it goes in the baseline after memorisation " \
+            f"(log scale),"
+        kept = f"“{aimed[-1].effect.arm.title}” kept it at {aimed[-1].value:.3g}{blocked} and generalisation stayed " \
+               f"intact within the margins"
+        if aimed[-1].share < enough:
+            return "inconclusive", aimed[-1:], f"{kept}, but too little of it was blocked (less than {enough:.0%})"
+        return "not necessary", aimed[-1:], kept
     if aimed:
         return "inconclusive", aimed[-1:], (
             f"the effect of “{aimed[-1].effect.arm.title}” is neither clearly within nor clearly beyond the margins")
@@ -171,7 +193,7 @@ def necessity(record: Record, target: Target, found: list[Effect], failed: list[
     """
     ordered = levels(record, target, found)
     pairs = comparisons(record, ordered)
-    verdict, deciding, why = _verdict(ordered, pairs)
+    verdict, deciding, why = _verdict(ordered, pairs, record.rules.blocked_fraction)
     if failed:
         verdict, why = "inconclusive", f"a control failed ({', '.join(failed)}); without it the reading would be: {why}"
     title = record.title(target.column)
@@ -187,7 +209,8 @@ def necessity(record: Record, target: Target, found: list[Effect], failed: list[
         f"{f' ({details})' if details else ''}.",
         verdict, _estimates(deciding),
         min((level.effect.n for level in deciding), default=0), "TOST and one-sided paired t tests, Holm over arms", p,
-        RULE.format(accuracy=rules.accuracy_margin, ratio=rules.delay_ratio_margin, alpha=rules.alpha),
+        RULE.format(accuracy=rules.accuracy_margin, ratio=rules.delay_ratio_margin, alpha=rules.alpha,
+                    blocked=rules.blocked_fraction),
         plain({"doses": doses(record, target, found), "trend": trend(record, target, found), "pairs": pairs,
                "deciding": [level.effect.arm.name for level in deciding], "reason": why, "failed_controls": failed,
                "also_blocked": _also_blocked(record, target, found, deciding)}))
@@ -212,10 +235,12 @@ def doses(record: Record, target: Target, found: list[Effect]) -> list[dict[str,
     aims = {item.arm.name: any(aim.goal == "block" and aim.property == target.property_name for aim in item.arm.aims)
             for item in found}
     accuracy = record.moment("final_accuracy")
+    shares = {level.effect.arm.name: level.share for level in levels(record, target, found)}
     result = []
     for name, item in [(record.baseline.name, None), *((item.arm.name, item) for item in found)]:
         rows = record.panel.rows(name)
         result.append({"arm": name, "title": record.arm(name).title, "hand": record.arm(name).hand,
+                       "blocked_share": shares.get(name),
                        "aimed": aims.get(name, False), "level": middle(values[rows]), "loss": middle(losses[rows]),
                        "level_per_seed": values[rows], "final_accuracy_per_seed": accuracy[rows],
                        "seeds": record.panel.seeds[rows], "effect": item.summary() if item else None})
@@ -245,7 +270,7 @@ def _convergence(record: Record, target: Target, found: list[Level], pairs: list
         text = f"{title} at {shown['levels'][0]:.3g} by {shown['hands'][0]} and at {shown['levels'][1]:.3g} by " \
                f"{shown['hands'][1]}: generalisation {shown['calls'][0]} and {shown['calls'][1]}" \
                f" (train loss {'alike' if shown['matched_loss'] else 'not alike'})"
-    rule = f"Levels match within a factor of {record.rules.match_factor:g}; hands agree if both harm, and disagree " \
+    rule = f"Levels match within a factor of {record.rules.match_ratio:g}; hands agree if both harm, and disagree " \
            f"if one harms while another, at the same level or beyond, leaves generalisation intact."
     return Finding(f"convergence/{target.id}", "convergence",
                    {"property": target.property_name, "measure": target.measure},

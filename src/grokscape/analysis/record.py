@@ -11,11 +11,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from grokscape.analysis.design import Arm, Rules, arms_of, column_of, describe
-from grokscape.analysis.frames import TEST_ACCURACY, TRAIN_ACCURACY, TRAIN_LOSS, Array, Panel
+from grokscape.analysis.frames import Array, Panel
 from grokscape.analysis.onsets import outcomes
 from grokscape.store import RunFolder
-
-_OUTCOMES = (TRAIN_ACCURACY, TEST_ACCURACY, TRAIN_LOSS, "test/loss")
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,8 @@ class Record:
         return self._until[step]
 
     def measured(self) -> list[str]:
-        """Columns of measures, accuracies and losses left out, that hold at least one number."""
-        return [name for name in self.columns if name not in _OUTCOMES
+        """Columns of measures, losses and accuracies left out, that hold at least one number."""
+        return [name for name, about in self.columns.items() if about["property"] != "fit"
                 and self.panel.frame[name].is_not_nan().fill_null(False).any()]
 
     def series(self, column: str, relative_to: str | None = None) -> Array:

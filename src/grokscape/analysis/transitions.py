@@ -24,7 +24,8 @@ class Transition:
         onset: when; never for a measure that did not move.
         start: level at memorisation.
         end: final level.
-        moved: whether it changed by the required factor (measures of both signs: at all).
+        moved: whether it changed by the required factor (measures of both signs: at all), and
+            by more than three times the usual difference between evaluations.
     """
 
     onset: Onset
@@ -53,7 +54,8 @@ def transitions(record: Record, column: str) -> Transition:
     start = row_median(np.where(place < np.minimum(rules.hold, count), values, np.nan))
     end = row_median(np.where((place >= count - rules.final_evaluations) & (place < count), values, np.nan))
     way = end - start
-    needed = np.log(rules.moved_factor) if taken else 0.0
+    jitter = 3 * row_median(np.abs(np.diff(values, axis=1)))
+    needed = np.maximum(np.log(rules.moved_factor) if taken else 0.0, np.where(np.isnan(jitter), 0.0, jitter))
     moved = np.where(np.isnan(way), False, np.abs(way) >= needed) & (way != 0) & (count[:, 0] >= 2 * rules.hold)
     with np.errstate(invalid="ignore", divide="ignore"):
         met = ((values - start[:, None]) / way[:, None] >= 0.5) & moved[:, None]
