@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from grokscape.report import glossary
+from grokscape.report.delays import survival_plate
+from grokscape.report.doses import dose_plates
+from grokscape.report.geometry import angle_plate, theory_plate
 from grokscape.report.html import render
-from grokscape.report.interactive import legend_entries, plotly_figure
+from grokscape.report.interactive import figure_for_page, legend_entries
 from grokscape.report.onsets import Outcomes, hero
+from grokscape.report.ordering import lead_lag_plate, ranking_plate
 from grokscape.report.panels import trajectories
-from grokscape.report.plate import Plate
+from grokscape.report.plate import Missing, Plate
 from grokscape.report.provenance import provenance
 from grokscape.report.run import Run, read_run
 from grokscape.report.tables import outcome_table, replica_table
@@ -42,7 +46,7 @@ def page(run: Run) -> str:
     """The report of a run as HTML."""
     found = Outcomes.of(run)
     first = hero(run, found)
-    sections: list[dict[str, Any]] = []
+    sections = evidence(run)
     plates = [first, *(item for section in sections for item in section["plates"])]
     panels, trajectory_payload = trajectories(run, found)
     context = {
@@ -64,10 +68,21 @@ def page(run: Run) -> str:
         "legends": {item.key: legend_entries(item) for item in plates if isinstance(item, Plate)},
     }
     payload = {
-        "plates": {item.key: plotly_figure(item) for item in plates if isinstance(item, Plate)},
+        "plates": {item.key: figure_for_page(item) for item in plates if isinstance(item, Plate)},
         "trajectories": trajectory_payload,
     }
     return render("report.html.j2", context, payload)
+
+
+def evidence(run: Run) -> list[dict[str, Any]]:
+    """The figures behind the verdicts, section by section: {"id", "short", "title", "plates"}."""
+    titled: list[tuple[str, str, str, list[Plate | Missing]]] = [
+        ("delays", "Delay", "How long generalisation takes", [survival_plate(run)]),
+        ("dose-response", "Dose and response", "Does more of it do more?", dose_plates(run)),
+        ("order", "Order in time", "What moves first, and what foretells", [lead_lag_plate(run), ranking_plate(run)]),
+        ("geometry", "Geometry", "Geometry and theory", [angle_plate(run), theory_plate(run)]),
+    ]
+    return [{"id": id_, "short": short, "title": title, "plates": plates} for id_, short, title, plates in titled]
 
 
 def contents(sections: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -7,7 +7,6 @@ depend on the machine.
 import io
 from collections.abc import Sequence
 from contextlib import nullcontext
-from math import log10
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +14,11 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter
 
 from grokscape.report.palette import GRID, INK, MUTED
 from grokscape.report.plate import Axis, Band, Layer, Line, Panel, Plate, Points, Rule
+from grokscape.report.ticks import log_ticks
 from grokscape.store import write_bytes
 
 Style = Literal["paper", "talk"]
@@ -116,24 +116,26 @@ def _draw_panel(axes: Axes, panel: Panel, scale: float) -> None:
     for layer in panel.layers:
         target = right if right is not None and getattr(layer, "right", False) else axes
         _draw_layer(target, layer, scale)
-    _dress(axes, panel.x, "x")
-    _dress(axes, panel.y, "y")
+    _dress(axes, panel.x, "x", panel.extent("x"))
+    _dress(axes, panel.y, "y", panel.extent("y"))
     if right is not None and panel.right:
-        _dress(right, panel.right, "y")
+        _dress(right, panel.right, "y", None)
         right.spines["right"].set_visible(True)
         right.grid(False)
     if panel.title:
         axes.set_title(panel.title)
 
 
-def _dress(axes: Axes, axis: Axis, which: Literal["x", "y"]) -> None:
+def _dress(axes: Axes, axis: Axis, which: Literal["x", "y"], extent: tuple[float, float] | None) -> None:
     target = axes.xaxis if which == "x" else axes.yaxis
     target.set_label_text(axis.title)
     set_scale, set_limits = (axes.set_xscale, axes.set_xlim) if which == "x" else (axes.set_yscale, axes.set_ylim)
     if axis.log:
         set_scale("log")
-        target.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
         target.set_minor_locator(NullLocator())
+        if extent:
+            ticks = log_ticks(*extent)
+            target.set_ticks([value for value, _ in ticks], [text for _, text in ticks])
     if axis.limits:
         set_limits(*axis.limits)
     if axis.percent:
@@ -145,14 +147,6 @@ def _dress(axes: Axes, axis: Axis, which: Literal["x", "y"]) -> None:
         set_limits(len(axis.categories) - 0.4, -0.6)
         target.set_tick_params(length=0)
         target.grid(False)
-
-
-def _power(value: float) -> str:
-    """A power of ten as text: 1, 10, 10², …; anything else as it is."""
-    exponent = round(log10(value)) if value > 0 else 0
-    if value <= 0 or abs(value / 10.0**exponent - 1) > 1e-6:
-        return f"{value:g}"
-    return {0: "1", 1: "10"}.get(exponent, "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")))
 
 
 def _draw_layer(axes: Axes, layer: Layer, scale: float) -> None:
@@ -195,10 +189,10 @@ def _label_rule(axes: Axes, rule: Rule) -> None:
         where,
         xycoords=axes.get_xaxis_transform() if vertical else axes.get_yaxis_transform(),
         textcoords="offset points",
-        xytext=(2, -2) if vertical else (-2, 2),
+        xytext=(0, 1) if vertical else (-2, 1),
         color=rule.colour.light,
-        ha="left" if vertical else "right",
-        va="top" if vertical else "bottom",
+        ha="center" if vertical else "right",
+        va="bottom",
         fontsize="small",
     )
 

@@ -5,11 +5,16 @@ serves both. Texts are escaped, because plotly reads a subset of HTML in them.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import log10
 from typing import Any
 
 from grokscape.report.palette import GRID, INK, MUTED, Colour
 from grokscape.report.plate import Axis, Band, Layer, Line, Panel, Plate, Points, Rule
+from grokscape.report.ticks import log_ticks
+
+ROW_HEIGHT = 300  # pixels of a panel of height 1
+NARROW = 380
 
 DASHES = {"solid": "solid", "dash": "6px,3px", "longdash": "13px,3px", "dot": "2px,3px", "dashdot": "9px,3px,2px,3px"}
 _SYMBOLS = {"circle": "circle", "circle-open": "circle-open", "x": "x-thin", "diamond": "diamond", "square": "square"}
@@ -25,20 +30,63 @@ def escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def plotly_figure(plate: Plate, row_height: int = 300) -> dict[str, Any]:
-    """Traces and layout of a plate, and its height in pixels."""
-    rows = -(-len(plate.panels) // plate.columns)
+def figure_for_page(plate: Plate) -> dict[str, Any]:
+    """A plate as traces and layout, and the layout for narrow screens: one column, less room for names."""
+    narrow = plotly_figure(replace(plate, columns=1), width=NARROW)
+    return {**plotly_figure(plate), "narrow": {"layout": narrow["layout"], "height": narrow["height"]}}
+
+
+def plotly_figure(plate: Plate, width: int = 960) -> dict[str, Any]:
+    """Traces and layout of a plate drawn about `width` pixels wide, and its height in pixels."""
     data: list[dict[str, Any]] = []
-    layout: dict[str, Any] = {"annotations": [], "shapes": []}
-    domains = _domains(plate, rows)
-    for number, (panel, (x_domain, y_domain)) in enumerate(zip(plate.panels, domains), start=1):
+    layout: dict[str, Any] = {"annotations": [], "shapes": [], "showlegend": False}
+    grid = _Grid.of(plate, width)
+    for number, panel in enumerate(plate.panels, start=1):
         bottom = number > len(plate.panels) - plate.columns or not plate.shared_x
-        _add_panel(data, layout, panel, number, x_domain, y_domain, plate.shared_x and number > 1, bottom)
-    heights = [
-        max(p.height for p in plate.panels[i : i + plate.columns]) for i in range(0, len(plate.panels), plate.columns)
-    ]
-    layout["showlegend"] = False
-    return {"data": data, "layout": layout, "height": round(row_height * sum(heights)) + 50}
+        _add_panel(data, layout, panel, number, grid, plate.shared_x and number > 1, bottom)
+    layout["margin"] = {"l": grid.left, "r": 60 if any(p.right for p in plate.panels) else 18, "t": 30, "b": 50}
+    return {"data": data, "layout": layout, "height": grid.height + 80}
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where panels lie: margin at the left and height in pixels, domains as shares of the plotting area."""
+
+    left: int
+    height: int
+    domains: tuple[tuple[list[float], list[float]], ...]
+
+    @classmethod
+    def of(cls, plate: Plate, width: int) -> "_Grid":
+        n, rows = plate.columns, -(-len(plate.panels) // plate.columns)
+        labels = [max(_label_width(p.y, width) for p in plate.panels[c::n]) for c in range(n)]
+        free = width - sum(labels) - 18 - 24 * (n - 1)
+        inside = width - labels[0] - 18
+        heights = [round(ROW_HEIGHT * max(p.height for p in plate.panels[r * n : r * n + n])) for r in range(rows)]
+        gap = 26 if plate.shared_x else 78
+        height = sum(heights) + gap * (rows - 1)
+        domains = []
+        for number in range(len(plate.panels)):
+            row, column = divmod(number, n)
+            start = sum(labels[1 : column + 1]) + column * (free / n + 24)
+            top = height - sum(heights[:row]) - gap * row
+            x = [round(start / inside, 4), round(min((start + free / n) / inside, 1.0), 4)]
+            domains.append((x, [round((top - heights[row]) / height, 4), round(top / height, 4)]))
+        return cls(labels[0], height, tuple(domains))
+
+
+def _label_width(axis: Axis, width: int) -> int:
+    """Room for an axis's names or numbers in pixels; on narrow screens the page wraps names into two lines."""
+    if not axis.categories:
+        return 62 if axis.title else 44
+    longest = max(map(len, axis.categories))
+    if not longest:
+        return 8
+    return (
+        14 + round(6.7 * longest)
+        if width > NARROW
+        else 14 + round(6.2 * (longest / 2 + 3 if longest > 15 else longest))
+    )
 
 
 def legend_entries(plate: Plate) -> list[dict[str, str | None]]:
@@ -62,35 +110,19 @@ def legend_entries(plate: Plate) -> list[dict[str, str | None]]:
     return list(entries.values())
 
 
-def _domains(plate: Plate, rows: int) -> list[tuple[list[float], list[float]]]:
-    gap_x = 0.09 if plate.columns > 1 else 0.0
-    gap_y = 0.05 if plate.shared_x else 0.16 / max(rows - 1, 1) + 0.03
-    heights = [max(p.height for p in plate.panels[r * plate.columns : (r + 1) * plate.columns]) for r in range(rows)]
-    width = (1 - gap_x * (plate.columns - 1)) / plate.columns
-    scale = (1 - gap_y * (rows - 1)) / sum(heights)
-    domains = []
-    for number in range(len(plate.panels)):
-        row, column = divmod(number, plate.columns)
-        top = 1 - sum(heights[:row]) * scale - gap_y * row
-        left = column * (width + gap_x)
-        x_domain = [round(left, 4), round(left + width, 4)]
-        domains.append((x_domain, [round(max(top - heights[row] * scale, 0.0), 4), round(top, 4)]))
-    return domains
-
-
 def _add_panel(
     data: list[dict[str, Any]],
     layout: dict[str, Any],
     panel: Panel,
     number: int,
-    x_domain: list[float],
-    y_domain: list[float],
+    grid: _Grid,
     follows: bool,
     bottom: bool,
 ) -> None:
     suffix = "" if number == 1 else str(number)
+    x_domain, y_domain = grid.domains[number - 1]
     layout[f"xaxis{suffix}"] = {
-        **_axis(panel.x),
+        **_axis(panel.x, panel.extent("x")),
         "domain": x_domain,
         "anchor": f"y{suffix}",
         "showticklabels": bottom,
@@ -98,11 +130,11 @@ def _add_panel(
     }
     if not bottom:
         layout[f"xaxis{suffix}"]["title"] = {"text": ""}
-    layout[f"yaxis{suffix}"] = {**_axis(panel.y), "domain": y_domain, "anchor": f"x{suffix}"}
+    layout[f"yaxis{suffix}"] = {**_axis(panel.y, panel.extent("y")), "domain": y_domain, "anchor": f"x{suffix}"}
     right = f"y{100 + number}"
     if panel.right:
         layout[f"yaxis{100 + number}"] = {
-            **_axis(panel.right),
+            **_axis(panel.right, None),
             "overlaying": f"y{suffix}",
             "side": "right",
             "anchor": f"x{suffix}",
@@ -131,23 +163,19 @@ def _add_panel(
         )
 
 
-def _axis(axis: Axis) -> dict[str, Any]:
+def _axis(axis: Axis, extent: tuple[float, float] | None) -> dict[str, Any]:
     described: dict[str, Any] = {
         "title": {"text": escaped(axis.title), "font": {"size": 12}, "standoff": 8},
         "type": "log" if axis.log else "linear",
         "gridcolor": themed(GRID),
         "linecolor": themed(MUTED),
         "zeroline": False,
-        "automargin": True,
     }
     if axis.percent:
         described["tickformat"] = ".0%"
-    elif axis.log:
-        described |= {
-            "dtick": 1,
-            "exponentformat": "power",
-            "tickfont": {"size": 9.6},
-        }  # plotly draws powers a quarter larger
+    elif axis.log and extent:
+        ticks = log_ticks(*extent)
+        described |= {"tickvals": [value for value, _ in ticks], "ticktext": [text for _, text in ticks]}
     if axis.limits:
         described["range"] = _range(axis)
     if axis.categories:
@@ -257,13 +285,13 @@ def _add_rule(layout: dict[str, Any], rule: Rule, panel: Panel, suffix: str) -> 
         else {"x0": 0, "x1": 1, "y0": rule.at, "y1": rule.at}
     )
     line = {"color": themed(rule.colour), "width": 1, "dash": DASHES[rule.dash]}
-    layout["shapes"].append({"type": "line", "xref": along, "yref": across, "line": line, "layer": "below", **ends})
+    layout["shapes"].append({"type": "line", "xref": along, "yref": across, "line": line, "layer": "between", **ends})
     if not rule.label:
         return
     axis = panel.x if vertical else panel.y
     at = log10(rule.at) if axis.log else rule.at
     where = (
-        {"x": at, "y": 1, "xanchor": "left", "yanchor": "top"}
+        {"x": at, "y": 1, "xanchor": "center", "yanchor": "bottom"}
         if vertical
         else {"x": 1, "y": at, "xanchor": "right", "yanchor": "bottom"}
     )

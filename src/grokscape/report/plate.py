@@ -4,7 +4,7 @@ The page draws a plate with plotly, the figure files draw the same plate with ma
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from grokscape.report.palette import INK, MUTED, Colour, Dash
@@ -105,6 +105,24 @@ class Panel:
     right: Axis | None = None
     height: float = 1.0
 
+    def extent(self, which: Literal["x", "y"]) -> tuple[float, float] | None:
+        """Smallest and largest positive value on an axis, limits of the axis first; None if there is none."""
+        axis = self.x if which == "x" else self.y
+        values = list(axis.limits) if axis.limits else [v for layer in self.layers for v in _values(layer, which)]
+        positive = [v for v in values if v is not None and v > 0]
+        return (min(positive), max(positive)) if positive else None
+
+
+def _values(layer: Layer, which: Literal["x", "y"]) -> list[float | None]:
+    if isinstance(layer, Rule):
+        return [layer.at] if layer.axis == which else []
+    if getattr(layer, "right", False) and which == "y":
+        return []
+    if isinstance(layer, Band):
+        return list(layer.x) if which == "x" else [*layer.low, *layer.high]
+    ends = (layer.x_ends if which == "x" else layer.y_ends) if isinstance(layer, Points) else ()
+    return [*(layer.x if which == "x" else layer.y), *(end for pair in ends for end in pair)]
+
 
 @dataclass(frozen=True)
 class Plate:
@@ -119,7 +137,8 @@ class Plate:
         columns: panels per row; with one column all share the x axis if `shared_x`.
         shared_x: zooming one zooms all.
         legend: whether labelled layers are listed.
-        definition: anchor of the definition or finding that the numbers follow.
+        links: texts and anchors of the definitions and findings that the numbers follow.
+        links_lead: what stands before the links.
     """
 
     key: str
@@ -130,8 +149,8 @@ class Plate:
     columns: int = 1
     shared_x: bool = False
     legend: bool = True
-    definition: str | None = None
-    links: tuple[tuple[str, str], ...] = field(default=())
+    links: tuple[tuple[str, str], ...] = ()
+    links_lead: str = ""
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,11 @@ class Run:
         extent = f"step {reached} of {goal}" if goal else f"step {reached}"
         return f"This run {how}: it reached {extent}. Everything below describes that part alone and may change."
 
+    @property
+    def analyse_first(self) -> str:
+        """What to do when a figure needs findings and there are none."""
+        return f"Run `grokscape analyze {self.path.name}`, then write the report again."
+
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The findings of one kind, in their order."""
         return [finding for finding in self.findings if finding.get("kind") == kind]

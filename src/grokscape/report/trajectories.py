@@ -77,9 +77,12 @@ def _at(steps: np.ndarray, measured: np.ndarray, values: np.ndarray) -> np.ndarr
 
 
 def _summary(table: np.ndarray, seeds_shown: int) -> Summary:
-    measured = np.isfinite(table).any(axis=0)
     quantiles = np.full((3, table.shape[1]), np.nan)
-    quantiles[:, measured] = np.nanquantile(table[:, measured], (0.5, *SPREAD), axis=0)
+    known = np.isfinite(table).sum(axis=0)
+    whole, partly = known == len(table), (known > 0) & (known < len(table))  # the usual case is many times faster
+    quantiles[:, whole] = np.quantile(table[:, whole], (0.5, *SPREAD), axis=0)
+    if partly.any():
+        quantiles[:, partly] = np.nanquantile(table[:, partly], (0.5, *SPREAD), axis=0)
     seeds = table if len(table) <= seeds_shown else table[:0]
     return Summary(quantiles[0], quantiles[1], quantiles[2], seeds, len(table))
 

@@ -7,11 +7,6 @@ from grokscape.report.interactive import themed
 from grokscape.report.run import Run
 
 
-def alarms(run: Run) -> list[str]:
-    """What a reader must know before believing anything else."""
-    return []
-
-
 def no_verdicts(run: Run) -> str:
     """Why there are no verdict cards."""
     if not run.findings:
@@ -51,23 +46,55 @@ def cards(run: Run) -> list[dict[str, Any]]:
     return made
 
 
+KIND_TITLES = {
+    "necessity": "Necessity",
+    "sufficiency": "Sufficiency",
+    "convergence": "Agreement of different hands",
+    "manipulation": "Were the manipulations held?",
+    "control": "Controls",
+    "onset": "Onsets",
+    "survival": "Delays",
+    "dispute": "The dispute",
+    "theory": "Theory",
+    "lead_lag": "Lead and lag",
+    "hazard": "What foretells generalisation",
+    "pooled": "Pooled over runs",
+}
+
+
 def findings(run: Run) -> dict[str, Any]:
-    """Every finding with its rule."""
-    entries = [
-        {
-            "anchor": wording.anchor(f.get("id")),
-            "statement": f.get("statement", ""),
-            "numbers": wording.estimates(f, run),
-            "rule": f.get("rule", ""),
-            "basis": ", ".join(
-                x for x in (str(f.get("kind", "")).replace("_", " "), f.get("verdict"), wording.basis(f)) if x
-            ),
-        }
-        for f in run.findings
-    ]
-    caption = (
-        "Everything the analysis found, with the rule by which it follows from the numbers."
-        if entries
-        else no_verdicts(run)
-    )
-    return {"entries": entries, "caption": caption}
+    """Every finding with its rule, by kind: {"caption", "groups": [{"title", "rules", "entries"}]}."""
+    kinds = [*KIND_TITLES, *(str(f.get("kind")) for f in run.findings if f.get("kind") not in KIND_TITLES)]
+    groups = []
+    for kind in dict.fromkeys(kinds):
+        found = run.of_kind(kind)
+        if found:
+            rules = list(dict.fromkeys(str(f["rule"]) for f in found if f.get("rule")))
+            entries = [_entry(finding, run, rules) for finding in found]
+            title = KIND_TITLES.get(kind, wording.sentence(kind.replace("_", " ")))
+            groups.append({"title": title, "rule": rules[0] if len(rules) == 1 else "", "entries": entries})
+    caption = "Everything the analysis found, with the rule by which it follows from the numbers."
+    return {"groups": groups, "caption": caption if groups else no_verdicts(run)}
+
+
+def _entry(finding: dict[str, Any], run: Run, rules: list[str]) -> dict[str, Any]:
+    return {
+        "anchor": wording.anchor(finding.get("id")),
+        "statement": finding.get("statement", ""),
+        "verdict": finding.get("verdict") or "",
+        "numbers": wording.estimates(finding, run),
+        "rule": finding.get("rule", "") if len(rules) > 1 else "",
+        "basis": wording.basis(finding),
+    }
+
+
+def alarms(run: Run) -> list[str]:
+    """What a reader must know before believing anything else: controls that failed, replicas that broke down."""
+    messages = [str(f["statement"]) for f in run.of_kind("control") if f.get("verdict") == "failed"]
+    gone = [replica for replica in run.status.get("replicas") or [] if replica.get("diverged_at") is not None]
+    if gone:
+        arms = ", ".join(dict.fromkeys(run.title_of(replica.get("arm")) for replica in gone))
+        messages.append(
+            f"{len(gone)} replica{'s' * (len(gone) > 1)} diverged ({arms}); they count as not generalising."
+        )
+    return messages

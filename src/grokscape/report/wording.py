@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from grokscape.report.palette import FAMILY_COLOURS, MUTED, Colour
+from grokscape.report.palette import FAMILY_COLOURS, MUTED, Colour, Family
 from grokscape.report.run import Run
 
 
@@ -96,9 +96,18 @@ def basis(finding: Mapping[str, Any]) -> str:
     if finding.get("test"):
         parts.append(str(finding["test"]))
     if finding.get("p") is not None:
-        p = finding["p"]
-        parts.append("p < 0.001" if p < 1e-3 else f"p = {p:.3f}")
+        parts.append(p_value(finding["p"]))
     return ", ".join(parts)
+
+
+def p_value(p: float) -> str:
+    """A p value with three digits."""
+    return "p < 0.001" if p < 1e-3 else f"p = {p:.3f}"
+
+
+def finding_anchor(finding: Mapping[str, Any]) -> str:
+    """Where on the page a finding stands."""
+    return f"finding-{anchor(finding.get('id'))}"
 
 
 def anchor(identifier: object) -> str:
@@ -106,7 +115,16 @@ def anchor(identifier: object) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", str(identifier)).strip("-") or "finding"
 
 
+_FAMILY_OF_PROPERTY: dict[str, Family] = {
+    "flatness": "flatness",
+    "curvature": "flatness",
+    "collapse": "collapse",
+    "norm": "control",
+    "margin": "other",
+}
+
+
 def property_colour(property_: str) -> Colour:
     """The colour that stands for a property."""
-    family = {"flatness": "flatness", "curvature": "flatness", "collapse": "collapse"}.get(property_)
-    return FAMILY_COLOURS[family][0] if family else MUTED  # pyright: ignore[reportArgumentType]
+    family = _FAMILY_OF_PROPERTY.get(property_)
+    return FAMILY_COLOURS[family][0] if family else MUTED

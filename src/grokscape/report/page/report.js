@@ -50,9 +50,9 @@
     const narrow = element.clientWidth < 520;
     const spec = resolve(figure);
     const traces = spec.data.map((trace) => ({ ...trace, type: "scatter", visible: shown(trace) }));
-    const layout = { ...skin(), ...spec.layout, height: figure.height, margin: { l: narrow ? 44 : 64, r: 18, t: 26, b: 48 } };
-    if (narrow) wrap(layout);
+    const layout = { ...skin(), ...spec.layout, height: figure.height };
     if (narrow && figure.narrow) Object.assign(layout, resolve(figure.narrow.layout), { height: figure.narrow.height });
+    if (narrow) wrap(layout);
     Plotly.react(element, traces, layout, config);
   };
 
@@ -260,6 +260,17 @@
       table.tBodies[0].append(...rows);
     }));
   });
+
+  // ---- a link to something folded unfolds it ----
+  const unfold = () => {
+    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!target) return;
+    for (let fold = target.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+    target.scrollIntoView();
+  };
+  window.addEventListener("hashchange", unfold);
+  all('a[href^="#"]').forEach((link) => link.addEventListener("click", () => { if (link.hash === location.hash) unfold(); }));
+  unfold();
 
   // ---- where the reader is ----
   const links = new Map(all("nav.contents a").map((a) => [a.hash.slice(1), a]));

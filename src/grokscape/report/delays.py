@@ -1,0 +1,95 @@
+"""How long generalisation takes after memorisation: survival curves and ratios of delays."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from grokscape.report import wording
+from grokscape.report.arms import Arm
+from grokscape.report.plate import Axis, Band, Layer, Line, Missing, Panel, Plate, Points, Rule
+from grokscape.report.run import Run
+
+TITLE = "Delay from memorisation to generalisation"
+
+
+def survival_plate(run: Run) -> Plate | Missing:
+    """Kaplan–Meier curves of the delay, arm by arm, and each arm's restricted mean delay over the baseline's."""
+    curves = _curves(run)
+    if not curves:
+        if run.findings:
+            reason = "There is no arm beside the baseline whose delay could be compared with it."
+            return Missing("survival", TITLE, reason, "Add an arm to the study, or compare several runs.")
+        return Missing("survival", TITLE, "The run has not been analysed.", run.analyse_first)
+    caption = (
+        "Left: share of the seeds that have memorised and not yet generalised (Kaplan–Meier); a cross marks seeds that "
+        "the run lost sight of before they did. Bands are pointwise 95 % intervals. Right: mean delay over the "
+        "baseline's, restricted to the time for which all were followed, with bootstrap intervals over seeds; 1 is no "
+        "difference."
+    )
+    ratios = _ratios(run)
+    alt = f"{TITLE}. " + " ".join(str(f["statement"]) for f in run.of_kind("survival"))
+    panels = (_curve_panel(run, curves), *((ratios,) if ratios else ()))
+    links = tuple((run.title_of(f["subject"]["arm"]), wording.finding_anchor(f)) for f in run.of_kind("survival"))
+    return Plate(
+        "survival", TITLE, caption, alt, panels, columns=len(panels), links=links, links_lead="Test and numbers:"
+    )
+
+
+def _curves(run: Run) -> dict[str, Mapping[str, Any]]:
+    curves: dict[str, Mapping[str, Any]] = {}
+    for finding in run.of_kind("survival"):
+        for arm, curve in ((finding.get("data") or {}).get("kaplan_meier") or {}).items():
+            if curve.get("steps"):
+                curves.setdefault(arm, curve)
+    return curves
+
+
+def _curve_panel(run: Run, curves: Mapping[str, Mapping[str, Any]]) -> Panel:
+    layers: list[Layer] = []
+    end = max(max([*curve["steps"], *curve["censored"]]) for curve in curves.values())
+    for arm in run.arms:
+        if arm.name in curves:
+            layers += _curve(arm, curves[arm.name], end)
+    y = Axis("Not yet generalised", percent=True, limits=(-0.02, 1.02))
+    return Panel(Axis("Steps since memorisation", limits=(0, end * 1.03)), y, tuple(layers))
+
+
+def _curve(arm: Arm, curve: Mapping[str, Any], end: float) -> list[Layer]:
+    steps, share = list(curve["steps"]), list(curve["share"])
+    last = max([steps[-1], *curve["censored"]])
+    x, y = [*steps, last], [*share, share[-1]]
+    low, high = ([*curve[k], curve[k][-1]] for k in ("low", "high"))
+    band = Band(
+        x,
+        [v if v is not None else s for v, s in zip(low, y)],
+        [v if v is not None else s for v, s in zip(high, y)],
+        arm.colour,
+        arm.name,
+        opacity=0.06,
+        stairs=True,
+    )
+    line = Line(x, y, arm.colour, arm.title, arm.name, arm.dash, stairs=True)
+    lost = list(curve["censored"])
+    at = [share[max(i for i, s in enumerate(steps) if s <= step)] for step in lost]
+    hover = [f"{arm.title}: not generalised after {step:.0f} steps" for step in lost]
+    marks = [Points(lost, at, arm.colour, arm=arm.name, symbol="x", size=6, hover=hover)] if lost else []
+    return [band, line, *marks]
+
+
+def _ratios(run: Run) -> Panel | None:
+    found = {f["subject"]["arm"]: f["estimates"]["delay ratio"] for f in run.of_kind("survival")}
+    arms = [arm for arm in run.arms if (found.get(arm.name) or {}).get("value") is not None]
+    if not arms:
+        return None
+    layers: list[Layer] = [Rule(1.0, label="baseline")]
+    for row, arm in enumerate(arms):
+        ratio = found[arm.name]
+        text = f"{arm.title}: {wording.times(ratio['value'])}"
+        if ratio["low"] is not None:
+            text += f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        layers.append(
+            Points(
+                [ratio["value"]], [row], arm.colour, arm=arm.name, x_ends=[(ratio["low"], ratio["high"])], hover=[text]
+            )
+        )
+    names = Axis(categories=tuple(arm.title for arm in arms), colours=tuple(arm.colour for arm in arms))
+    return Panel(Axis("Delay over the baseline's"), names, tuple(layers))

@@ -1,0 +1,124 @@
+"""Dose and response: what holding a measure at a level does to generalisation, whatever the hand that holds it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grokscape.report import wording
+from grokscape.report.palette import INK, MUTED
+from grokscape.report.plate import Axis, Layer, Line, Missing, Panel, Plate, Points, Rule
+from grokscape.report.run import Run
+
+
+def dose_plates(run: Run) -> list[Plate | Missing]:
+    """One plate per measure that arms held back: level against final accuracy, and against the delay."""
+    plates = [plate for finding in run.of_kind("necessity") if (plate := _plate(run, finding)) is not None]
+    if plates:
+        return list(plates)
+    reason = "The run has not been analysed." if not run.findings else "No arm of this study holds a property back."
+    remedy = run.analyse_first if not run.findings else "Add arms with a Clamp or Suppress at two or more doses."
+    return [Missing("doses", "Dose and response", reason, remedy)]
+
+
+def _plate(run: Run, finding: Mapping[str, Any]) -> Plate | None:
+    data, subject = finding.get("data") or {}, finding.get("subject") or {}
+    doses = [dose for dose in data.get("doses") or [] if dose.get("level") is not None]
+    if len(doses) < 2:
+        return None
+    measure = str(subject.get("measure") or subject.get("column"))
+    title = run.measure_title(measure)
+    levels = [value for dose in doses for value in dose["level_per_seed"] if value is not None]
+    log = min(levels) > 0 and max(levels) > 10 * min(levels)
+    x = Axis(f"{wording.sentence(title)}, settled level", log=log)
+    panels = (_accuracy(run, doses, x), _delay(run, doses, x))
+    caption = (
+        f"Each arm at the level of {title} at which it settled. Left: final test accuracy; small marks are seeds, "
+        f"large ones medians, and a line joins the doses of one hand, from the baseline on. Right: delay over the baseline's "
+        f"with intervals. Two arms at one level that differ in height show an effect of the hand, not of the level."
+    )
+    trend = " ".join(_trend(item) for item in data.get("trend") or [])
+    alt = f"Final test accuracy and delay against the settled level of {title}. {finding.get('statement', '')}"
+    key = wording.anchor(f"dose-{measure}")
+    return Plate(
+        key,
+        f"Dose and response: {title}",
+        f"{caption} {trend}".strip(),
+        alt,
+        panels,
+        columns=2,
+        links=(("The verdict and its rule", wording.finding_anchor(finding)), (title, f"def-{measure}")),
+    )
+
+
+def _trend(item: Mapping[str, Any]) -> str:
+    parts = [
+        f"{what} {wording.p_value(item[key])}"
+        for key, what in (("p_accuracy", "accuracy falling"), ("p_delay", "delay growing"))
+        if item.get(key) is not None
+    ]
+    return (
+        f"Trend over the doses of {item['hand'].replace('_', ' ')} (Page's test): {', '.join(parts)}." if parts else ""
+    )
+
+
+def _accuracy(run: Run, doses: Sequence[Mapping[str, Any]], x: Axis) -> Panel:
+    layers: list[Layer] = [*_hands(doses)]
+    for dose in doses:
+        arm = run.arm_by_name.get(dose["arm"])
+        colour, name = (arm.colour, arm.name) if arm else (INK, None)
+        pairs = [
+            (u, v, s)
+            for u, v, s in zip(dose["level_per_seed"], dose["final_accuracy_per_seed"], dose["seeds"])
+            if u is not None and v is not None
+        ]
+        if not pairs:
+            continue
+        hover = [f"{dose['title']}, seed {s}: {v:.1%} at {u:.3g}" for u, v, s in pairs]
+        layers.append(Points([p[0] for p in pairs], [p[1] for p in pairs], colour, arm=name, size=4, hover=hover))
+        label = f"{dose['title']}: median {_median([p[1] for p in pairs]):.1%} at {dose['level']:.3g}"
+        layers.append(
+            Points(
+                [dose["level"]], [_median([p[1] for p in pairs])], colour, dose["title"], name, size=11, hover=[label]
+            )
+        )
+    return Panel(x, Axis("Final test accuracy", percent=True, limits=(-0.02, 1.05)), tuple(layers))
+
+
+def _hands(doses: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """For each hand with two doses or more, a line from the baseline through its doses by level."""
+    lines = []
+    for hand in dict.fromkeys(dose["hand"] for dose in doses if dose["hand"]):
+        group = [doses[0], *(dose for dose in doses if dose["hand"] == hand and dose["aimed"])]
+        if len(group) < 3:
+            continue
+        points = sorted(
+            (dose["level"], _median([v for v in dose["final_accuracy_per_seed"] if v is not None])) for dose in group
+        )
+        lines.append(Line([p[0] for p in points], [p[1] for p in points], MUTED, dash="solid", width=1.0, opacity=0.6))
+    return lines
+
+
+def _delay(run: Run, doses: Sequence[Mapping[str, Any]], x: Axis) -> Panel:
+    layers: list[Layer] = [Rule(1.0, axis="y", label="baseline")]
+    for dose in doses:
+        ratio = ((dose.get("effect") or {}).get("delay_ratio")) or {}
+        if ratio.get("value") is None:
+            continue
+        arm = run.arm_by_name.get(dose["arm"])
+        text = f"{dose['title']}: {wording.times(ratio['value'])} at {dose['level']:.3g}"
+        layers.append(
+            Points(
+                [dose["level"]],
+                [ratio["value"]],
+                arm.colour if arm else INK,
+                arm=arm.name if arm else None,
+                size=9,
+                y_ends=[(ratio["low"], ratio["high"])],
+                hover=[text],
+            )
+        )
+    return Panel(x, Axis("Delay over the baseline's"), tuple(layers))
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered, n = sorted(values), len(values)
+    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2

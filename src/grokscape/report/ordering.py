@@ -1,0 +1,201 @@
+"""What comes before generalisation, and what foretells it: lead–lag forest and ranking of predictors."""
+
+from collections.abc import Mapping, Sequence
+from math import exp
+from typing import Any
+
+from grokscape.report import wording
+from grokscape.report.plate import Axis, Layer, Missing, Panel, Plate, Points, Rule, Symbol
+from grokscape.report.run import Run
+
+LAG_TITLE = "Before or after generalisation"
+RANK_TITLE = "What foretells generalisation"
+_SYMBOLS: dict[str, Symbol] = {"train": "circle", "test": "circle-open", "cross": "diamond", "params": "square"}
+_SPLIT_WORDS = {
+    "train": "training samples",
+    "test": "held-out samples",
+    "cross": "held-out around training means",
+    "params": "parameters",
+}
+_OFFSETS = {"train": -0.16, "params": 0.0, "test": 0.08, "cross": 0.24}
+
+
+def lead_lag_plate(run: Run) -> Plate | Missing:
+    """Per measure: when it is half-way from its level at memorisation to its last, over the step of generalisation."""
+    moved = [f for f in run.of_kind("lead_lag") if (f["estimates"].get("log lag") or {}).get("value") is not None]
+    if not moved:
+        return _missing(
+            run,
+            "lead-lag",
+            LAG_TITLE,
+            "No measure has a transition in a run that generalised, so there is nothing to set in order.",
+            "Train for longer, or log more measures.",
+        )
+    rows = _rows(moved, lambda f: f["estimates"]["log lag"]["value"])
+    layers: list[Layer] = [Rule(1.0, label="generalises")]
+    early = _memorisation(run)
+    if early:
+        layers.append(Rule(early, label="memorises"))
+    layers += [_lag(run, finding, rows) for finding in moved]
+    still = sorted(
+        {
+            run.measure_short(f["subject"]["measure"])
+            for f in run.of_kind("lead_lag")
+            if f.get("verdict") == "does not move"
+        }
+    )
+    caption = (
+        "In the baseline, the step at which a measure is half-way (on a log scale) between its level at memorisation "
+        "and its last, over the step of generalisation: left of 1 it moves before, right of 1 after. Means over seeds with "
+        "bootstrap intervals. Filled circles: training samples; hollow: held-out samples; diamonds: held-out around "
+        "training means; squares: parameters. Coming before is not causing."
+    )
+    if still:
+        caption += f" On some samples these hardly move after memorisation: {', '.join(still)}."
+    names = _names(run, rows)
+    x = Axis("Half-way step over step of generalisation", log=True)
+    panel = Panel(x, names, tuple(layers), height=max(0.7, 0.085 * len(rows)))
+    alt = f"{LAG_TITLE}. " + " ".join(str(f["statement"]) for f in moved[:12])
+    return Plate(
+        "lead-lag",
+        LAG_TITLE,
+        caption,
+        alt,
+        (panel,),
+        legend=False,
+        links=(("Rule and numbers", wording.finding_anchor(moved[0])),),
+    )
+
+
+def _memorisation(run: Run) -> float | None:
+    data = next((f["data"] for f in run.of_kind("lead_lag") if f.get("data")), {})
+    pairs = [m / g for m, g in zip(data.get("memorised") or [], data.get("generalised") or []) if m and g]
+    return sorted(pairs)[len(pairs) // 2] if pairs else None
+
+
+def _lag(run: Run, finding: Mapping[str, Any], rows: Sequence[str]) -> Points:
+    subject, lag = finding["subject"], finding["estimates"]["log lag"]
+    ends = (exp(lag["low"]), exp(lag["high"])) if lag["low"] is not None else (None, None)
+    split = subject["split"]
+    steps = finding["estimates"]["lag"]["value"]
+    side = "before" if steps < 0 else "after"
+    text = f"{_named(run, subject)}: {abs(steps):.0f} steps {side}; {finding['verdict']}"
+    return Points(
+        [exp(lag["value"])],
+        [rows.index(subject["measure"]) + _OFFSETS.get(split, 0.0)],
+        wording.property_colour(subject["property"]),
+        symbol=_SYMBOLS.get(split, "circle"),
+        size=8,
+        x_ends=[ends],
+        hover=[text],
+    )
+
+
+def ranking_plate(run: Run) -> Plate | Missing:
+    """Per measure: concordance on held-out seeds alone and beside the training loss, and its hazard ratio."""
+    table = next((f["data"].get("table") for f in run.of_kind("hazard") if (f.get("data") or {}).get("table")), None)
+    shown = [row for row in table or [] if row.get("concordance_adjusted") is not None]
+    if not shown:
+        return _missing(
+            run,
+            "ranking",
+            RANK_TITLE,
+            "No run generalised while another of its arm had not, so nothing can be said about foretelling it.",
+            "Use more seeds, or evaluate more often.",
+        )
+    rows = _rows([{"subject": row, "row": row} for row in shown], lambda f: -f["row"]["concordance_adjusted"])
+    reference = next((row["concordance_loss"] for row in shown if row.get("concordance_loss") is not None), None)
+    left: list[Layer] = [Rule(reference, label="loss alone")] if reference else []
+    right: list[Layer] = [Rule(1.0)]
+    for row in shown:
+        left.append(_concordance(run, row, rows))
+        right += _hazard(run, row, rows)
+    caption = (
+        "Left: of pairs in which one run generalises next, the share that a Cox model with the training loss and this "
+        "measure puts in the right order, coefficients fitted without the seed (concordance); to the right of “loss "
+        "alone” the measure adds something; 0.5 is guessing. Right: what one standard deviation more of the log measure does to the "
+        "chance of generalising next, at equal training loss, with intervals; 1 is nothing. Marks as in the figure "
+        "before."
+    )
+    height = max(0.7, 0.085 * len(rows))
+    names = _names(run, rows)
+    blank = Axis(categories=("",) * len(rows))
+    panels = (
+        Panel(Axis("Concordance beside the loss"), names, tuple(left), height=height),
+        Panel(Axis("Hazard ratio", log=True, limits=(1e-3, 1e3)), blank, tuple(right), height=height),
+    )
+    finding = next(f for f in run.of_kind("hazard") if (f.get("data") or {}).get("table"))
+    return Plate(
+        "ranking",
+        RANK_TITLE,
+        caption,
+        f"{RANK_TITLE}. {finding['statement']}",
+        panels,
+        columns=2,
+        legend=False,
+        links=(("Rule and numbers", wording.finding_anchor(finding)),),
+    )
+
+
+def _concordance(run: Run, row: Mapping[str, Any], rows: Sequence[str]) -> Points:
+    split = row["split"]
+    text = (
+        f"{_named(run, row)}: {row['concordance_adjusted']:.2f} "
+        f"beside the loss, {wording.number(row.get('concordance'))} alone"
+    )
+    return Points(
+        [row["concordance_adjusted"]],
+        [rows.index(row["measure"]) + _OFFSETS.get(split, 0.0)],
+        wording.property_colour(row["property"]),
+        symbol=_SYMBOLS.get(split, "circle"),
+        size=8,
+        hover=[text],
+    )
+
+
+def _hazard(run: Run, row: Mapping[str, Any], rows: Sequence[str]) -> list[Points]:
+    ratio, split = row.get("ratio_adjusted") or {}, row["split"]
+    if ratio.get("value") is None or ratio["value"] <= 0:
+        return []
+    low, high = ratio.get("low"), ratio.get("high")
+    ends = (max(low, 1e-3), min(high, 1e3)) if low is not None and high is not None else (None, None)
+    value = min(max(ratio["value"], 1e-3), 1e3)
+    interval = f" ({wording.number(low)} to {wording.number(high)})" if low is not None else ""
+    text = f"{_named(run, row)}: × {wording.number(ratio['value'])}{interval}"
+    return [
+        Points(
+            [value],
+            [rows.index(row["measure"]) + _OFFSETS.get(split, 0.0)],
+            wording.property_colour(row["property"]),
+            symbol=_SYMBOLS.get(split, "circle"),
+            size=8,
+            x_ends=[ends],
+            hover=[text],
+        )
+    ]
+
+
+def _named(run: Run, about: Mapping[str, Any]) -> str:
+    return f"{run.measure_title(about['measure'])}, {_SPLIT_WORDS.get(about['split'], about['split'])}"
+
+
+def _rows(items: Sequence[Mapping[str, Any]], value: Any) -> list[str]:
+    """Measures in the order of their smallest value."""
+    best: dict[str, float] = {}
+    for item in items:
+        measure = item["subject"]["measure"]
+        best[measure] = min(best.get(measure, float("inf")), value(item))
+    return sorted(best, key=lambda measure: best[measure])
+
+
+def _names(run: Run, rows: Sequence[str]) -> Axis:
+    return Axis(
+        categories=tuple(wording.sentence(run.measure_title(m)) for m in rows),
+        colours=tuple(wording.property_colour(run.measure_property(m)) for m in rows),
+    )
+
+
+def _missing(run: Run, key: str, title: str, reason: str, remedy: str) -> Missing:
+    if not run.findings:
+        return Missing(key, title, "The run has not been analysed.", run.analyse_first)
+    return Missing(key, title, reason, remedy)
