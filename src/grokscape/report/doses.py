@@ -32,8 +32,9 @@ def _plate(run: Run, finding: Mapping[str, Any]) -> Plate | None:
     panels = (_accuracy(run, doses, x), _delay(run, doses, x))
     caption = (
         f"Each arm at the level of {title} at which it settled. Left: final test accuracy; small marks are seeds, "
-        f"large ones medians, and a line joins the doses of one hand, from the baseline on. Right: delay over the baseline's "
-        f"with intervals. Two arms at one level that differ in height show an effect of the hand, not of the level."
+        f"large ones medians, and a line joins the doses of one hand, from the baseline on. Right: delay over the "
+        f"baseline's with intervals. Two arms at one level that differ in height show an effect of the hand, not of "
+        f"the level."
     )
     trend = " ".join(_trend(item) for item in data.get("trend") or [])
     alt = f"Final test accuracy and delay against the settled level of {title}. {finding.get('statement', '')}"

@@ -39,8 +39,8 @@ def angle_plate(run: Run) -> Plate | Missing:
         )
     caption = (
         "Under neural collapse the centred class means form a simplex: every pair has the cosine −1/(K−1). Shown is "
-        "the mean distance of the cosines from that value; 0 is the simplex. Medians over seeds with the range from the "
-        "10th to the 90th percentile."
+        "the mean distance of the cosines from that value; 0 is the simplex. Medians over seeds with the range from "
+        "the 10th to the 90th percentile."
     )
     return Plate(
         "angles",

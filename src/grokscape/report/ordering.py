@@ -46,9 +46,9 @@ def lead_lag_plate(run: Run) -> Plate | Missing:
     )
     caption = (
         "In the baseline, the step at which a measure is half-way (on a log scale) between its level at memorisation "
-        "and its last, over the step of generalisation: left of 1 it moves before, right of 1 after. Means over seeds with "
-        "bootstrap intervals. Filled circles: training samples; hollow: held-out samples; diamonds: held-out around "
-        "training means; squares: parameters. Coming before is not causing."
+        "and its last, over the step of generalisation: left of 1 it moves before, right of 1 after. Means over seeds "
+        "with bootstrap intervals. Filled circles: training samples; hollow: held-out samples; diamonds: held-out "
+        "around training means; squares: parameters. Coming before is not causing."
     )
     if still:
         caption += f" On some samples these hardly move after memorisation: {', '.join(still)}."
@@ -113,9 +113,9 @@ def ranking_plate(run: Run) -> Plate | Missing:
     caption = (
         "Left: of pairs in which one run generalises next, the share that a Cox model with the training loss and this "
         "measure puts in the right order, coefficients fitted without the seed (concordance); to the right of “loss "
-        "alone” the measure adds something; 0.5 is guessing. Right: what one standard deviation more of the log measure does to the "
-        "chance of generalising next, at equal training loss, with intervals; 1 is nothing. Marks as in the figure "
-        "before."
+        "alone” the measure adds something; 0.5 is guessing. Right: what one standard deviation more of the log "
+        "measure does to the chance of generalising next, at equal training loss, with intervals; 1 is nothing. Marks "
+        "as in the figure before."
     )
     height = max(0.7, 0.085 * len(rows))
     names = _names(run, rows)
