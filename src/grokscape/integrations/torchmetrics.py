@@ -1,0 +1,133 @@
+"""Measures as `torchmetrics` metrics: accumulated over batches, merged across processes, reset between epochs.
+
+Shapes: N samples of a batch, d features, K classes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from grokscape.measures import MEASURES, relative_flatness
+from grokscape.measures.losses import Loss
+from grokscape.measures.snapshot import Quantities, Snapshot
+from grokscape.measures.streaming import ClassMoments
+
+
+class RelativeFlatness(Metric):
+    """Exact relative flatness κ of a linear head over all samples seen since the last reset.
+
+    κ is a mean over samples at fixed weights: update it in an evaluation loop, not while the weights move.
+
+    Args:
+        loss: as in `grokscape.relative_flatness`.
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = RelativeFlatness()
+        >>> metric.update(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.zeros(1, 2))
+        >>> float(metric.compute())
+        1.0
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    total: Tensor
+    samples: Tensor
+
+    def __init__(self, *, loss: Loss = "cross_entropy", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.loss = loss
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("samples", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, features: Tensor, weight: Tensor, logits: Tensor, targets: Tensor | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            features: what enters the head, (N, d).
+            weight: the head's weight, (K, d).
+            logits: what leaves the head, (N, K).
+            targets: for a loss that is a function.
+        """
+        values = relative_flatness(
+            features.detach(), weight.detach(), logits.detach(), loss=self.loss, targets=targets, reduction="sample"
+        )
+        self.total += values.sum(dtype=torch.float64)
+        self.samples += len(values)
+
+    def compute(self) -> Tensor:
+        """κ; NaN before the first update."""
+        return self.total / self.samples
+
+
+class NeuralCollapse(Metric):
+    """Measures of neural collapse over all samples seen since the last reset, by the names of `MEASURES`.
+
+    Every one but nc4 and ildr, which look at single samples against the final class means.
+
+    Args:
+        num_classes: K.
+        num_features: d.
+        head: the linear head; with it nc3 and the measures of its rows are there too, for its weight at `compute`.
+        kwargs: of `torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    counts: Tensor
+    means: Tensor
+    squares: Tensor
+    scatter: Tensor
+    norms: Tensor
+    largest: Tensor
+
+    def __init__(
+        self, num_classes: int, num_features: int, *, head: nn.Linear | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self._head = (head,)  # in a tuple, so that the head does not become a part of the metric
+        for name, value in vars(ClassMoments.empty(num_classes, num_features)).items():
+            self.add_state(name, value, dist_reduce_fx=None)
+        self.add_state("norms", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("largest", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max")
+
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Add a batch: features (N, d), class indices (N)."""
+        features = features.detach()
+        moments = ClassMoments(self.counts, self.means, self.squares, self.scatter).update(features, labels)
+        for name, value in vars(moments).items():
+            setattr(self, name, value)
+        norms = torch.linalg.vector_norm(features.double(), dim=-1)
+        self.norms += norms.sum()
+        self.largest = torch.maximum(self.largest, norms.amax()) if len(norms) else self.largest
+
+    def compute(self) -> dict[str, Tensor]:
+        """name → value, NaN where a measure does not exist."""
+        moments = self._merged()
+        statistics = moments.compute()
+        (head,) = self._head
+        rows = moments.means if head is None else head.weight.detach().to(moments.means)
+        quantities = Quantities(Snapshot(rows, rows, rows, rows), statistics=statistics)
+        values = {}
+        for row in MEASURES.values():
+            if row.property != "collapse" or row.name in ("nc4", "ildr", "rnc1", "rnc1_max"):
+                continue
+            if head is not None or "weight" not in row.inputs:
+                values[row.name] = row.of(quantities)
+        values["rnc1"] = statistics.within_trace() / (self.norms / moments.counts.sum()).square()
+        values["rnc1_max"] = statistics.within_trace() / self.largest.square()
+        return values
+
+    def _merged(self) -> ClassMoments:
+        """Moments of all processes: after a sync the states are stacked, one for each."""
+        if self.counts.dim() == 1:
+            return ClassMoments(self.counts, self.means, self.squares, self.scatter)
+        parts = zip(self.counts, self.means, self.squares, self.scatter, strict=True)
+        first, *others = (ClassMoments(*part) for part in parts)
+        for other in others:
+            first = first.merge(other)
+        return first

@@ -1,0 +1,78 @@
+"""The metrics equal one pass over all samples, also when two processes saw half each."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from grokscape.measures import neural_collapse, relative_flatness
+
+try:
+    from grokscape.integrations.torchmetrics import NeuralCollapse, RelativeFlatness
+except RuntimeError as error:  # a torchvision built for another torch breaks the import of torchmetrics
+    pytest.skip(f"torchmetrics cannot be imported here: {error}", allow_module_level=True)
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(5, (120,), generator=generator)
+    features = torch.randn(5, 8, generator=generator)[labels] + torch.randn(120, 8, generator=generator)
+    weight = torch.randn(5, 8, generator=generator)
+    return features, labels, weight
+
+
+def filled(pieces):
+    features, labels, weight = data()
+    head = torch.nn.Linear(8, 5)
+    head.weight.data.copy_(weight)
+    flatness, collapse = RelativeFlatness(), NeuralCollapse(5, 8, head=head)
+    for piece in pieces:
+        flatness.update(features[piece], weight, features[piece] @ weight.T)
+        collapse.update(features[piece], labels[piece])
+    return flatness, collapse
+
+
+def check(flatness, collapse):
+    features, labels, weight = (part.double() if part.is_floating_point() else part for part in data())
+    torch.testing.assert_close(flatness, relative_flatness(features, weight, features @ weight.T), rtol=1e-5, atol=0)
+    expected = neural_collapse(features, labels, weight)
+    assert set(collapse) == set(expected) - {"nc4", "ildr"}
+    for name, value in collapse.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_batches_equal_one_pass():
+    flatness, collapse = filled([slice(0, 50), slice(50, 51), slice(51, 120)])
+    check(flatness.compute(), collapse.compute())
+
+
+def test_reset_forgets():
+    _, collapse = filled([slice(0, 50)])
+    collapse.reset()
+    features, labels, _ = data()
+    collapse.update(features, labels)
+    assert collapse.compute() == filled([slice(0, 120)])[1].compute()
+
+
+def test_without_a_head_nothing_is_said_about_one():
+    features, labels, _ = data()
+    collapse = NeuralCollapse(5, 8)
+    collapse.update(features, labels)
+    assert {"nc3", "nc2_equinorm_weight"}.isdisjoint(collapse.compute())
+    assert not list(NeuralCollapse(5, 8, head=torch.nn.Linear(8, 5)).parameters())
+
+
+def _process(rank, folder):
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    flatness, collapse = filled([slice(0, 30), slice(30, 45)] if rank == 0 else [slice(45, 120)])
+    check(flatness.compute(), collapse.compute())
+    assert collapse.counts.dim() == 1  # synced for the computation only
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one_pass(tmp_path):
+    mp.spawn(_process, args=(str(tmp_path),), nprocs=2)
