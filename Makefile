@@ -27,6 +27,8 @@ $(VENV)/demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[test]'
+# A torchvision built for another torch breaks the import of torchmetrics merely by being installed; nothing needs it.
+	$(VENV)/bin/python -c 'import torchvision' 2>/dev/null || $(VENV)/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@ $(VENV)/demo
 
 clean:
