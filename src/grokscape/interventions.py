@@ -312,7 +312,8 @@ class WeightCap(_Scheduled):
 
 def cap_factor(weight: Tensor, at_most: Tensor | float, norm: str) -> Tensor:
     """min(1, at_most/‖W‖), shape (..., 1, 1): times this a weight (..., K, d) keeps within the cap."""
-    size = torch.linalg.matrix_norm(weight, ord="fro" if norm == "frobenius" else 2, keepdim=True)
+    finite = torch.where(weight.isfinite(), weight, torch.zeros_like(weight))  # LAPACK raises for the whole batch
+    size = torch.linalg.matrix_norm(finite, ord="fro" if norm == "frobenius" else 2, keepdim=True)
     at_most = torch.as_tensor(at_most, dtype=weight.dtype, device=weight.device)
     at_most = at_most.reshape((*at_most.shape, 1, 1)) if at_most.ndim else at_most
     return torch.where(size > at_most, at_most / size, torch.ones_like(size))

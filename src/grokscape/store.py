@@ -15,17 +15,25 @@ source and title.
 Every file is written beside its place and moved over it, so a reader never sees half a file.
 """
 
+import errno
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there a folder is not claimed
+    fcntl = None
 
 KEYS = ("replica", "arm", "seed", "init_seed", "split_seed", "step")
 _METADATA_KEY = b"grokscape.columns"
@@ -33,6 +41,25 @@ _METADATA_KEY = b"grokscape.columns"
 
 class RunFolderError(Exception):
     """A run folder that cannot be read or must not be written to; the message says what to do."""
+
+
+def _is_temporary(path: Path) -> bool:
+    """Whether it is a file that `write_bytes` had begun when the process was killed: .NAME.EXTENSION.TEMPORARY"""
+    return path.name.startswith(".") and path.suffix != "" and path.name.count(".") >= 3
+
+
+def _locked(file: IO) -> bool:
+    """Try to get the file's lock, which goes with the process however it ends."""
+    try:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        return error.errno != errno.EACCES  # a file system without locks does not protect, nor forbid
+    return True
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -62,8 +89,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise RunFolderError(f"{path} does not exist; is {path.parent} a run folder? `grokscape run` makes one") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not text
         raise RunFolderError(f"{path} is not valid JSON ({error}); restore it or start the run anew") from None
+
+
+def _read_part(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise RunFolderError(f"{path} is damaged ({error}); remove it and the parts after it, then resume") from None
 
 
 @dataclass(frozen=True)
@@ -84,7 +118,7 @@ class RunFolder:
             RunFolderError: the folder exists and is not empty.
         """
         folder = cls(Path(path))
-        if folder.path.exists() and any(folder.path.iterdir()):
+        if folder.path.exists() and any(not _is_temporary(path) for path in folder.path.iterdir()):
             raise RunFolderError(
                 f"{folder.path} exists and is not empty. Go on with it: `grokscape resume {folder.path}`. "
                 f"Or keep it and choose another place: `--out DIR`."
@@ -100,13 +134,47 @@ class RunFolder:
             RunFolderError: there is no readable spec.json in it.
         """
         folder = cls(Path(path))
-        read_json(folder.path / "spec.json")
+        if not isinstance(folder.spec, dict):
+            raise RunFolderError(f"{folder.path / 'spec.json'} holds no JSON object; restore it or start the run anew")
         return folder
 
     @property
     def spec(self) -> dict[str, Any]:
         """The study as it was asked for."""
         return read_json(self.path / "spec.json")
+
+    @contextmanager
+    def claim(self, wait: float = 2.0) -> Iterator[None]:
+        """Be the only process that trains into the folder, and clear away files that a killed one had begun.
+
+        Args:
+            wait: seconds to wait for a process that is still saving.
+
+        Raises:
+            RunFolderError: another process is at work in it.
+        """
+        with open(self.path / ".lock", "a") as lock:
+            last = time.monotonic() + wait
+            while not _locked(lock):
+                if time.monotonic() >= last:
+                    raise RunFolderError(
+                        f"another process is training into {self.path}; wait for it, or stop it, then go on with: "
+                        f"grokscape resume {self.path}"
+                    )
+                time.sleep(0.1)
+            for place in (self.path, self.path / "trajectory", self.path / "checkpoints"):
+                for path in filter(_is_temporary, place.glob(".*")):
+                    path.unlink(missing_ok=True)
+            yield
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process is training into the folder at this moment."""
+        try:
+            with open(self.path / ".lock", "a") as lock:
+                return not _locked(lock)
+        except OSError:  # a folder that cannot be written to
+            return False
 
     @property
     def status(self) -> dict[str, Any]:
@@ -149,7 +217,7 @@ class RunFolder:
         parts = self.parts()
         if not parts:
             return pl.DataFrame()
-        frame = pl.concat([pl.read_parquet(part) for part in parts], how="diagonal_relaxed")
+        frame = pl.concat([_read_part(part) for part in parts], how="diagonal_relaxed")
         return frame.sort("replica", "step")
 
     def columns(self) -> dict[str, dict[str, Any]]:

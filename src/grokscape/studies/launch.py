@@ -44,6 +44,7 @@ def train(
     progress: Callable[[Progress], None] | None = None,
     about: dict[str, Any] | None = None,
     checkpoint_seconds: float = 20.0,
+    stop: Callable[[], bool] = bool,
 ) -> None:
     """Train all replicas of a study into a run folder, going on from its newest checkpoint if it has one."""
-    Run(plan(spec, device, checkpoint_seconds), folder, progress, about).execute()
+    Run(plan(spec, device, checkpoint_seconds), folder, progress, about, stop).execute()

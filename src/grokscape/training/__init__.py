@@ -1,6 +1,5 @@
 """Training: one step function and one engine for any number of replicas, with checkpoints and resuming."""
 
-from grokscape.training.checkpoint import latest_checkpoint
 from grokscape.training.columns import column_table
 from grokscape.training.engine import Engine, State
 from grokscape.training.optimisers import SGD, AdamW, Optimizer
@@ -21,5 +20,4 @@ __all__ = [
     "Run",
     "State",
     "column_table",
-    "latest_checkpoint",
 ]

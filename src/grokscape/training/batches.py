@@ -4,7 +4,6 @@ The order of epoch e of a seed follows from (seed, e) alone: no state to save, a
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -52,6 +51,7 @@ class Batches:
         self.train_size = self._train[1].shape[1]
         self.steps_per_epoch = 1 if batch_size is None else self.train_size // batch_size
         self._full = self.rows("train") if batch_size is None else None
+        self._order = -1, torch.empty(0)
 
     def rows(self, side: str, replica: int | None = None, limit: int | None = None) -> tuple[Tensor, Tensor]:
         """All samples of one side ("train" or "test") for every replica, or for one; (R, N, …) and (R, N)."""
@@ -69,10 +69,13 @@ class Batches:
         rows = self._owner[:, None]
         return self._train[0][rows, index], self._train[1][rows, index]
 
-    @lru_cache(maxsize=1)  # noqa: B019 - one epoch's order, for an object that lives as long as its run
     def _epoch_order(self, epoch: int) -> Tensor:
+        """Order of the training set in an epoch, (R, N); the last one asked for is kept."""
+        if self._order[0] == epoch:
+            return self._order[1]
         orders = {}
         for seed in set(self._order_seeds):
             generator = torch.Generator().manual_seed((seed * _MIX + epoch) % 2**63)
             orders[seed] = torch.randperm(self.train_size, generator=generator)
-        return torch.stack([orders[seed] for seed in self._order_seeds]).to(self.device)
+        self._order = epoch, torch.stack([orders[seed] for seed in self._order_seeds]).to(self.device)
+        return self._order[1]

@@ -1,5 +1,10 @@
-"""Checkpoints: the engine's state as safetensors, and a JSON file that is written last and makes it count."""
+"""Checkpoints: the engine's state as safetensors, and a JSON file that is written last and makes it count.
 
+The newest two are kept, so that a damaged file costs the work since the one before it and no more.
+"""
+
+import hashlib
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -8,8 +13,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from grokscape.store import RunFolder, read_json, write_bytes, write_json
+from grokscape.store import RunFolder, RunFolderError, read_json, write_bytes, write_json
 from grokscape.training.engine import State
+
+_KEPT = 2
 
 
 def pack(state: State) -> dict[str, Tensor]:
@@ -27,45 +34,80 @@ def pack(state: State) -> dict[str, Tensor]:
 
 
 def unpack(packed: dict[str, Tensor], state: State) -> None:
-    """Put saved tensors into a state of the same run."""
+    """Copy saved tensors into a state of the same run.
+
+    They are copied, not put in its place: products of matrices may round differently at another memory alignment.
+
+    Raises:
+        RunFolderError: names or shapes are not those of the state.
+    """
+    places: dict[str, Tensor] = {}
     for field in fields(state):
         value = getattr(state, field.name)
-        if isinstance(value, dict):
-            for key in value:
-                value[key] = packed[f"{field.name}/{key}"].to(value[key].device)
-        else:
-            setattr(state, field.name, packed[field.name].to(value.device))
+        places |= {f"{field.name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {field.name: value}
+    expected = {name: tuple(tensor.shape) for name, tensor in places.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in packed.items()}
+    if expected != found:
+        differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+        raise RunFolderError(
+            f"the checkpoint does not belong to this study: {', '.join(differing)} differ in shape. "
+            f"Was spec.json changed after the run began? Start the changed study in a folder of its own"
+        )
+    for name, tensor in packed.items():
+        places[name].copy_(tensor)
 
 
-def save_checkpoint(folder: RunFolder, state: State, step: int, seconds: float) -> None:
-    """Save the state before step `step`; the trajectory's parts so far belong to it. Older checkpoints go."""
-    place = folder.path / "checkpoints"
-    older = sorted(place.glob("*.json"))
-    stem = f"step-{step:09d}"
-    packed = pack(state) | {"torch_rng": torch.get_rng_state()}
-    write_bytes(place / f"{stem}.safetensors", save(packed))
-    write_json(place / f"{stem}.json", {"step": step, "parts": len(folder.parts()), "seconds": seconds})
-    for path in older:
-        if path.stem != stem:
+def checkpoints(folder: RunFolder) -> list[Path]:
+    """The JSON files of the checkpoints, oldest first."""
+    return sorted((folder.path / "checkpoints").glob("*.json"))
+
+
+def save_checkpoint(folder: RunFolder, state: State, step: int, **about: Any) -> None:
+    """Save the state before step `step`; the trajectory's parts so far belong to it. All but the newest two go.
+
+    Args:
+        folder: the run folder.
+        state: of the engine.
+        step: the number of training steps made.
+        about: what else `load_checkpoint` should give back.
+    """
+    place, stem = folder.path / "checkpoints", f"step-{step:09d}"
+    data = save(pack(state) | {"torch_rng": torch.get_rng_state()})
+    write_bytes(place / f"{stem}.safetensors", data)
+    digest = hashlib.sha256(data).hexdigest()
+    write_json(place / f"{stem}.json", {"step": step, "parts": len(folder.parts()), "sha256": digest, **about})
+    kept = {path.stem for path in checkpoints(folder)[-_KEPT:]}
+    for path in sorted(place.glob("step-*")):  # the JSON file of a checkpoint before its tensors
+        if path.stem not in kept:
             path.unlink()
-            path.with_suffix(".safetensors").unlink(missing_ok=True)
-
-
-def latest_checkpoint(folder: RunFolder) -> Path | None:
-    """The JSON file of the newest checkpoint, if there is one."""
-    found = sorted((folder.path / "checkpoints").glob("*.json"))
-    return found[-1] if found else None
 
 
 def load_checkpoint(folder: RunFolder, state: State) -> dict[str, Any]:
-    """Bring a fresh state to the newest checkpoint and drop rows that came after it; step 0 if there is none."""
-    path = latest_checkpoint(folder)
-    if path is None:
-        folder.truncate(0)
-        return {"step": 0, "parts": 0, "seconds": 0.0}
+    """Bring a fresh state to the newest undamaged checkpoint and drop rows that came after it; step 0 if there is none.
+
+    Raises:
+        RunFolderError: the checkpoint is that of another study.
+    """
+    for path in reversed(checkpoints(folder)):
+        try:
+            about, packed = _read(folder, path)
+        except (RunFolderError, OSError) as damage:
+            warnings.warn(f"{damage}; going on from an earlier moment of the run", stacklevel=2)
+            continue
+        torch.set_rng_state(packed.pop("torch_rng"))
+        unpack(packed, state)
+        folder.truncate(about["parts"])
+        return about
+    folder.truncate(0)
+    return {"step": 0}
+
+
+def _read(folder: RunFolder, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     about = read_json(path)
-    packed = load(path.with_suffix(".safetensors").read_bytes())
-    torch.set_rng_state(packed.pop("torch_rng"))
-    unpack(packed, state)
-    folder.truncate(about["parts"])
-    return about
+    tensors = path.with_suffix(".safetensors")
+    data = tensors.read_bytes()
+    if hashlib.sha256(data).hexdigest() != about.get("sha256"):
+        raise RunFolderError(f"{tensors} is damaged: its SHA-256 is not the one in {path.name}")
+    if len(folder.parts()) < about["parts"]:
+        raise RunFolderError(f"{path} expects {about['parts']} parts of the trajectory, got {len(folder.parts())}")
+    return about, load(data)

@@ -1,5 +1,6 @@
 """What the engine is asked to do: replicas, network, length, what to measure and when."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from grokscape.models import Network
 from grokscape.testbeds import Split
 from grokscape.training.optimisers import SGD, AdamW
 
+_SHARED = {"betas", "eps", "momentum", "nesterov"}
+_PER_ARM = ("lr", "weight_decay", "warmup", "schedule", "sam_radius", "orthogonal_gradient")
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -125,6 +128,12 @@ class Plan:
         kinds = {type(r.optimizer).__name__ for r in self.replicas}
         if len(kinds) != 1:
             raise ValueError(f"expected one kind of optimiser in a run, got {sorted(kinds)}; use one run each")
+        shared = {json.dumps(r.optimizer.model_dump(include=_SHARED), sort_keys=True) for r in self.replicas}
+        if len(shared) != 1:
+            raise ValueError(
+                f"arms of one run may differ in {', '.join(_PER_ARM)} of their optimiser, and in nothing else of it; "
+                f"got {' and '.join(sorted(shared))}; use one run each"
+            )
         train = sizes.pop()[0]
         if self.batch_size is not None and not 1 <= self.batch_size <= train:
             raise ValueError(f"expected 1 ≤ batch_size ≤ {train} training samples, got {self.batch_size}")

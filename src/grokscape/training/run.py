@@ -19,6 +19,9 @@ from grokscape.training.engine import Engine
 from grokscape.training.plan import Plan
 
 
+_PAUSE_PER_SAVING = 20.0  # large states: at least so many times as long between two checkpoints as one takes
+
+
 class Interrupted(Exception):
     """The run was asked to stop; everything so far is saved, and the message says how to go on."""
 
@@ -67,13 +70,15 @@ class _Recorder:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a wish that the loop looks at; the second acts as usual."""
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a wish that a loop looks at; the second acts as usual."""
     wish = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield wish.is_set
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup stays in force
+        numbers.append(signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, frame: object) -> None:
@@ -98,6 +103,7 @@ class Run:
         folder: where it is recorded.
         progress: called after each measurement of all replicas.
         about: extra entries for status.json.
+        stop: asked between two steps whether to save and stop, besides signals.
     """
 
     def __init__(
@@ -106,15 +112,16 @@ class Run:
         folder: RunFolder,
         progress: Callable[[Progress], None] | None = None,
         about: dict[str, Any] | None = None,
+        stop: Callable[[], bool] = bool,
     ) -> None:
         self._plan, self._folder, self._progress = plan, folder, progress
-        self._about = about or {}
+        self._about, self._stop = about or {}, stop
         self._engine = Engine(plan)
-        saved = load_checkpoint(folder, self._engine.state)
-        self._first, self._seconds_before = saved["step"], saved["seconds"]
         self._recorder = _Recorder(folder, plan)
-        self._began = self._saved = time.monotonic()
-        self._measuring = 0.0
+        self._first = self._saved_step = 0
+        self._seconds_before = self._measuring = 0.0
+        self._began = time.monotonic()
+        self._next_save = self._began + plan.checkpoint_seconds
 
     @property
     def _seconds(self) -> float:
@@ -124,17 +131,28 @@ class Run:
         """Run to the end.
 
         Raises:
-            Interrupted: after SIGINT or SIGTERM; a checkpoint was written.
+            Interrupted: after SIGINT, SIGTERM or SIGHUP; a checkpoint was written.
+            RunFolderError: another process is at work in the folder.
         """
-        self._status("running", self._first)
-        try:
-            with _stop_requests() as stop, torch.no_grad():
-                self._loop(stop)
-        except Interrupted:
-            raise
-        except BaseException as error:
-            self._status("failed", self._first, error=f"{type(error).__name__}: {error}")
-            raise
+        with self._folder.claim(), torch.no_grad(), stop_requests() as signalled:
+            saved = load_checkpoint(self._folder, self._engine.state)
+            self._first = self._saved_step = saved["step"]
+            self._seconds_before, self._measuring = saved.get("seconds", 0.0), saved.get("seconds_measuring", 0.0)
+            self._began = time.monotonic()
+            if saved.get("finished"):  # killed between its last checkpoint and its last status
+                self._status("finished", self._first)
+                return
+            self._status("running", self._first)
+            try:
+                self._loop(lambda: signalled() or self._stop())
+            except Interrupted:
+                raise
+            except KeyboardInterrupt:  # a second Ctrl-C, while the first one was being seen to
+                self._status("interrupted", self._saved_step)
+                raise
+            except BaseException as error:
+                self._status("failed", self._saved_step, error=f"{type(error).__name__}: {error}")
+                raise
 
     def _loop(self, stop: Callable[[], bool]) -> None:
         plan, engine = self._plan, self._engine
@@ -153,17 +171,23 @@ class Run:
                 break
             engine.step(step)
             step += 1
-        self._recorder.flush()
-        save_checkpoint(self._folder, engine.state, step, self._seconds)
+        self._save(step, finished=True)
         self._status("finished", step)
+
+    def _save(self, step: int, finished: bool = False) -> None:
+        began = time.monotonic()
+        self._recorder.flush()
+        times = {"seconds": self._seconds, "seconds_measuring": self._measuring}
+        save_checkpoint(self._folder, self._engine.state, step, finished=finished, **times)
+        self._saved_step = step
+        now = time.monotonic()
+        self._next_save = now + max(self._plan.checkpoint_seconds, _PAUSE_PER_SAVING * (now - began))
 
     def _save_if_due(self, step: int, stop: Callable[[], bool]) -> None:
         wanted = stop()
-        if not wanted and time.monotonic() - self._saved < self._plan.checkpoint_seconds:
+        if not wanted and time.monotonic() < self._next_save:
             return
-        self._recorder.flush()
-        save_checkpoint(self._folder, self._engine.state, step, self._seconds)
-        self._saved = time.monotonic()
+        self._save(step)
         self._status("interrupted" if wanted else "running", step)
         if wanted:
             raise Interrupted(
