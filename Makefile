@@ -33,3 +33,8 @@ $(VENV)/test: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 clean:
 	rm -rf $(VENV) runs
+
+docs: $(VENV)/bin/python
+	$(PIP) -e '.[docs]'
+	$(VENV)/bin/sphinx-build -q -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
