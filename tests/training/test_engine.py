@@ -208,3 +208,14 @@ def test_mismatched_replicas_are_refused_with_what_to_do():
         Plan(**{**vars(good), "replicas": (replicas[0], Replica("b", 0, 0, 10, SPLITS[0], (), SGD()))})
     with pytest.raises(ValueError, match="expected 1 ≤ batch_size ≤ 29 training samples, got 30"):
         Plan(**{**vars(good), "batch_size": 30})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # raised inside torch.compile
+@pytest.mark.parametrize("model", [QuadraticMLP(width=16), Transformer(layers=2, heads=2, width=16)], ids=lambda m: m.kind)
+def test_a_compiled_network_trains_as_the_plain_one_does(model):
+    arms = {"baseline": (), "clamp": ARMS["clamp"]}
+    plain, compiled = (
+        trained(plan_of(arms, model=model, batch_size=9, compile=compile), 20).state.flat for compile in (False, True)
+    )
+    torch.testing.assert_close(compiled, plain, rtol=1e-7, atol=1e-9)
