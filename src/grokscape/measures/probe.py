@@ -46,8 +46,8 @@ class Probe:
     def __init__(self, model: nn.Module, head: str | None = None, *, transform: Transform | None = None) -> None:
         if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise ValueError(
-                f"the model runs on {len(model.device_ids)} devices at once in nn.DataParallel, where no place sees the "
-                f"whole batch; use torch.nn.parallel.DistributedDataParallel and one Probe in each process"
+                f"the model runs on {len(model.device_ids)} devices at once in nn.DataParallel, where no place sees "
+                f"the whole batch; use torch.nn.parallel.DistributedDataParallel and one Probe in each process"
             )
         self._outer, self._model = model, unwrapped(model)
         self.head: LinearHead = locate_head(model, head)

@@ -36,7 +36,7 @@ def unplug_of(interventions: Sequence[Intervention]) -> Unplug | None:
     return found[0] if found else None
 
 
-def _ended(interventions: Sequence[Intervention]) -> tuple[Intervention, ...]:
+def ended(interventions: Sequence[Intervention]) -> tuple[Intervention, ...]:
     """Interventions other than Unplug, each ending no later than it."""
     unplug = unplug_of(interventions)
     kept = tuple(i for i in interventions if not isinstance(i, Unplug))
@@ -159,7 +159,7 @@ class Levers:
     """
 
     def __init__(self, arms: Sequence[Sequence[Intervention]], like: Tensor) -> None:
-        arms = [_ended(arm) for arm in arms]
+        arms = [ended(arm) for arm in arms]
         self.replicas = len(arms)
         self.blocks = _blocks(arms, like)
         penalties = [penalty for block in self.blocks for penalty in block.penalties]

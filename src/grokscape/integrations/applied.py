@@ -1,0 +1,141 @@
+"""The interventions of one arm at work on a module and an optimiser that are not ours."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from grokscape.interventions import Clamp, Intervention, NormalizeFeatures, Promote, Rescale, Suppress, WeightCap
+from grokscape.measures import Probe, Snapshot, evaluate
+from grokscape.training.levers import ended, unplug_of
+
+
+class Applied:
+    """Penalties, normalised features, weight caps and unplugging in a training loop of one's own.
+
+        with Applied(model, [gs.Clamp("cdnv", at_least=1.2), gs.WeightCap(50)], head="fc") as arm:
+            for step, (x, y) in enumerate(loader):
+                arm.before_forward(step)
+                loss = F.cross_entropy(model(x), y)
+                (loss + arm.penalty(y, step)).backward()
+                arm.before_step(optimizer, step)
+                optimizer.step()
+                arm.after_step(step)
+
+    Steps are steps of the optimiser, counted from 0, as in studies.
+
+    Args:
+        model: as for `grokscape.Probe`.
+        interventions: of the arm.
+        head: as for `grokscape.Probe`.
+        steps: length of the training, needed for an `Unplug` with cosine only.
+
+    Attributes:
+        probe: what the head saw last.
+
+    Raises:
+        ValueError: an intervention that needs a study (levels relative to another moment, rescaling), cosine without
+            `steps`, a weight cap on an adapter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        interventions: Sequence[Intervention],
+        *,
+        head: str | None = None,
+        steps: int | None = None,
+    ) -> None:
+        check_outside_studies(interventions)
+        kept = ended(interventions)
+        self._unplug, self.steps = unplug_of(interventions), steps
+        self._penalties = [i for i in kept if isinstance(i, Promote | Suppress | Clamp)]
+        self._normalise = [i for i in kept if isinstance(i, NormalizeFeatures)]
+        self._caps = [i for i in kept if isinstance(i, WeightCap)]
+        self.probe = Probe(model, head)
+        if self._caps and not isinstance(self.probe.head.module, nn.Linear):
+            raise ValueError(
+                f"WeightCap needs a torch.nn.Linear as head, got {type(self.probe.head.module).__name__} "
+                f"{self.probe.head.name!r}; leave the cap out or merge the adapter"
+            )
+
+    def __enter__(self) -> Self:
+        self.probe.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.probe.transform = None
+        self.probe.__exit__(kind, error, trace)
+
+    def before_forward(self, step: int) -> None:
+        """Normalise features in the forward passes of this step, or stop doing so."""
+        acting: list[Callable[[Tensor], Tensor]] = [i for i in self._normalise if i.gate(step)]
+        wanted = acting[0] if acting else None
+        if self.probe.transform is not wanted:
+            self.probe.transform = wanted
+
+    def penalty(self, labels: Tensor, step: int) -> Tensor:
+        """What to add to the loss of the last forward pass, a scalar; 0 where no penalty acts at this step."""
+        acting = [penalty for penalty in self._penalties if penalty.gate(step)]
+        if not acting:
+            return torch.zeros((), device=labels.device)
+        seen = self.snapshot(labels)
+        return torch.stack([penalty(seen, step=step) for penalty in acting]).sum()
+
+    def snapshot(self, labels: Tensor) -> Snapshot:
+        """See `grokscape.Probe.snapshot`."""
+        return self.probe.snapshot(labels)
+
+    @torch.no_grad()
+    def measures(self, labels: Tensor, names: Iterable[str]) -> dict[str, float]:
+        """Measures of the last forward pass, by name."""
+        return {name: float(value) for name, value in evaluate(self.snapshot(labels), names).items()}
+
+    def before_step(self, optimizer: Any, step: int) -> None:
+        """Give the optimiser the settings of an `Unplug` once its step has come; call it before every optimiser step.
+
+        Groups without weight decay stay without it where others have some.
+        """
+        unplug = self._unplug
+        if unplug is None or step < unplug.step:
+            return
+        groups = optimizer.param_groups
+        if unplug.lr is not None or unplug.cosine:
+            share = self._share(step, unplug.step) if unplug.cosine else 0.0
+            for group in groups:
+                top = group.setdefault("grokscape_lr", group["lr"]) if unplug.lr is None else unplug.lr
+                group["lr"] = top * 0.5 * (1 + math.cos(math.pi * share))
+        if unplug.weight_decay is not None and step == unplug.step:
+            decayed = [group for group in groups if group.get("weight_decay")] or groups
+            for group in decayed:
+                group["weight_decay"] = unplug.weight_decay
+
+    def _share(self, step: int, start: int) -> float:
+        if self.steps is None:
+            raise ValueError("Unplug(cosine=True) needs the length of the training; pass steps=")
+        return min(1.0, (step - start) / max(1, self.steps - start))
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Bring the head's weight back under its caps; call it after every optimiser step."""
+        for cap in self._caps:
+            weight = self.probe.head.module.weight
+            assert isinstance(weight, Tensor)
+            weight.copy_(cap(weight, step=step))
+
+
+def check_outside_studies(interventions: Sequence[Intervention]) -> None:
+    """Raise ValueError for interventions that only a study can carry out."""
+    for intervention in interventions:
+        if isinstance(intervention, Clamp) and intervention.relative_to is not None:
+            raise ValueError(
+                f"a clamp relative to {intervention.relative_to!r} needs measurements of the whole training set, which "
+                f"studies take; give absolute levels here"
+            )
+        if isinstance(intervention, Rescale):
+            raise ValueError("Rescale changes the initial weights, which a study makes; leave it out here")

@@ -1,0 +1,160 @@
+"""Interventions and measures in the Trainer of transformers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from grokscape.integrations.applied import Applied
+from grokscape.interventions import Intervention
+from grokscape.measures import measure
+
+try:
+    from transformers import Trainer, TrainerCallback
+except ImportError as error:  # pragma: no cover - depends on the installation
+    raise ImportError(f"this needs transformers ({error}); pip install 'grokscape[hf]'") from error
+
+
+class InterventionMixin:
+    """For a `Trainer` of one's own: penalties in the loss, caps, unplugging, logged measures.
+
+        class MyTrainer(InterventionMixin, Trainer): ...
+
+    Put it before `Trainer`; it takes the arguments below and hands the others on. Works with gradient accumulation,
+    mixed precision and label smoothing. Logged with the Trainer's own entries are `penalty` (mean since the last log)
+    and `batch_NAME` of the last batch; where `data` is given also `train_NAME` and `test_NAME` after each epoch.
+
+    A penalty is a mean over the accumulated batch. Some models (BERT's classifiers in transformers 5) return the mean
+    over a micro-batch although the Trainer takes it for scaled; set `trainer.loss_is_scaled_for_ga = False` for them,
+    with or without interventions, or their loss grows with the accumulation.
+
+    Args:
+        interventions: as in an arm of a study.
+        head: name of the head; None to look for it.
+        measures: names of `grokscape.MEASURES`.
+        data, test_data: datasets of the Trainer's kind, or loaders of batches, measured whole at fixed weights after
+            each epoch.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        interventions: Sequence[Intervention] = (),
+        head: str | None = None,
+        measures: Sequence[str] = (),
+        data: Any = None,
+        test_data: Any = None,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self.interventions, self.head, self.measures = tuple(interventions), head, tuple(measures)
+        self.data, self.test_data = data, test_data
+        self.arm: Applied | None = None
+        self.penalties: list[Tensor] = []
+        self.last_measures: dict[str, float] = {}
+        self.add_callback(_Events(self))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def train(self, *arguments: Any, **keywords: Any) -> Any:
+        """Train as the Trainer does, with the interventions in place meanwhile."""
+        try:
+            return super().train(*arguments, **keywords)  # pyright: ignore[reportAttributeAccessIssue]
+        finally:
+            self.remove()
+
+    def remove(self) -> None:
+        """Take everything off the model."""
+        if self.arm is not None:
+            self.arm.__exit__(None, None, None)
+            self.arm = None
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **keywords: Any) -> Any:
+        """The Trainer's loss plus the penalties."""
+        labels = inputs.get("labels")
+        training = self.arm is not None and model.training
+        if training:
+            assert self.arm is not None
+            self.arm.before_forward(self.state.global_step)  # pyright: ignore[reportAttributeAccessIssue]
+        found = super().compute_loss(model, inputs, return_outputs=return_outputs, **keywords)  # pyright: ignore
+        if not training:
+            return found
+        if labels is None:
+            raise ValueError("penalties need the labels of each batch; the data collator must give a 'labels' entry")
+        loss, outputs = found if return_outputs else (found, None)
+        loss = loss + self._penalty(labels) / self._accumulated(keywords.get("num_items_in_batch"))
+        return (loss, outputs) if return_outputs else loss
+
+    def _penalty(self, labels: Tensor) -> Tensor:
+        assert self.arm is not None
+        penalty = self.arm.penalty(labels, self.state.global_step)  # pyright: ignore[reportAttributeAccessIssue]
+        self.penalties.append(penalty.detach())
+        if self.measures and self._logs_next():
+            self.last_measures = self.arm.measures(labels, self.measures)
+        return penalty
+
+    def _logs_next(self) -> bool:
+        every = self.args.logging_steps  # pyright: ignore[reportAttributeAccessIssue]
+        return every < 1 or (self.state.global_step + 1) % int(every) == 0  # pyright: ignore
+
+    def _accumulated(self, items: Any) -> int:
+        """By how much to divide a penalty that the Trainer will add up over micro-batches without dividing it."""
+        stated = getattr(self, "loss_is_scaled_for_ga", None)
+        scaled = (self.model_accepts_loss_kwargs and items is not None) or self.compute_loss_func is not None  # pyright: ignore
+        scaled = scaled if stated is None else stated
+        return self.current_gradient_accumulation_steps if scaled else 1  # pyright: ignore[reportAttributeAccessIssue]
+
+    def log(self, logs: dict[str, float], *arguments: Any, **keywords: Any) -> None:
+        """The Trainer's log with penalty and measures of the batch added."""
+        if "loss" in logs and self.penalties:
+            if self.interventions:
+                logs["penalty"] = float(torch.stack(self.penalties).mean())
+            logs |= {f"batch_{name}": value for name, value in self.last_measures.items()}
+            self.penalties = []
+        super().log(logs, *arguments, **keywords)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def log_whole(self) -> None:
+        """Measure `data` and `test_data` at fixed weights and log the values."""
+        with torch.random.fork_rng():
+            data, test_data = self._loader(self.data), self._loader(self.test_data)
+            found = measure(self.model, data, self.head, test_data, measures=self.measures or None)  # pyright: ignore
+        self.log({k.replace("/", "_") if "/" in k else f"train_{k}": v for k, v in found.items()})
+
+    def _loader(self, data: Any) -> Any:
+        if data is None or isinstance(data, DataLoader):
+            return data
+        return self.get_eval_dataloader(data)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Events(TrainerCallback):  # pyright: ignore[reportGeneralTypeIssues]
+    """What happens around the loss."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **keywords: Any) -> None:
+        """Look for the head and watch it."""
+        mine = self._trainer
+        mine.remove()
+        outer = getattr(mine, "model_wrapped", None) or model
+        mine.arm = Applied(outer, mine.interventions, head=mine.head, steps=state.max_steps).__enter__()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        """Unplug."""
+        self._trainer.arm.before_step(self._trainer.optimizer, state.global_step)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        """Cap the head's weight."""
+        self._trainer.arm.after_step(state.global_step)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        """Measure whole data sets."""
+        if self._trainer.data is not None:
+            self._trainer.log_whole()
+
+
+class InterventionTrainer(InterventionMixin, Trainer):  # pyright: ignore[reportGeneralTypeIssues]
+    """`Trainer` with interventions and measures; see `InterventionMixin`.
+
+    trainer = InterventionTrainer(model, args, train_dataset=data, interventions=[gs.Suppress("cdnv", strength=1e-3)])
+    """

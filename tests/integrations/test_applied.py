@@ -1,0 +1,69 @@
+"""An arm in a plain loop: what is on before the unplugging, and what is off after it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import grokscape as gs
+from grokscape.integrations import Applied
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+ARM = [
+    gs.Suppress("relative_flatness_bound", strength=0.5, temperature=2.0),
+    gs.NormalizeFeatures(),
+    gs.WeightCap(0.5),
+    gs.Unplug(2, lr=0.3, weight_decay=0.1),
+]
+
+
+def test_an_arm_step_by_step(bound):
+    net, twin = model(), model()
+    x, y = torch.randn(12, 4), torch.arange(12) % 3
+    mine, hand = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (net, twin))
+    with Applied(net, ARM) as arm:
+        for step in range(4):
+            arm.before_forward(step)
+            loss = F.cross_entropy(net(x), y)
+            mine.zero_grad()
+            (loss + arm.penalty(y, step)).backward()
+            arm.before_step(mine, step)
+            mine.step()
+            arm.after_step(step)
+
+            features, plugged = torch.tanh(twin[0](x)), step < 2
+            features = features / features.norm(dim=1, keepdim=True) if plugged else features
+            logits = twin[2](features)
+            loss = F.cross_entropy(logits, y)
+            loss = loss - 0.5 * bound(features, twin[2].weight, logits, 2.0) if plugged else loss
+            hand.zero_grad()
+            loss.backward()
+            if not plugged:
+                hand.param_groups[0].update(lr=0.3, weight_decay=0.1)
+            hand.step()
+            if plugged:
+                with torch.no_grad():
+                    twin[2].weight.mul_(min(1.0, 0.5 / float(twin[2].weight.norm())))
+            for one, two in zip(net.parameters(), twin.parameters(), strict=True):
+                torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+    assert not net[2]._forward_pre_hooks
+
+
+def test_groups_without_decay_stay_without():
+    net = model()
+    groups = [{"params": net[0].parameters(), "weight_decay": 0.01}, {"params": net[2].parameters(), "weight_decay": 0}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    Applied(net, [gs.Unplug(1, weight_decay=0.5)]).before_step(optimizer, 1)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0]
+
+
+def test_cosine_needs_a_length():
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="pass steps="):
+        Applied(net, [gs.Unplug(1, cosine=True)]).before_step(optimizer, 1)
