@@ -12,10 +12,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from grokscape.models.cnn import SmallCNN
+from grokscape.models.mlp import MLP
 from grokscape.models.network import Network
 from grokscape.models.quadratic import QuadraticMLP
 from grokscape.models.transformer import Transformer
 
-Model = Annotated[QuadraticMLP | Transformer, Field(discriminator="kind")]
+Model = Annotated[QuadraticMLP | MLP | Transformer | SmallCNN, Field(discriminator="kind")]
 
-__all__ = ["Model", "Network", "QuadraticMLP", "Transformer"]
+__all__ = ["MLP", "Model", "Network", "QuadraticMLP", "SmallCNN", "Transformer"]

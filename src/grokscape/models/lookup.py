@@ -86,7 +86,8 @@ class LookupCache:
 
     def __call__(self, inputs: Tensor) -> Any:
         """What `build(inputs)` gives; computed once per tensor, anew if the tensor was written to since."""
-        if inputs.is_inference() or torch._C._functorch.maybe_current_level() is not None:
+        transformed = torch._C._functorch.maybe_current_level() is not None
+        if transformed or torch.compiler.is_compiling() or inputs.is_inference():
             return self._build(inputs)
         version, value = self._known.get(inputs, (None, None))
         if version != inputs._version:

@@ -4,6 +4,7 @@ Shapes: R replicas, N samples, d features, K classes. A network holds no paramet
 leading replica axis. On a CPU, no replica's result depends on what the others hold.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -73,6 +74,10 @@ class Network(ABC):
             (R, N, d), differentiable (twice) in the parameters.
         """
 
+    def evaluating(self) -> contextlib.AbstractContextManager:
+        """Inside, the network behaves as when it is measured, not trained; no difference for most."""
+        return contextlib.nullcontext()
+
     def logits(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
         """Features through the head, (R, N, K)."""
         weight, bias = self.head
@@ -95,6 +100,6 @@ class SpecifiedNetwork(Network):
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Affine map per replica: inputs (R, ..., i), weight (R, o, i), bias (R, o) → (R, ..., o)."""
-    flat = inputs.flatten(1, -2)
-    output = flat @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(1), flat, weight.mT)
-    return output.unflatten(1, inputs.shape[1:-1])
+    if inputs.dim() > 3:
+        return linear(inputs.flatten(1, -2), weight, bias).unflatten(1, inputs.shape[1:-1])
+    return inputs @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(1), inputs, weight.mT)

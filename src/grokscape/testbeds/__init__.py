@@ -10,10 +10,25 @@ from typing import Annotated
 
 from pydantic import Field
 
+from grokscape.testbeds.digits import Digits
 from grokscape.testbeds.modular import ModularArithmetic
+from grokscape.testbeds.parity import SparseParity
 from grokscape.testbeds.permutations import SymmetricGroup
+from grokscape.testbeds.tensors import TensorTask
 from grokscape.testbeds.types import InputSpec, Split
 
-Task = Annotated[ModularArithmetic | SymmetricGroup, Field(discriminator="kind")]
+Task = Annotated[
+    ModularArithmetic | SymmetricGroup | SparseParity | Digits | TensorTask, Field(discriminator="kind")
+]
+"""Any task, told apart by `kind`."""
 
-__all__ = ["InputSpec", "ModularArithmetic", "Split", "SymmetricGroup", "Task"]
+__all__ = [
+    "Digits",
+    "InputSpec",
+    "ModularArithmetic",
+    "SparseParity",
+    "Split",
+    "SymmetricGroup",
+    "Task",
+    "TensorTask",
+]

@@ -1,0 +1,83 @@
+"""A small convolutional network for small images."""
+
+from itertools import pairwise
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor
+
+from grokscape.models.network import ParameterSpec, SpecifiedNetwork
+from grokscape.testbeds.types import InputSpec
+
+
+class SmallCNN(BaseModel):
+    """3 × 3 convolutions with ReLU, the picture halved by max-pooling between them, mean over the picture, linear head.
+
+    All replicas run as one grouped convolution.
+
+    Attributes:
+        channels: output channels per convolution; the last is the number of features d.
+        init_scale: factor on every initial weight; weights start uniform on ±init_scale/√inputs, biases at zero.
+        bias: whether convolutions and head have biases.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["small_cnn"] = "small_cnn"
+    channels: tuple[int, ...] = (16, 32)
+    init_scale: float = Field(default=1.0, gt=0)
+    bias: bool = True
+
+    @field_validator("channels")
+    @classmethod
+    def _some_layers(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
+        if not channels or min(channels) < 1:
+            raise ValueError(f"channels must be positive numbers, one per convolution, got {list(channels)}")
+        return channels
+
+    def build(self, input_spec: InputSpec, num_classes: int) -> "CNNNetwork":
+        """The network for images and K classes.
+
+        Raises:
+            ValueError: the inputs are no images, or too small to be halved so often.
+        """
+        if input_spec.kind != "image":
+            raise ValueError(f"a small_cnn needs image inputs, got {input_spec.kind!r} inputs; use an mlp for those")
+        smallest = min(input_spec.shape[1:]) >> (len(self.channels) - 1)
+        if smallest < 1:
+            raise ValueError(
+                f"{len(self.channels)} convolutions halve the picture {len(self.channels) - 1} times, but it has "
+                f"{input_spec.shape[1]} × {input_spec.shape[2]} pixels; use fewer"
+            )
+        return CNNNetwork(self, input_spec, num_classes)
+
+
+class CNNNetwork(SpecifiedNetwork):
+    """Parameters "convolutions.0.weight" (out, in, 3, 3), "convolutions.0.bias", …, "head.weight", "head.bias"."""
+
+    def __init__(self, config: SmallCNN, input_spec: InputSpec, num_classes: int) -> None:
+        self.config = config
+        specs: dict[str, ParameterSpec] = {}
+        for layer, (inputs, outputs) in enumerate(pairwise((input_spec.shape[0], *config.channels))):
+            scale = config.init_scale * (9 * inputs) ** -0.5
+            specs[f"convolutions.{layer}.weight"] = ParameterSpec((outputs, inputs, 3, 3), "uniform", scale)
+            if config.bias:
+                specs[f"convolutions.{layer}.bias"] = ParameterSpec((outputs,), "constant", 0.0)
+        width = config.channels[-1]
+        specs["head.weight"] = ParameterSpec((num_classes, width), "uniform", config.init_scale * width**-0.5)
+        if config.bias:
+            specs["head.bias"] = ParameterSpec((num_classes,), "constant", 0.0)
+        super().__init__(specs, head=("head.weight", "head.bias" if config.bias else None))
+
+    def features(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        """See `Network.features`; d = the last convolution's channels."""
+        replicas, samples = inputs.shape[:2]
+        x = inputs.to(parameters["convolutions.0.weight"].dtype).transpose(0, 1).flatten(1, 2)
+        for layer in range(len(self.config.channels)):
+            weight, bias = (parameters.get(f"convolutions.{layer}.{part}") for part in ("weight", "bias"))
+            assert weight is not None
+            x = F.max_pool2d(x, 2) if layer else x
+            bias = None if bias is None else bias.flatten()
+            x = F.relu(F.conv2d(x, weight.flatten(0, 1), bias, padding=1, groups=replicas))
+        return x.mean((-2, -1)).view(samples, replicas, -1).transpose(0, 1)

@@ -1,0 +1,108 @@
+"""Plain multi-layer perceptrons."""
+
+import math
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor
+
+from grokscape.models.lookup import Lookup, LookupCache
+from grokscape.models.network import ParameterSpec, SpecifiedNetwork, linear
+from grokscape.testbeds.types import InputSpec
+
+
+class MLP(BaseModel):
+    """Hidden layers of the given widths, then a linear head; for tokens, vectors and images (flattened).
+
+    Weights start uniform on ±init_scale/√inputs, biases at zero. Tokens enter one-hot, side by side, or through a table
+    of learned embeddings. A large `init_scale` delays generalisation (Liu et al. 2022, arXiv 2210.01117).
+
+    Attributes:
+        widths: hidden units per layer; the last is the number of features d.
+        activation: after every hidden layer.
+        init_scale: factor on every initial weight.
+        bias: whether layers and head have biases.
+        embedding: width of a learned embedding per token; None for one-hot tokens. Only for tokens.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["mlp"] = "mlp"
+    widths: tuple[int, ...] = (128, 128)
+    activation: Literal["relu", "gelu"] = "relu"
+    init_scale: float = Field(default=1.0, gt=0)
+    bias: bool = True
+    embedding: int | None = Field(default=None, ge=1)
+
+    @field_validator("widths")
+    @classmethod
+    def _some_layers(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
+        if not widths or min(widths) < 1:
+            raise ValueError(f"widths must be positive numbers, one per hidden layer, got {list(widths)}")
+        return widths
+
+    def build(self, input_spec: InputSpec, num_classes: int) -> "MLPNetwork":
+        """The network for inputs of the given kind and K classes.
+
+        Raises:
+            ValueError: an embedding was asked for inputs that are no tokens.
+        """
+        if self.embedding and input_spec.kind != "tokens":
+            raise ValueError(f"embedding is for tokens, got {input_spec.kind!r} inputs; use embedding=None")
+        return MLPNetwork(self, input_spec, num_classes)
+
+
+class MLPNetwork(SpecifiedNetwork):
+    """Parameters "layers.0.weight", "layers.0.bias", …, "head.weight" and, if asked for, "embedding".
+
+    For one-hot tokens "layers.0.weight" is a table with one row per position and token, transposed to a linear layer's.
+    """
+
+    def __init__(self, config: MLP, input_spec: InputSpec, num_classes: int) -> None:
+        self.config = config
+        self._vocabulary = input_spec.vocabulary
+        self._one_hot = input_spec.kind == "tokens" and not config.embedding
+        length = math.prod(input_spec.shape)
+        per_entry = input_spec.vocabulary if self._one_hot else (config.embedding or 1)
+        sizes = (length * per_entry, *config.widths)
+        specs: dict[str, ParameterSpec] = {}
+        if config.embedding:
+            specs["embedding"] = ParameterSpec((input_spec.vocabulary, config.embedding), scale=config.init_scale)
+        for layer, (inputs, outputs) in enumerate(zip((*sizes,), (*config.widths, num_classes))):
+            name = "head" if layer == len(config.widths) else f"layers.{layer}"
+            # one-hot inputs: L of the L·vocabulary entries are 1
+            scale = config.init_scale * (length if self._one_hot and layer == 0 else inputs) ** -0.5
+            shape = (inputs, outputs) if self._one_hot and layer == 0 else (outputs, inputs)
+            specs[f"{name}.weight"] = ParameterSpec(shape, "uniform", scale)
+            if config.bias:
+                specs[f"{name}.bias"] = ParameterSpec((outputs,), "constant", 0.0)
+        super().__init__(specs, head=("head.weight", "head.bias" if config.bias else None))
+        self._lookups = LookupCache(self._lookup)
+
+    def _lookup(self, tokens: Tensor) -> Lookup:
+        """Of all tokens' rows at once (one-hot), or of every token's row apart (embedding)."""
+        if not self._one_hot:
+            return Lookup.of(tokens.reshape(len(tokens), -1, 1), self._vocabulary)
+        position = tokens.new_tensor([self._vocabulary * i for i in range(tokens.shape[-1])])
+        return Lookup.of(tokens + position, self._vocabulary * tokens.shape[-1])
+
+    def features(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        """See `Network.features`; d = the last hidden width."""
+        activate = F.relu if self.config.activation == "relu" else F.gelu
+        x = activate(self._first(parameters, inputs))
+        for layer in range(1, len(self.config.widths)):
+            x = activate(linear(x, parameters[f"layers.{layer}.weight"], parameters.get(f"layers.{layer}.bias")))
+        return x
+
+    def _first(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        """The first hidden layer before its activation."""
+        weight, bias = parameters["layers.0.weight"], parameters.get("layers.0.bias")
+        if self._one_hot:
+            x = self._lookups(inputs)(weight)
+            return x if bias is None else x + bias.unsqueeze(1)
+        if self.config.embedding:
+            x = self._lookups(inputs)(parameters["embedding"]).unflatten(1, inputs.shape[1:]).flatten(2)
+        else:
+            x = inputs.flatten(2).to(weight.dtype)
+        return linear(x, weight, bias)

@@ -1,0 +1,56 @@
+"""Real images: the 1797 handwritten digits of 8 × 8 pixels that ship with scikit-learn."""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from grokscape.testbeds.splits import stratified_split
+from grokscape.testbeds.types import InputSpec, Split
+
+SAMPLES = 1797
+SMALLEST_CLASS = 174
+
+
+class Digits(BaseModel):
+    """Ten handwritten digits, few of them to train on, all others to test on.
+
+    With a small training set and a large initialisation, generalisation comes late (Liu et al. 2022, arXiv 2210.01117).
+    Pixels run from 0 to 1. Every class has the same number of training samples, up to one: which classes have one more
+    is the split's choice.
+
+    Attributes:
+        train_samples: number of training images, at least one per class.
+        inputs: "vector" (64,) or "image" (1, 8, 8).
+        random_labels: the control without structure: all labels are shuffled, by the split's seed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["digits"] = "digits"
+    train_samples: int = Field(default=200, ge=10, le=10 * SMALLEST_CLASS - 10)
+    inputs: Literal["vector", "image"] = "vector"
+    random_labels: bool = False
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """64 pixels, or one channel of 8 × 8."""
+        return InputSpec(self.inputs, (64,) if self.inputs == "vector" else (1, 8, 8))
+
+    @property
+    def num_classes(self) -> int:
+        """10."""
+        return 10
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        """Every image (1797, *shape) and its digit (1797,)."""
+        from sklearn.datasets import load_digits  # its import takes a second
+
+        pixels, digits = load_digits(return_X_y=True)
+        images = torch.from_numpy(pixels).float().div(16).view(-1, *self.input_spec.shape)
+        return images, torch.from_numpy(digits).long()
+
+    def split(self, seed: int) -> Split:
+        """A random split with equal classes in training."""
+        return stratified_split(*self.table(), self.train_samples, seed, self)
