@@ -9,7 +9,6 @@ import numpy as np
 from grokscape.analysis.design import Arm
 from grokscape.analysis.estimation import estimate, holm, mean_interval, share_interval, tost
 from grokscape.analysis.estimation import one_sided as greater
-from grokscape.analysis.frames import Array
 from grokscape.analysis.manipulation import Check, check
 from grokscape.analysis.record import Record
 from grokscape.analysis.survival import delay_ratio, faster_than, paired_delays, slower_than
@@ -73,17 +72,13 @@ def effect(record: Record, arm: Arm, *, until: float | None = None) -> Effect:
     worse = greater(-gaps, rules.accuracy_margin)
     slower = slower_than(own, base, rules.delay_ratio_margin)
     not_worse = greater(gaps, -rules.accuracy_margin)
-    not_slower = _not_slower(own, base, rules.delay_ratio_margin) if long_enough else 1.0
+    not_slower = faster_than(own, base, rules.delay_ratio_margin) if long_enough else 1.0
     runs = results.filter(arm=arm.name)
     return Effect(
         arm, check(record, arm), len(gaps), share_interval(runs["generalised"].count(), len(runs), 1 - rules.alpha),
         mean_interval(gaps, 1 - rules.alpha, "difference in test accuracy"), delay_ratio(own, base, rules),
         min(1.0, 2 * min(worse, slower)), max(not_worse, not_slower),
         faster_than(own, base, 1 / rules.delay_ratio_margin), tost(gaps, rules.accuracy_margin), long_enough)
-
-
-def _not_slower(own: Array, base: Array, factor: float) -> float:
-    return greater(factor * base - own, 0.0)
 
 
 def effects(record: Record) -> list[Effect]:

@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from grokscape.analysis.estimation import bootstrap_interval, holm, plain, sign_test, two_sided
+from grokscape.analysis.estimation import bootstrap_interval, holm, mean_and_error, plain, sign_test, two_sided
 from grokscape.analysis.finding import Finding
-from grokscape.analysis.frames import Array
 from grokscape.analysis.record import Record
 from grokscape.analysis.transitions import change_points, transitions
 
@@ -55,19 +54,16 @@ def _numbers(record: Record, column: str) -> dict[str, Any]:
         "check": float(np.mean(np.abs(np.log(change / moment)[kept]) <= np.log(rules.delay_ratio_margin)))
         if kept.any() else None,
         "estimates": {
-            "lag": bootstrap_interval(_mean, lag[kept], unit="steps", **interval),
-            "log lag": bootstrap_interval(_mean, ratio[kept], unit="log of steps", **interval),
-            "lag after memorisation": bootstrap_interval(_mean, (moment - train)[kept], unit="steps", **interval),
+            "lag": bootstrap_interval(mean_and_error, lag[kept], unit="steps", **interval),
+            "log lag": bootstrap_interval(mean_and_error, ratio[kept], unit="log of steps", **interval),
+            "lag after memorisation": bootstrap_interval(
+                mean_and_error, (moment - train)[kept], unit="steps", **interval),
             "log lag after memorisation": bootstrap_interval(
-                _mean, ratio_train[np.isfinite(ratio_train)], unit="log of steps", **interval),
-            "position": bootstrap_interval(_mean, position[np.isfinite(position)],
+                mean_and_error, ratio_train[np.isfinite(ratio_train)], unit="log of steps", **interval),
+            "position": bootstrap_interval(mean_and_error, position[np.isfinite(position)],
                                            unit="0 memorisation, 1 generalisation", **interval),
         },
     }
-
-
-def _mean(values: Array) -> Array:
-    return values.mean(axis=-1)
 
 
 def verdict(numbers: dict[str, Any], alpha: float) -> str:

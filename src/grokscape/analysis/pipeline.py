@@ -1,6 +1,6 @@
 """From a run folder, or any training log, to findings."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,39 @@ from grokscape.analysis.hazard import hazard
 from grokscape.analysis.lead_lag import lead_lag
 from grokscape.analysis.manipulation import manipulation_finding
 from grokscape.analysis.necessity import necessity, targets
+from grokscape.analysis.pooled import joined, pooled
 from grokscape.analysis.record import Record
 from grokscape.analysis.sufficiency import sufficiency
 from grokscape.analysis.theory import theory
-from grokscape.store import RunFolder
+from grokscape.store import RunFolder, write_json
+
+Source = RunFolder | str | Path
 
 
-def analyze(source: RunFolder | str | Path) -> list[Finding]:
-    """Analyse a run folder and write its findings.json.
+def analyze(source: Source | Sequence[Source], *, out: str | Path | None = None) -> list[Finding]:
+    """Analyse a run folder, and write its findings.json; or pool several.
+
+    Several runs of one study (same testbed, model, optimiser and rules, other seeds) become one with more seeds; if
+    only one study is left, its findings are returned, else what the testbeds say together.
+
+    Args:
+        source: a run folder, or several.
+        out: file to which pooled findings are written, if any.
 
     Raises:
-        RunFolderError: there is no run folder at this place.
+        RunFolderError: there is no run folder at a place.
+        FrameError: two runs of one study share a seed.
     """
-    folder = source if isinstance(source, RunFolder) else RunFolder.open(source)
-    found = findings_of(Record.read(folder))
-    folder.write_findings([item.to_dict() for item in found])
+    if isinstance(source, RunFolder | str | Path):
+        folder = source if isinstance(source, RunFolder) else RunFolder.open(source)
+        found = findings_of(Record.read(folder))
+        folder.write_findings([item.to_dict() for item in found])
+    else:
+        records = joined([Record.read(one) for one in source])
+        studies = [(record, findings_of(record)) for record in records]
+        found = studies[0][1] if len(studies) == 1 else pooled(studies)
+    if out is not None:
+        write_json(Path(out), [item.to_dict() for item in found])
     return found
 
 

@@ -13,7 +13,7 @@ import polars as pl
 from scipy import stats
 
 from grokscape.analysis.design import Rules
-from grokscape.analysis.estimation import bootstrap_interval, estimate, one_sided, swap_test
+from grokscape.analysis.estimation import bootstrap_interval, estimate, mean_and_error, one_sided, swap_test
 from grokscape.analysis.frames import Array, Flags
 
 
@@ -80,18 +80,24 @@ def paired_delays(results: pl.DataFrame, arm: str, baseline: str) -> tuple[Array
             seen & (first <= limit), seen_base & (second <= limit))
 
 
-def ratio_of_means(first: Array, second: Array) -> Array:
-    """Ratio of means over the last axis; NaN where the second mean is zero."""
-    below = second.mean(axis=-1)
-    return np.divide(first.mean(axis=-1), below, out=np.full_like(below, np.nan), where=below > 0)
+def log_ratio_of_means(first: Array, second: Array) -> tuple[Array, Array]:
+    """Log ratio of the means of paired values over the last axis, and its standard error (linearised)."""
+    top, bottom = first.mean(axis=-1), second.mean(axis=-1)
+    shares = first / top[..., None] - second / bottom[..., None]
+    return np.log(top / bottom), mean_and_error(shares)[1]
 
 
 def delay_ratio(first: Array, second: Array, rules: Rules) -> dict[str, Any]:
     """Restricted mean delay of an arm over the baseline's, with a bootstrap interval over seeds."""
+    unit = "times the baseline's delay"
     if len(first) == 0 or second.mean() <= 0:
-        return estimate(None, unit="times the baseline's delay")
-    return bootstrap_interval(ratio_of_means, first, second, confidence=1 - rules.alpha, resamples=rules.bootstrap,
-                              unit="times the baseline's delay")
+        return estimate(None, unit=unit)
+    if first.mean() == 0:
+        return estimate(0.0, unit=unit)
+    found = bootstrap_interval(log_ratio_of_means, first, second, confidence=1 - rules.alpha,
+                               resamples=rules.bootstrap)
+    return estimate(*(None if found[key] is None else float(np.exp(found[key])) for key in ("value", "low", "high")),
+                    unit=unit)
 
 
 def slower_than(first: Array, second: Array, factor: float) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from grokscape.analysis.controls import number_of_classes
-from grokscape.analysis.estimation import bootstrap_interval, plain
+from grokscape.analysis.estimation import bootstrap_interval, mean_and_error, plain
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import Array
 from grokscape.analysis.manipulation import log_ratio
@@ -62,7 +62,7 @@ def theory(record: Record) -> list[Finding]:
     estimates = {}
     for name, (top, bottom) in ratios.items():
         logs = _late(record, log_ratio(top, bottom))[rows]
-        found = bootstrap_interval(_mean, logs[~np.isnan(logs)], unit="factor, at the end", **interval)
+        found = bootstrap_interval(mean_and_error, logs[~np.isnan(logs)], unit="factor, at the end", **interval)
         estimates[name] = {key: np.exp(value) if key != "unit" and value is not None else value
                            for key, value in found.items()}
     distances = {name: final_level(record, name)[rows] for name in ASSUMPTIONS if name in record.panel}
@@ -75,10 +75,6 @@ def theory(record: Record) -> list[Finding]:
     return [Finding("theory", "theory", {"classes": classes}, text + ".", None, plain(estimates), len(rows),
                     rule="Geometric mean over seeds of ratios at the last evaluations; interval: bootstrap over seeds.",
                     data=plain({"curves": curves, "distance_from_collapse": distances}))]
-
-
-def _mean(values: Array) -> Array:
-    return values.mean(axis=-1)
 
 
 def _late(record: Record, logs: Array) -> Array:

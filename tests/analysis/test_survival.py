@@ -1,0 +1,113 @@
+"""Survival: against a slow product-limit estimate, and against simulated delays whose truth is known."""
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from grokscape.analysis.design import Rules
+from grokscape.analysis.survival import (
+    delay_ratio,
+    faster_than,
+    kaplan_meier,
+    paired_log_rank,
+    restriction,
+    slower_than,
+)
+
+RULES = Rules(bootstrap=1000)
+
+
+def product_limit(times, observed):
+    """Share that has not had the event after each event time, by definition."""
+    share, curve = 1.0, {}
+    for moment in sorted(set(times)):
+        at_risk = sum(time >= moment for time in times)
+        events = sum(time == moment and seen for time, seen in zip(times, observed))
+        share *= 1 - events / at_risk
+        curve[moment] = share
+    return curve
+
+
+def test_kaplan_meier_is_the_product_limit():
+    generator = np.random.default_rng(0)
+    times, observed = generator.integers(1, 30, 25).astype(float), generator.random(25) < 0.6
+    found = kaplan_meier(times, observed)
+    slow = product_limit(times, observed)
+    assert found["share"][0] == 1.0
+    assert dict(zip(found["steps"][1:], found["share"][1:])) == pytest.approx(slow)
+    assert found["median"] == min(step for step, share in slow.items() if share <= 0.5)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_kaplan_meier_of_runs_that_never_generalise(n):
+    found = kaplan_meier(np.full(n, 100.0), np.zeros(n, dtype=bool))
+    assert found["median"] is None
+    assert found["censored"] == [100.0] * n
+
+
+def test_restricted_mean_is_the_area_under_kaplan_meier():
+    times = np.array([30.0, 50, 80, 100, 100, 20])
+    observed = np.array([True, True, True, False, False, True])
+    limit = restriction(times, observed)
+    assert limit == 100
+    curve = kaplan_meier(times, observed)
+    grid = np.linspace(0, limit, 200_001)
+    share = np.array(curve["share"])[np.searchsorted(curve["steps"], grid, side="right") - 1]
+    assert np.minimum(times, limit).mean() == pytest.approx(integrate.trapezoid(share, grid), rel=1e-3)
+
+
+def draw(generator, n, ratio, spread=0.3, limit=np.inf):
+    """Delays of an arm and its baseline that share half the variance of their logs, cut at a limit."""
+    shared = generator.normal(0, spread * np.sqrt(0.5), n)
+    base = 500 * np.exp(shared + generator.normal(0, spread * np.sqrt(0.5), n))
+    arm = 500 * ratio * np.exp(shared + generator.normal(0, spread * np.sqrt(0.5), n))
+    return np.minimum(arm, limit), np.minimum(base, limit)
+
+
+@pytest.mark.parametrize(("n", "limit"), [(5, np.inf), (8, np.inf), (8, 800.0), (20, 800.0)])
+def test_interval_of_the_delay_ratio_covers_at_its_rate(n, limit):
+    generator = np.random.default_rng(n)
+    arm, base = draw(generator, 1_000_000, 1.5, limit=limit)
+    truth = arm.mean() / base.mean()
+    found = [delay_ratio(*draw(generator, n, 1.5, limit=limit), RULES) for _ in range(1000)]
+    cover = np.mean([one["low"] <= truth <= one["high"] for one in found])
+    assert 0.92 <= cover <= 0.98
+    assert np.median([one["value"] for one in found]) == pytest.approx(truth, rel=0.03)  # censoring moves nothing
+
+
+@pytest.mark.parametrize("n", [5, 8, 20])
+def test_delays_at_the_margin_are_called_slower_or_not_slower_at_the_level_at_most(n):
+    generator = np.random.default_rng(n)
+    pairs = [draw(generator, n, 2.0) for _ in range(2000)]
+    for test in (slower_than, faster_than):
+        wrong = np.mean([test(arm, base, 2.0) <= 0.05 for arm, base in pairs])
+        assert wrong <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000)
+
+
+@pytest.mark.parametrize("n", [4, 6, 9])
+def test_paired_log_rank_keeps_its_level_with_censoring(n):
+    generator = np.random.default_rng(n)
+    wrong = 0
+    for _ in range(500):
+        arm, base = draw(generator, n, 1.0, limit=550.0)
+        wrong += paired_log_rank(arm, base, arm < 550, base < 550) <= 0.05
+    assert wrong / 500 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 500)
+
+
+def test_paired_log_rank_scores_are_those_of_the_log_rank_test():
+    arm, base = np.array([5.0, 8, 9, 12, 15, 15, 15]), np.array([1.0, 2, 3, 4, 6, 7, 10])
+    seen, seen_base = arm < 15, base < 15
+    by_swap = paired_log_rank(arm, base, seen, seen_base)
+    assert by_swap == 2 / 2**7  # every seed is slower, so only the observed and the mirrored swaps are as extreme
+    scipys = stats.logrank(stats.CensoredData(arm[seen], right=arm[~seen]), stats.CensoredData(base))
+    assert scipys.pvalue < 0.05
+
+
+def test_nobody_or_everybody_at_once_gives_no_interval_and_no_crash():
+    assert delay_ratio(np.array([]), np.array([]), RULES)["value"] is None
+    zeros = np.zeros(6)
+    assert delay_ratio(zeros + 5, zeros, RULES)["value"] is None
+    assert delay_ratio(zeros, zeros + 5, RULES)["value"] == 0
+    same = delay_ratio(zeros + 100, zeros + 50, RULES)
+    assert (same["value"], same["low"], same["high"]) == pytest.approx((2, 2, 2))
+    assert paired_log_rank(zeros, zeros, zeros > 0, zeros > 0) == 1
