@@ -75,6 +75,16 @@ def _flat_index(index: Tensor, num_classes: int) -> Tensor:
     return (flat + offset[:, None]).reshape(-1)
 
 
+def finite_or_identity(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Square matrices (..., n, n) with the identity in place of those that are not finite, and which are (...).
+
+    Eigenvalues of a batch fail for all if one matrix holds NaN; so a replica that diverged is taken out first.
+    """
+    finite = matrix.isfinite().all(-1).all(-1)
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return matrix.where(finite[..., None, None], identity), finite
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Matrix products in the full precision of their dtype, whatever autocast and the float32 setting say outside.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from grokscape.measures.statistics import ClassMeans, ClassStatistics
+from grokscape.numerics import finite_or_identity
 
 NAN = float("nan")
 
@@ -123,15 +124,12 @@ def _cut(statistics: ClassMeans, tolerance: float | None) -> float:
 
 
 def _gram(statistics: ClassMeans) -> tuple[Tensor, Tensor]:
-    """Gram matrix of the centred means, in float64, and where it is finite and not zero; elsewhere it is 1.
-
-    So the eigenvalues of a replica that diverged stop nobody else's.
-    """
+    """Gram matrix of the centred means, in float64, and where it is finite and not zero."""
     means = statistics.centred_means
     means = means if means.device.type == "mps" else means.to(torch.float64)
     gram = means @ means.mT if means.shape[-2] <= means.shape[-1] else means.mT @ means
-    exists = gram.isfinite().all(-1).all(-1) & (gram.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)
-    return gram.where(exists[..., None, None], 1.0), exists
+    safe, finite = finite_or_identity(gram)
+    return safe, finite & (gram.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)
 
 
 def nc1_ratio(statistics: ClassStatistics) -> Tensor:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from grokscape.measures.representation import layer_norms
+
 
 def cross_entropy_from(cross_entropies: Tensor) -> Tensor:
     """Mean cross-entropy; keeps its digits where float32 softmax rounds to one-hot."""
@@ -57,6 +59,5 @@ def weight_norm(parameters: Mapping[str, Tensor], weight: Tensor) -> Tensor:
     lead = weight.dim() - 2
     if not parameters:
         return weight.new_full(weight.shape[:lead], float("nan"))
-    norms = [torch.linalg.vector_norm(value.flatten(lead) if value.dim() > lead else value[..., None], dim=-1)
-             for value in parameters.values()]
-    return torch.stack(norms, -1).square().sum(-1).sqrt()
+    norms = layer_norms(parameters, lead).values()
+    return torch.stack(list(norms), -1).square().sum(-1).sqrt()

@@ -23,6 +23,7 @@ from grokscape.measures.locate import unwrapped
 from grokscape.measures.measurement import Measurement
 from grokscape.measures.model_loss import forward
 from grokscape.measures.probe import Probe
+from grokscape.measures.representation import roots_of_eigenvalues
 from grokscape.measures.snapshot import Quantities, Snapshot
 from grokscape.measures.statistics import ClassMeans, nearer_mean
 from grokscape.measures.streaming import ClassMoments, StreamedStatistics
@@ -61,7 +62,7 @@ def measure(
         head: name or module of the head; found where not given, and then named in the result.
         test_loader: held-out data of the same form: adds entries "test/…" (around held-out class means) and "cross/…"
             (around training class means).
-        measures: names of `MEASURES`; by default all.
+        measures: names of `MEASURES`; by default all that can be gathered batch by batch.
         batch_size: for data that is not in batches.
         progress: called with a line of text after every batch.
 
@@ -105,10 +106,14 @@ def _name_of(model: nn.Module, head: str | nn.Module | None) -> str | None:
 
 
 def _checked(measures: Iterable[str] | None) -> list[str]:
-    names = list(MEASURES) if measures is None else list(measures)
+    if measures is None:
+        return [name for name in MEASURES if name not in _WHOLE]
+    names = list(measures)
     for name in names:
         if name not in MEASURES:
             raise KeyError(f"no measure is called {name!r}; there are {', '.join(MEASURES)}")
+        if name in _WHOLE:
+            raise ValueError(f"{name} looks at all samples at once: take MEASURES[{name!r}] of a Snapshot")
     return names
 
 
@@ -137,7 +142,9 @@ class _Source:
 
     def measured(self, names: Iterable[str]) -> "_Seen":
         """Go through the data once."""
-        parts: dict[str, list[Tensor]] = {name: [] for name in _PER_SAMPLE}
+        needed = {name for measure in names for name in MEASURES[measure].inputs}
+        noisy = bool(needed & {"smoothed_loss", "smoothing_excesses"})
+        parts: dict[str, list[Tensor]] = {name: [] for name in _PER_SAMPLE if noisy or name != "smoothing_excesses"}
         kept: list[Looked] | None = [] if set(names) & _SECOND_LOOK else None
         elements, moments, head = 0, None, None
         for head in self:
@@ -146,8 +153,8 @@ class _Source:
             moments = moments or ClassMoments.empty(*head.weight.shape, device=head.weight.device)
             moments = moments.update(head.features, head.labels)
             quantities = Quantities(head)
-            for name, read in _PER_SAMPLE.items():
-                parts[name].append(read(quantities))
+            for name, values in parts.items():
+                values.append(_PER_SAMPLE[name](quantities))
             elements += head.features.numel()
             if kept is not None:
                 kept.append((head.features, head.labels, quantities.prediction))
@@ -163,10 +170,22 @@ _PER_SAMPLE: dict[str, Callable[[Quantities], Tensor]] = {
     "cross_entropies": lambda quantities: quantities.cross_entropies.double(),
     "impurity": lambda quantities: quantities.softmax.impurity().double(),
     "margins": lambda quantities: quantities.margins.double(),
+    "saturated": lambda quantities: quantities.saturated,
+    "smoothing_excesses": lambda quantities: quantities.smoothing_excesses.double(),
     "prediction": lambda quantities: quantities.prediction,
     "labels": lambda quantities: quantities.labels,
 }
 _SECOND_LOOK = {"nc4", "ildr"}
+_WHOLE = {name for name, row in MEASURES.items() if {"features", "logits"} & set(row.inputs)}
+
+
+class _Gathered(SimpleNamespace):
+    """Quantities under the names that the rows of the table ask for."""
+
+    @cached_property
+    def spectrum(self) -> Tensor:
+        """Singular values of the centred features."""
+        return roots_of_eigenvalues(self.moments.total_scatter())
 
 
 @dataclass
@@ -205,8 +224,13 @@ class _Seen:
         """What the rows of the table take, under the same names as `Quantities` has."""
         statistics = self.moments.compute() if around is None else self.moments.around(around.moments)
         fields = {name: value for name, value in self.samples.items() if name != "impurity"}
-        return SimpleNamespace(
+        centre = self if around is None else around
+        if "smoothing_excesses" in centre.samples:
+            noisy = centre.samples["cross_entropies"] + centre.samples["smoothing_excesses"]
+            fields["smoothed_loss"] = noisy.mean()
+        return _Gathered(
             **fields,
+            moments=self.moments,
             softmax=_Impurity(self.samples["impurity"]),
             weight=self.head.weight.double(),
             parameters=self.head.parameters,

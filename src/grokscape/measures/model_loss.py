@@ -33,10 +33,24 @@ def align(model: nn.Module, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, .
             f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(tensors[0].shape)}: expected "
             f"{tuple(lead)}, one class index for each row of logits"
         )
-    if len(lead) == 2 and shifts_labels(model):
-        labels, tensors = labels[:, 1:], tuple(tensor[:, :-1] for tensor in tensors)
-    kept = labels.flatten() != IGNORED
-    return labels.flatten()[kept], *(tensor.flatten(0, -2)[kept] for tensor in tensors)
+    return align_labels(model, labels), *(rows_with_labels(model, labels, tensor) for tensor in tensors)
+
+
+def align_labels(model: nn.Module, labels: Tensor) -> Tensor:
+    """Labels (B, …) of the samples that carry a loss, (M)."""
+    labels = _shifted(model, labels).flatten()
+    return labels[labels != IGNORED]
+
+
+def rows_with_labels(model: nn.Module, labels: Tensor, tensor: Tensor) -> Tensor:
+    """Rows (M, *) of a tensor (B, …, *) that belong to the samples that carry a loss."""
+    if labels.dim() == 2 and shifts_labels(model):
+        tensor = tensor[:, :-1]
+    return tensor.flatten(0, -2)[_shifted(model, labels).flatten() != IGNORED]
+
+
+def _shifted(model: nn.Module, labels: Tensor) -> Tensor:
+    return labels[:, 1:] if labels.dim() == 2 and shifts_labels(model) else labels
 
 
 def total_loss(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Tensor, int]:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from grokscape.measures.comparison import margins
 from grokscape.measures.flatness import row_variance
+from grokscape.measures.representation import spectrum
+from grokscape.measures.representativeness import smoothing_excess
 from grokscape.measures.softmax import Softmax
 from grokscape.measures.statistics import ClassStatistics
 from grokscape.numerics import full_precision
@@ -85,6 +87,29 @@ class Quantities:
     def margins(self) -> Tensor:
         """z_y − max_{c≠y} z_c of every sample, (..., N)."""
         return margins(self._snapshot.logits, self._snapshot.labels)
+
+    @cached_property
+    def spectrum(self) -> Tensor:
+        """Singular values of the centred features, (..., min(N, d))."""
+        return spectrum(self._snapshot.features)
+
+    @cached_property
+    def smoothed_loss(self) -> Tensor:
+        """Cross-entropy under noise in the features of the samples that are measured around, (...)."""
+        if self._around is not None:
+            return self._around.smoothed_loss
+        return (self.cross_entropies + self.smoothing_excesses).mean(-1)
+
+    @cached_property
+    def smoothing_excesses(self) -> Tensor:
+        """How much noise in its features raises a sample's cross-entropy, (..., N)."""
+        excess = smoothing_excess(self.features, self.weight, self.logits, self.labels)
+        return excess.mean(0).to(self.logits.dtype)
+
+    @property
+    def saturated(self) -> Tensor:
+        """Whether the softmax of a sample rounds to one-hot, bool (..., N)."""
+        return self.softmax.saturated()
 
     @cached_property
     def row_variance(self) -> Tensor:

@@ -55,6 +55,10 @@ class Softmax:
         """−log p_y of every sample, (..., N); keeps its digits where p_y rounds to 1."""
         return self.log_normaliser - self.gaps.gather(-1, labels[..., None]).squeeze(-1)
 
+    def saturated(self) -> Tensor:
+        """Whether Σ_c exp(z_c − max z) rounds to 1 in the logits' dtype, bool (..., N)."""
+        return 1 + self.rest_mass == 1
+
     def impurity(self) -> Tensor:
         """1 − ‖p‖² = Tr(diag(p) − ppᵀ) of every sample, (..., N)."""
         return self.rest_mass * (2 - self.rest_mass) - self.rest.square().sum(-1)

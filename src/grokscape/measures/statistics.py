@@ -153,6 +153,10 @@ class ClassStatistics(ClassMeans):
         """Mean distance of a sample to the mean of its class, (...)."""
         return torch.linalg.vector_norm(self.deviations, dim=-1).sum(-1) / self.kept_counts.sum(-1)
 
+    def within_scatter(self) -> Tensor:
+        """Σ_i (φ_i − μ_{y_i})(φ_i − μ_{y_i})ᵀ, (..., d, d)."""
+        return self.deviations.mT @ self.deviations
+
     def within_with(self, matrix: Tensor) -> Tensor:
         """Tr(Σ_W B) for B (..., d, d): (...)."""
         return self._weighted(((self.deviations @ matrix) * self.deviations).sum(-1))

@@ -100,6 +100,11 @@ class ClassMoments:
         """On another device."""
         return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
 
+    def total_scatter(self) -> Tensor:
+        """Scatter of all samples around their mean, (d, d)."""
+        centred = self.means - (self.means * self.counts[:, None]).sum(0) / self.counts.sum()
+        return self.scatter + centred.T @ (self.counts[:, None] * centred)
+
     def compute(self) -> "StreamedStatistics":
         """Class statistics for the measures of the table, in the moments' dtype."""
         present = self.counts >= 2
@@ -141,6 +146,10 @@ class StreamedStatistics(ClassMeans):
         """Tr(A M Σ_W Mᵀ Aᵀ) for A (m, K) and M the centred means (K, d)."""
         directions = matrix @ self.centred_means
         return ((directions @ self.scatter) * directions).sum() / self.kept_counts.sum()
+
+    def within_scatter(self) -> Tensor:
+        """Σ_i (φ_i − μ_{y_i})(φ_i − μ_{y_i})ᵀ, (d, d)."""
+        return self.scatter
 
     def within_with(self, matrix: Tensor) -> Tensor:
         """Tr(Σ_W B) for B (d, d)."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from grokscape.measures import collapse, comparison, flatness
+from grokscape.measures import collapse, comparison, flatness, representation, representativeness
 from grokscape.measures.snapshot import Measure, Quantities, Snapshot
 
 _PETZKA = "Petzka et al., NeurIPS 2021, Definition 3"
@@ -18,6 +18,7 @@ _PAPYAN = "Papyan, Han & Donoho, PNAS 2020"
 _GALANTI = "Galanti, György & Hutter, ICLR 2022"
 _SAKAMOTO = "Sakamoto & Sato, ICLR 2026 (arXiv 2509.20829)"
 _BARTLETT = "Bartlett et al., NeurIPS 2017"
+_PETZKA_GAP = "Petzka et al., NeurIPS 2021, Section 3"
 _ILDR = "arXiv 2604.20923"
 _OURS = "grokscape"
 
@@ -98,6 +99,29 @@ _ROWS = (
     _row("margin_normalised", comparison.margin_normalised, "margins weight squared_norms",
          "margin over norms of head and features", "−2 … 2", _BARTLETT, property="margin",
          direction="higher", positive=False),
+    _row("softmax_collapse", representation.softmax_collapse, "saturated weight",
+         "samples that give no gradient (softmax collapse)", "0 … 1", "Prieto et al., ICLR 2025", property="margin",
+         direction="neither", differentiable=False),
+    _row("feature_robustness", representativeness.robustness_column, "smoothing_excesses",
+         "rise of the loss under noise in the features", "≥ 0, nats", _PETZKA_GAP, property="representativeness"),
+    _row("representativeness", representativeness.representativeness_column, "cross_entropies smoothed_loss",
+         "loss beyond that of noisy training features", "nats", f"{_PETZKA_GAP}; {_PAPER}, Appendix D",
+         property="representativeness", positive=False, around=True),
+    _row("effective_rank", representation.effective_rank, "spectrum",
+         "effective rank of the features", "1 … d", "Roy & Vetterli, EUSIPCO 2007", property="representation",
+         differentiable=False),
+    _row("spectral_entropy", representation.spectral_entropy, "spectrum",
+         "entropy of the features' principal variances", "0 … log d, nats", "Roy & Vetterli, EUSIPCO 2007",
+         property="representation", differentiable=False),
+    _row("kernel_alignment", representation.kernel_alignment, "statistics",
+         "alignment of features with labels (CKA)", "0 … 1", "Kornblith et al., ICML 2019", property="representation",
+         direction="higher"),
+    _row("fourier_concentration", representation.fourier_concentration, "weight",
+         "concentration of the head on few frequencies", "0 … 1", "Nanda et al., ICLR 2023", property="representation",
+         direction="higher"),
+    _row("head_sharpness", representation.head_sharpness, "features weight logits labels",
+         "SAM sharpness of the head, radius 0.05", "nats", "Foret et al., ICLR 2021", property="curvature",
+         positive=False),
     _row("weight_norm", comparison.weight_norm, "parameters weight",
          "norm of all parameters", "≥ 0", "Liu et al., ICLR 2023 (Omnigrok)", property="norm"),
     _row("head_norm", comparison.head_norm, "weight",

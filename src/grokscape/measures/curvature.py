@@ -1,0 +1,190 @@
+"""Curvature of the whole network's loss: Hessian trace and largest eigenvalues (through curvlinops), SAM sharpness.
+
+None of these is invariant when weights are rescaled without changing the function; relative flatness is. They are here
+to compare with.
+
+Shapes: D parameters of the network.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grokscape.measures.batches import Batch, as_batch, batches, differentiable, evaluating, placement
+from grokscape.measures.model_loss import align_labels, forward, rows_with_labels, total_loss
+from grokscape.numerics import Estimate, full_precision, rademacher
+
+
+@full_precision()
+def hessian_trace(
+    model: nn.Module, data: Any, probes: int = 32, *, generator: torch.Generator | None = None, batch_size: int = 256
+) -> Estimate:
+    """Trace of the Hessian of the mean cross-entropy in all trainable parameters, by Hutchinson's estimator.
+
+    Args:
+        model: any module that returns logits; evaluated in evaluation mode and left as it was found.
+        data: as in `grokscape.measure`.
+        probes: random vectors of signs, one product with the Hessian each.
+        generator: of the probes; by default one with seed 0.
+        batch_size: for data that is not in batches.
+
+    Raises:
+        ImportError: curvlinops is not installed.
+        ValueError: no trainable parameter, no samples.
+    """
+    generator = generator if generator is not None else torch.Generator().manual_seed(0)
+
+    def estimate(operator: Any, samples: int, like: Tensor) -> Estimate:
+        values = []
+        for _ in range(probes):
+            signs = rademacher(operator.shape[0], generator=generator, like=like)
+            values.append((signs.double() @ (operator @ signs).double() / samples).cpu())
+        return Estimate.of(torch.stack(values))
+
+    return _with_operator(model, data, batch_size, estimate)
+
+
+@full_precision()
+def hessian_eigenvalues(model: nn.Module, data: Any, number: int = 1, *, batch_size: int = 256) -> list[float]:
+    """Largest eigenvalues of the Hessian of the mean cross-entropy, largest first, by Lanczos iteration.
+
+    Args:
+        model: any module that returns logits; evaluated in evaluation mode and left as it was found.
+        data: as in `grokscape.measure`.
+        number: how many, below the number of parameters.
+        batch_size: for data that is not in batches.
+
+    Raises:
+        ImportError: curvlinops is not installed.
+        ValueError: no trainable parameter, no samples, or as many eigenvalues as parameters.
+    """
+
+    def largest(operator: Any, samples: int, like: Tensor) -> list[float]:
+        import numpy
+        from scipy.sparse.linalg import eigsh
+
+        if not 0 < number < operator.shape[0]:
+            raise ValueError(f"number must lie between 1 and {operator.shape[0] - 1}, got {number}")
+        start = numpy.random.default_rng(0).standard_normal(operator.shape[0])
+        values = eigsh(operator.to_scipy(), k=number, which="LA", v0=start, return_eigenvectors=False)
+        return sorted((float(value) / samples for value in values), reverse=True)
+
+    return _with_operator(model, data, batch_size, largest)
+
+
+def _with_operator(
+    model: nn.Module, data: Any, batch_size: int, work: Callable[[Any, int, Tensor], Any]
+) -> Any:
+    """Do work with the Hessian of the summed loss as an operator, and the number of samples."""
+    try:
+        with _deprecations_ignored():
+            from curvlinops import HessianLinearOperator
+    except ImportError as error:
+        raise ImportError("this needs curvlinops: pip install 'grokscape[curvature]'") from error
+    parameters = _trainable(model)
+    device, dtype = placement(model)
+    pairs = [(batch, align_labels(model, batch.labels.long())) for batch in map(as_batch, batches(data, batch_size))]
+    samples = _counted(sum(len(labels) for _, labels in pairs))
+    with evaluating(model), torch.enable_grad(), _deprecations_ignored():
+        operator = HessianLinearOperator(
+            _Rows(model),
+            nn.CrossEntropyLoss(reduction="sum"),
+            parameters,
+            [({"batch": batch.to(device, dtype)}, labels.to(device)) for batch, labels in pairs if len(labels)],
+            check_deterministic=False,
+            num_data=samples,
+            batch_size_fn=lambda inputs: len(inputs["batch"].labels),
+        )
+        return work(operator, samples, parameters[0])
+
+
+@contextmanager
+def _deprecations_ignored() -> Iterator[None]:
+    """curvlinops and what it builds on use parts of torch that torch has deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+class _Rows(nn.Module):
+    """A model as a function of a batch, with the logits of the samples that carry a loss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: dict[str, Batch]) -> Tensor:
+        batch = inputs["batch"]
+        return rows_with_labels(self.model, batch.labels, forward(self.model, batch))
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ValueError("the model has no trainable parameter")
+    return parameters
+
+
+def _counted(samples: int) -> int:
+    if samples == 0:
+        raise ValueError("there are no samples to measure: the data is empty, or every label is ignored")
+    return samples
+
+
+@full_precision()
+def sharpness(model: nn.Module, data: Any, radius: float = 0.05, *, batch_size: int = 256) -> float:
+    """SAM sharpness: how much the mean cross-entropy rises one step of length `radius` up its gradient.
+
+    Args:
+        model: any module that returns logits; evaluated in evaluation mode and left as it was found.
+        data: as in `grokscape.measure`; gone through three times.
+        radius: ρ, Euclidean length of the step in all trainable parameters.
+        batch_size: for data that is not in batches.
+
+    Raises:
+        ValueError: no trainable parameter, no samples.
+
+    Source: Foret et al., ICLR 2021.
+    """
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    parameters = _trainable(model)
+    device, dtype = placement(model)
+    prepared = [as_batch(batch).to(device, dtype) for batch in batches(data, batch_size)]
+    with evaluating(model):
+        with differentiable(parameters), torch.enable_grad():
+            slope, loss, samples = _slope(model, prepared, parameters)
+        size = torch.stack([part.square().sum() for part in slope]).sum().sqrt()
+        moved = [p.detach() + radius * g / size for p, g in zip(parameters, slope, strict=True)]
+        replaced = dict(zip(names, moved, strict=True))
+        with torch.no_grad():
+            risen = sum(float(total_loss(_Moved(model, replaced), batch, "cross_entropy")[0]) for batch in prepared)
+    return (risen - loss) / _counted(samples)
+
+
+def _slope(
+    model: nn.Module, prepared: Iterable[Batch], parameters: Sequence[Tensor]
+) -> tuple[list[Tensor], float, int]:
+    """Gradient of the summed loss, the sum, and the number of samples."""
+    slope, loss, samples = [torch.zeros_like(parameter) for parameter in parameters], 0.0, 0
+    for batch in prepared:
+        total, count = total_loss(model, batch, "cross_entropy")
+        parts = torch.autograd.grad(total, parameters, allow_unused=True)
+        slope = [old if new is None else old + new for old, new in zip(slope, parts, strict=True)]
+        loss, samples = loss + float(total.detach()), samples + count
+    return slope, loss, samples
+
+
+class _Moved(nn.Module):
+    """A model with other values for its parameters, which it keeps to itself."""
+
+    def __init__(self, model: nn.Module, parameters: dict[str, Tensor]) -> None:
+        super().__init__()
+        self._model = (model,)
+        self._values = parameters
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        return torch.func.functional_call(self._model[0], self._values, arguments, keywords)

@@ -1,0 +1,63 @@
+"""Hessian trace, eigenvalues and sharpness of a small network against its dense Hessian."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from grokscape.measures import curvature
+
+
+@pytest.fixture
+def problem():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 3)).double()
+    inputs, labels = torch.randn(11, 3, dtype=torch.float64), torch.randint(3, (11,))
+    quiet = copy.deepcopy(model).eval()
+    parameters = dict(model.named_parameters())
+
+    def loss(flat):
+        pieces = flat.split([p.numel() for p in parameters.values()])
+        values = {n: piece.reshape(p.shape) for (n, p), piece in zip(parameters.items(), pieces, strict=True)}
+        return F.cross_entropy(torch.func.functional_call(quiet, values, (inputs,)), labels)
+
+    flat = torch.cat([p.detach().flatten() for p in parameters.values()])
+    return model, inputs, labels, loss, flat
+
+
+def test_trace_within_four_standard_errors(problem):
+    model, inputs, labels, loss, flat = problem
+    expected = float(torch.autograd.functional.hessian(loss, flat).trace())
+    for probes in (8, 32, 128):
+        estimate = curvature.hessian_trace(model, (inputs, labels), probes, batch_size=4)
+        assert abs(estimate.value - expected) <= 4 * estimate.stderr
+    assert model.training
+
+
+def test_largest_eigenvalues(problem):
+    model, inputs, labels, loss, flat = problem
+    expected = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, flat)).flip(0)[:3].tolist()
+    masked = torch.cat([labels, torch.tensor([-100])])
+    padded = torch.cat([inputs, torch.ones(1, 3, dtype=torch.float64)])
+    assert curvature.hessian_eigenvalues(model, (padded, masked), 3, batch_size=5) == pytest.approx(expected, rel=1e-8)
+
+
+def test_sharpness_is_the_rise_along_the_gradient(problem):
+    model, inputs, labels, loss, flat = problem
+    flat = flat.requires_grad_()
+    (slope,) = torch.autograd.grad(loss(flat), flat)
+    expected = (loss(flat + 0.1 * slope / slope.norm()) - loss(flat)).item()
+    assert curvature.sharpness(model, (inputs, labels), 0.1, batch_size=4) == pytest.approx(expected, rel=1e-10)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_errors_say_what_to_do(problem):
+    model, inputs, labels, _, _ = problem
+    with pytest.raises(ValueError, match="number must lie between 1 and 30, got 99"):
+        curvature.hessian_eigenvalues(model, (inputs, labels), 99)
+    with pytest.raises(ValueError, match="there are no samples to measure"):
+        curvature.hessian_trace(model, (inputs, torch.full_like(labels, -100)))
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        curvature.sharpness(model.requires_grad_(False), (inputs, labels))
