@@ -1,27 +1,42 @@
 """Measures of a head: relative flatness, neural collapse, representativeness, and what they are compared with."""
 
 from grokscape.measures.checks import MeasureWarning
+from grokscape.measures.curvature import hessian_eigenvalues, hessian_trace, sharpness
 from grokscape.measures.functional import cdnv, neural_collapse, relative_flatness, relative_flatness_bound
 from grokscape.measures.layers import layer_flatness
 from grokscape.measures.measurement import Measurement
 from grokscape.measures.measuring import measure
 from grokscape.measures.probe import Probe
+from grokscape.measures.representativeness import GapDecomposition, decompose_gap, feature_robustness
 from grokscape.measures.snapshot import Measure, Snapshot
 from grokscape.measures.table import DEFAULT, MEASURES, evaluate
+from grokscape.measures.theory import CollapseTheory, collapse_flatness, collapse_flatness_bound, collapse_theory
+from grokscape.numerics import Estimate
 
 __all__ = [
     "DEFAULT",
     "MEASURES",
+    "CollapseTheory",
+    "Estimate",
+    "GapDecomposition",
     "Measure",
     "MeasureWarning",
     "Measurement",
     "Probe",
     "Snapshot",
     "cdnv",
+    "collapse_flatness",
+    "collapse_flatness_bound",
+    "collapse_theory",
+    "decompose_gap",
     "evaluate",
+    "feature_robustness",
+    "hessian_eigenvalues",
+    "hessian_trace",
     "layer_flatness",
     "measure",
     "neural_collapse",
     "relative_flatness",
     "relative_flatness_bound",
+    "sharpness",
 ]

@@ -48,7 +48,7 @@ def _by_autodiff(
     loss: Callable[[Tensor, Tensor | None], Tensor], weight: Tensor, logits: Tensor, targets: Tensor | None
 ) -> Tensor:
     """The same for any loss, by one Hessian-vector product in the logits for each of min(K, d) directions."""
-    keep_graph = torch.is_grad_enabled()
+    keep_graph = torch.is_grad_enabled() and (logits.requires_grad or weight.requires_grad)
     with torch.enable_grad():
         points = logits if logits.requires_grad else logits.detach().requires_grad_()
         losses = loss(points, targets)

@@ -134,7 +134,7 @@ class GapDecomposition:
 
 
 @full_precision()
-def representativeness(
+def decompose_gap(
     features: Tensor,
     labels: Tensor,
     test_features: Tensor,
