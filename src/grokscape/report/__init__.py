@@ -2,5 +2,6 @@
 
 from grokscape.report.document import write_report
 from grokscape.report.figures import write_figures
+from grokscape.report.paper import FigureError, figure
 
-__all__ = ["write_figures", "write_report"]
+__all__ = ["FigureError", "figure", "write_figures", "write_report"]

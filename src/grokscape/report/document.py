@@ -17,7 +17,7 @@ from grokscape.report.plate import Missing, Plate
 from grokscape.report.provenance import provenance
 from grokscape.report.run import Run, read_run
 from grokscape.report.tables import outcome_table, replica_table
-from grokscape.report.verdicts import alarms, cards, findings, no_verdicts
+from grokscape.report.verdicts import alarms, cards, dispute, findings, no_verdicts
 from grokscape.store import RunFolder, write_bytes
 
 LEAD = (
@@ -61,10 +61,11 @@ def page(run: Run) -> str:
         "trajectories": panels,
         "sections": sections,
         "replicas": replica_table(run, found),
+        "dispute": dispute(run),
         "findings": findings(run),
         "provenance": provenance(run),
         "glossary": glossary.entries(run, found.rules),
-        "contents": contents(sections),
+        "contents": contents(sections, disputed=bool(run.of_kind("dispute"))),
         "legends": {item.key: legend_entries(item) for item in plates if isinstance(item, Plate)},
     }
     payload = {
@@ -85,10 +86,11 @@ def evidence(run: Run) -> list[dict[str, Any]]:
     return [{"id": id_, "short": short, "title": title, "plates": plates} for id_, short, title, plates in titled]
 
 
-def contents(sections: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def contents(sections: Sequence[Mapping[str, Any]], *, disputed: bool) -> list[dict[str, str]]:
     """Entries of the table of contents."""
     first = [("verdicts", "Verdicts"), ("outcomes", "Outcomes"), ("trajectories", "Trajectories")]
     last = [
+        *([("dispute", "The dispute")] if disputed else []),
         ("replicas", "Every replica"),
         ("findings", "Findings, rules"),
         ("provenance", "How it was made"),

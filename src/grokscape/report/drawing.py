@@ -36,6 +36,7 @@ _DASHES: dict[str, Any] = {
     "dot": (0, (1, 1.6)),
     "dashdot": (0, (6, 2, 1, 2)),
 }
+_LEGEND_LETTERS = 86  # that fit beside each other across a figure, in both styles
 _SYMBOLS = {"circle": "o", "circle-open": "o", "x": "x", "diamond": "D", "square": "s"}
 
 
@@ -103,7 +104,7 @@ def _draw(plate: Plate, style: Style) -> Figure:
         if number >= len(plate.panels):
             axes.set_axis_off()
             continue
-        _draw_panel(axes, plate.panels[number], size["line"])
+        _draw_panel(axes, plate.panels[number], size["line"], (7, 4, 3)[min(plate.columns, 3) - 1])
         if plate.shared_x and number < len(plate.panels) - plate.columns:
             axes.set_xlabel("")
     if plate.legend:
@@ -111,22 +112,22 @@ def _draw(plate: Plate, style: Style) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Axes, panel: Panel, scale: float) -> None:
+def _draw_panel(axes: Axes, panel: Panel, scale: float, most: int) -> None:
     right = axes.twinx() if panel.right else None
     for layer in panel.layers:
         target = right if right is not None and getattr(layer, "right", False) else axes
         _draw_layer(target, layer, scale)
-    _dress(axes, panel.x, "x", panel.extent("x"))
+    _dress(axes, panel.x, "x", panel.extent("x"), most)
     _dress(axes, panel.y, "y", panel.extent("y"))
     if right is not None and panel.right:
-        _dress(right, panel.right, "y", None)
+        _dress(right, panel.right, "y", panel.extent("right"), most)
         right.spines["right"].set_visible(True)
         right.grid(False)
     if panel.title:
         axes.set_title(panel.title)
 
 
-def _dress(axes: Axes, axis: Axis, which: Literal["x", "y"], extent: tuple[float, float] | None) -> None:
+def _dress(axes: Axes, axis: Axis, which: Literal["x", "y"], extent: tuple[float, float] | None, most: int = 7) -> None:
     target = axes.xaxis if which == "x" else axes.yaxis
     target.set_label_text(axis.title)
     set_scale, set_limits = (axes.set_xscale, axes.set_xlim) if which == "x" else (axes.set_yscale, axes.set_ylim)
@@ -134,7 +135,7 @@ def _dress(axes: Axes, axis: Axis, which: Literal["x", "y"], extent: tuple[float
         set_scale("log")
         target.set_minor_locator(NullLocator())
         if extent:
-            ticks = log_ticks(*extent)
+            ticks = log_ticks(*extent, most)
             target.set_ticks([value for value, _ in ticks], [text for _, text in ticks])
     if axis.limits:
         set_limits(*axis.limits)
@@ -239,7 +240,7 @@ def _legend(figure: Figure, plate: Plate, scale: float) -> None:
                 )
                 entries.setdefault(layer.label, mark)
     if len(entries) > 1:
-        columns = min(len(entries), 3 if max(map(len, entries)) < 34 else 2)
+        columns = max(1, min(len(entries), round(_LEGEND_LETTERS / (max(map(len, entries)) + 8))))
         figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=columns, frameon=False)
 
 
@@ -257,6 +258,8 @@ def write_plate(plate: Plate, folder: Path, style: Style = "paper", formats: Seq
     paths = []
     with mpl.rc_context(_settings(style)) if style in STYLES else nullcontext():
         figure = draw(plate, style)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, not once per format
         for format_ in formats:
             buffer = io.BytesIO()
             figure.savefig(buffer, format=format_, metadata=metadata[format_])

@@ -9,7 +9,7 @@ from grokscape.report import wording
 from grokscape.report.palette import FAMILY_COLOURS, INK, MUTED, Colour, Dash
 from grokscape.report.plate import Axis, Layer, Line, Missing, Panel, Plate, Rule
 from grokscape.report.run import Run
-from grokscape.report.trajectories import panel, shown_steps, step_axis, summarise
+from grokscape.report.trajectories import nullable, panel, shown_steps, step_axis, summarise
 
 ANGLE_TITLE = "Angles between class means, against the simplex"
 THEORY_TITLE = "Relative flatness against what collapse would make of it"
@@ -94,11 +94,11 @@ def _theory_curves(run: Run, finding: Mapping[str, Any] | None) -> dict[str, tup
     curves: dict[str, tuple[list[float], list[float | None]]] = {}
     for key, column in (("measured", "train/relative_flatness"), ("surrogate", "train/relative_flatness_bound")):
         if column in run.frame.columns and (summary := summarise(run, column, steps).get(baseline)):
-            curves[key] = (steps.tolist(), _nullable(summary.median))
+            curves[key] = (steps.tolist(), nullable(summary.median))
     data = ((finding or {}).get("data") or {}).get("curves") or {}
     for key in ("exact", "bound"):
         if data.get(key):
-            curves[key] = (steps.tolist(), _nullable(_median_at(steps, data["steps"], data[key])))
+            curves[key] = (steps.tolist(), nullable(_median_at(steps, data["steps"], data[key])))
     return curves
 
 
@@ -120,7 +120,3 @@ def _median_at(
     median = np.full(len(steps), np.nan)
     median[known] = np.nanmedian(stacked[:, known], axis=0)
     return median
-
-
-def _nullable(values: np.ndarray) -> list[float | None]:
-    return [None if not np.isfinite(v) else float(f"{v:.4g}") for v in values]

@@ -14,6 +14,25 @@ _SPLITS = {
     "cross": "held-out samples around the class means of the training samples",
     "params": "the parameters alone",
 }
+_ONSET = """The first evaluation at or above a threshold that then holds for {hold} evaluations in a row. A run has
+memorised once its accuracy on training samples reaches {train:g}, and has generalised once its accuracy
+on held-out samples reaches {test:g}. A run that never gets there is censored at its last evaluation: it
+stays in every count and is never dropped."""
+_MEDIAN = """The step by which half of an arm's replicas had got there (Kaplan–Meier). If fewer than half ever did,
+there is no median."""
+_DELAY = "Steps from memorisation to generalisation, or to the end of the run if it never came."
+_FINAL = """Mean accuracy on held-out samples over a replica's last {final} evaluations; then the mean over
+replicas, with an interval of confidence {confidence:.0%}."""
+_END = """A measure at a replica's last evaluation on training samples (or of the parameters); then the median
+over replicas."""
+_HELD = """Whether an arm did what it was meant to do. Held: the measure met its goal at {held:.0%} of the
+evaluations after memorisation, within {tolerance:.0%}, in {held:.0%} of the seeds. Idle: the baseline
+meets the same goal by itself. The level is the median over seeds at which the measure settled. An arm
+that did not hold, or in which memorisation was lost, says nothing about its property."""
+_NECESSARY = """A property is called not necessary if it was held back and generalisation stayed equivalent to the
+baseline's within margins that were fixed before the run; consistent with necessary if holding it back
+by two different hands, at the same level, made generalisation fail or come later by more than the
+margins; else inconclusive. No finite experiment proves necessity."""
 
 
 def entries(run: Run, rules: Rules) -> list[dict[str, str]]:
@@ -22,58 +41,31 @@ def entries(run: Run, rules: Rules) -> list[dict[str, str]]:
 
 
 def _outcomes(rules: Rules) -> list[dict[str, str]]:
-    hold = f"and stays there for {rules.hold} evaluations in a row"
-    return [
-        {
-            "id": "onset",
-            "title": "Onset",
-            "text": f"The first evaluation at or above a threshold that then holds: a run has memorised once its "
-            "accuracy "
-            f"on training samples reaches {rules.train_threshold:g} {hold}, and has generalised once its accuracy on "
-            f"held-out samples reaches {rules.test_threshold:g} {hold}. A run that never gets there is censored at its "
-            f"last evaluation: it stays in every "
-            f"count and is never dropped.",
-        },
-        {
-            "id": "median-onset",
-            "title": "Median onset",
-            "text": "The median step over the replicas of an arm, where a replica that never got there counts as later "
-            "than "
-            "all others. If half of them or more never did, there is no median.",
-        },
-        {
-            "id": "delay",
-            "title": "Delay",
-            "text": "Steps from memorisation to generalisation, or to the end of the run if it never came.",
-        },
-        {
-            "id": "final-accuracy",
-            "title": "Final test accuracy",
-            "text": f"Mean accuracy on held-out samples over a replica's last {rules.final_evaluations} evaluations; "
-            "then the "
-            f"median over replicas.",
-        },
-        {
-            "id": "final-measure",
-            "title": "Value at the end",
-            "text": "A measure at a replica's last evaluation on training samples (or of the parameters); then the "
-            "median "
-            "over replicas.",
-        },
+    onset = _ONSET.format(hold=rules.hold, train=rules.train_threshold, test=rules.test_threshold)
+    final = _FINAL.format(final=rules.final_evaluations, confidence=1 - rules.alpha)
+    held = _HELD.format(held=rules.held_fraction, tolerance=rules.held_tolerance)
+    texts = [
+        ("necessary", "Necessary", _NECESSARY),
+        ("onset", "Onset", onset),
+        ("median-onset", "Median onset", _MEDIAN),
+        ("delay", "Delay", _DELAY),
+        ("final-accuracy", "Final test accuracy", final),
+        ("held", "Held", held),
+        ("at-the-end", "At the end", _END),
     ]
+    return [{"id": id_, "title": title, "text": " ".join(text.split())} for id_, title, text in texts]
 
 
 def _measure(run: Run, measure: str, splits: list[str]) -> dict[str, str]:
     about = next((run.columns[f"{s}/{measure}"] for s in splits if f"{s}/{measure}" in run.columns), {})
-    parts = [
-        f"Column {', '.join(f'{s}/{measure}' for s in splits)}: taken on "
-        f"{'; '.join(_SPLITS.get(s, s) for s in splits)}."
-    ]
+    columns, places = ", ".join(f"{s}/{measure}" for s in splits), "; ".join(_SPLITS.get(s, s) for s in splits)
+    parts = [f"Column {columns}: taken on {places}."]
     if about.get("property"):
         parts.append(f"Property: {about['property']}.")
     if about.get("direction") in _DIRECTIONS:
         parts.append(_DIRECTIONS[about["direction"]])
     if about.get("unit"):
         parts.append(f"Unit or range: {about['unit']}.")
-    parts.append(f"Source: {about['source']}." if about.get("source") else "This run folder records no source for it.")
+    known = about.get("source") not in (None, "", "–")
+    parts.append(f"Source: {about['source']}." if known else "A textbook quantity; this run folder names no source.")
     return {"id": measure, "title": sentence(run.measure_title(measure)), "text": " ".join(parts).replace("..", ".")}

@@ -134,7 +134,7 @@ def _add_panel(
     right = f"y{100 + number}"
     if panel.right:
         layout[f"yaxis{100 + number}"] = {
-            **_axis(panel.right, None),
+            **_axis(panel.right, panel.extent("right")),
             "overlaying": f"y{suffix}",
             "side": "right",
             "anchor": f"x{suffix}",
@@ -285,7 +285,7 @@ def _add_rule(layout: dict[str, Any], rule: Rule, panel: Panel, suffix: str) -> 
         else {"x0": 0, "x1": 1, "y0": rule.at, "y1": rule.at}
     )
     line = {"color": themed(rule.colour), "width": 1, "dash": DASHES[rule.dash]}
-    layout["shapes"].append({"type": "line", "xref": along, "yref": across, "line": line, "layer": "between", **ends})
+    layout["shapes"].append({"type": "line", "xref": along, "yref": across, "line": line, "layer": "above", **ends})
     if not rule.label:
         return
     axis = panel.x if vertical else panel.y

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from grokscape.analysis import Record
+from grokscape.analysis import Record, summary_table
 from grokscape.analysis.design import Rules
 from grokscape.report.arms import Arm
 from grokscape.report.plate import Axis, Missing, Panel, Plate, Points, Symbol
@@ -23,23 +24,25 @@ class Outcomes:
     Attributes:
         rules: thresholds and margins of the study.
         table: one row per replica; see `grokscape.analysis.onsets.outcomes`.
+        summary: arm → its row of `grokscape.analysis.summary_table`.
     """
 
     rules: Rules
     table: pl.DataFrame
+    summary: dict[str, dict[str, Any]]
 
     @classmethod
     def of(cls, run: Run) -> "Outcomes":
         """Outcomes of a run; without accuracies the table is empty."""
         known = {"train/accuracy", "test/accuracy"} <= set(run.frame.columns)
-        record = Record.of(run.frame if known else pl.DataFrame(), run.spec, run.columns, run.status)
-        return cls(record.rules, record.results)
+        frame = run.frame if known else pl.DataFrame()
+        record = Record.of(frame, run.spec, run.columns, run.status)
+        summary = summary_table(frame, run.spec, run.columns, run.status)
+        return cls(record.rules, record.results, {row["arm"]: row for row in summary.iter_rows(named=True)})
 
     def median_onset(self, arm: str, what: str) -> float | None:
-        """Median step of "memorised" or "generalised" over an arm, counting those who never did as infinitely late."""
-        steps = self.rows(arm)[what].fill_null(float("inf")).to_numpy()
-        median = float(np.median(steps)) if len(steps) else float("inf")
-        return median if np.isfinite(median) else None
+        """Median step of "memorised" or "generalised" over an arm (Kaplan–Meier), None if fewer than half got there."""
+        return self.summary.get(arm, {}).get(f"{what}_step")
 
     def rows(self, arm: str) -> pl.DataFrame:
         """The rows of one arm."""

@@ -39,19 +39,19 @@ FAMILY_TITLES: dict[Family, str] = {
 
 FAMILY_COLOURS: dict[Family, tuple[Colour, ...]] = {
     "baseline": (INK, MUTED),
-    "flatness": (Colour("#0072b2", "#4aa8e8"), Colour("#003e6b", "#a3d2f7"), Colour("#3f8fd0", "#2c7fc0")),
+    "flatness": (Colour("#1f78c1", "#58b4f0"), Colour("#003e6b", "#a3d2f7"), Colour("#5a8fc4", "#2c7fc0")),
     "collapse": (Colour("#d55e00", "#f0883a"), Colour("#8a3a00", "#f7c190"), Colour("#b98000", "#c9631a")),
-    "other": (Colour("#a3478f", "#dd8fc8"), Colour("#6a2a66", "#f0c4e6"), Colour("#8a6fb8", "#a585d8")),
-    "control": (Colour("#00835f", "#2fbf94"), Colour("#4f5d24", "#b4c46f"), Colour("#5f7f8c", "#8fb3c2")),
+    "other": (Colour("#a3378a", "#d06ab8"), Colour("#6a2a66", "#f0c4e6"), Colour("#8a6fb8", "#a585d8")),
+    "control": (Colour("#00684a", "#1f9a72"), Colour("#6b7a1f", "#b4c46f"), Colour("#5f7f8c", "#8fb3c2")),
 }
 
 DASHES: tuple[Dash, ...] = ("solid", "dash", "longdash", "dashdot")
 
 
 def arm_style(family: Family, rank: int) -> tuple[Colour, Dash]:
-    """Colour and dash of the `rank`-th arm of a family; the pairs repeat only after every combination was used."""
+    """Colour and dash of the `rank`-th arm of a family; with 3 shades and 4 dashes the pairs repeat after 12 arms."""
     shades = FAMILY_COLOURS[family]
-    return shades[rank % len(shades)], DASHES[(rank + rank // len(shades)) % len(DASHES)]
+    return shades[rank % len(shades)], DASHES[rank % len(DASHES)]
 
 
 def contrast(first: str, second: str) -> float:

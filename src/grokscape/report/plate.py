@@ -105,18 +105,19 @@ class Panel:
     right: Axis | None = None
     height: float = 1.0
 
-    def extent(self, which: Literal["x", "y"]) -> tuple[float, float] | None:
+    def extent(self, which: Literal["x", "y", "right"]) -> tuple[float, float] | None:
         """Smallest and largest positive value on an axis, limits of the axis first; None if there is none."""
-        axis = self.x if which == "x" else self.y
-        values = list(axis.limits) if axis.limits else [v for layer in self.layers for v in _values(layer, which)]
+        axis = {"x": self.x, "y": self.y, "right": self.right}[which]
+        given = axis.limits if axis else None
+        values = list(given) if given else [v for layer in self.layers for v in _values(layer, which)]
         positive = [v for v in values if v is not None and v > 0]
         return (min(positive), max(positive)) if positive else None
 
 
-def _values(layer: Layer, which: Literal["x", "y"]) -> list[float | None]:
+def _values(layer: Layer, which: Literal["x", "y", "right"]) -> list[float | None]:
     if isinstance(layer, Rule):
         return [layer.at] if layer.axis == which else []
-    if getattr(layer, "right", False) and which == "y":
+    if which != "x" and getattr(layer, "right", False) != (which == "right"):
         return []
     if isinstance(layer, Band):
         return list(layer.x) if which == "x" else [*layer.low, *layer.high]

@@ -4,48 +4,64 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from grokscape.report import wording
 from grokscape.report.run import Run
 
 
 def provenance(run: Run) -> dict[str, Any]:
-    """Versions, device, seeds, cost and the command that reproduces the run."""
-    status = run.status
-    versions = status.get("versions")
+    """What the section on reproduction shows: {"facts": [{"name", "text", "code"}], "spec"}."""
+    status, spec = run.status, run.spec
+    steps = status.get("steps") or spec.get("steps") or "an unknown number"
     facts = [
-        ("Reproduce it", status.get("command") or f"grokscape run {run.name}", True),
-        (
-            "State",
-            f"{status.get('state', 'unknown')}, step {status.get('step', run.last_step)} of "
-            f"{status.get('steps') or run.spec.get('steps') or 'unknown'}",
-            False,
-        ),
-        ("Seeds", _text(run.spec.get("seeds")), False),
-        ("Device", _text(status.get("device")), False),
-        (
-            "Time",
-            f"{wording.number(status['seconds'])} s" if status.get("seconds") is not None else "not recorded",
-            False,
-        ),
-        (
-            "Versions",
-            ", ".join(f"{k} {v}" for k, v in sorted(versions.items()))
-            if isinstance(versions, Mapping)
-            else _text(versions),
-            False,
-        ),
-        ("Testbed", _text(run.spec.get("testbed")), False),
-        ("Model", _text(run.spec.get("model")), False),
-        ("Optimiser", _text(run.spec.get("optimizer")), False),
-        ("Rules of verdicts", _text(run.spec.get("verdict")), False),
+        ("Reproduce it", str(status.get("command") or f"grokscape run {run.name}"), True),
+        ("State", f"{status.get('state', 'unknown')}, step {status.get('step', run.last_step)} of {steps}", False),
+        ("Arms × seeds", f"{len(run.arms)} × {_text(spec.get('seeds'))}", False),
+        ("Seeds", _seeds(run), False),
+        ("Device", _device(status), False),
+        ("Cost", duration(status.get("seconds")), False),
+        ("Versions", _text(status.get("versions")), False),
+        ("Testbed", _text(spec.get("testbed")), False),
+        ("Model", _text(spec.get("model")), False),
+        ("Optimiser", _text(spec.get("optimizer")), False),
+        ("Onset rule", _text(spec.get("onset")), False),
+        ("Verdict rules", _text(spec.get("verdict")), False),
     ]
-    spec = json.dumps(run.spec, indent=1, ensure_ascii=False)
-    return {"facts": [{"name": n, "text": t, "code": c} for n, t, c in facts], "spec": spec}
+    text = json.dumps(spec, indent=1, ensure_ascii=False)
+    return {"facts": [{"name": n, "text": t, "code": c} for n, t, c in facts], "spec": text}
+
+
+def duration(seconds: object) -> str:
+    """A time in words."""
+    if not isinstance(seconds, (int, float)):
+        return "not recorded"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _seeds(run: Run) -> str:
+    if not run.frame.height or not {"init_seed", "split_seed"} <= set(run.frame.columns):
+        return "not recorded"
+    pairs = run.frame.select("init_seed", "split_seed").unique().sort("init_seed", "split_seed").rows()
+    shown = ", ".join(f"{a}/{b}" for a, b in pairs[:12])
+    return f"initialisation/split {shown}" + (f" and {len(pairs) - 12} more" if len(pairs) > 12 else "")
+
+
+def _device(status: Mapping[str, Any]) -> str:
+    parts = [_text(status.get("device"))]
+    if status.get("threads"):
+        parts.append(f"{status['threads']} thread{'s' * (status['threads'] != 1)}")
+    if status.get("batched"):
+        parts.append("all replicas in one batch")
+    return ", ".join(parts)
 
 
 def _text(value: object) -> str:
-    if value in (None, {}, []):
+    if value is None or value in ({}, []):
         return "not recorded"
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        known = [(k, v) for k, v in value.items() if v is not None]
+        return " · ".join(f"{str(k).replace('_', ' ')} {_text(v)}" for k, v in known)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -12,7 +12,7 @@ from grokscape.store import KEYS, RunFolder, RunFolderError
 
 SPLITS = ("train", "test", "cross", "params")
 SHORT = {
-    "loss": "Loss",
+    "loss": "loss",
     "relative_flatness": "κ",
     "relative_flatness_bound": "κ̄",
     "relative_flatness_per_loss": "κ/loss",
@@ -63,7 +63,7 @@ class Run:
         present = self.frame["arm"].unique(maintain_order=True).to_list() if "arm" in self.frame.columns else []
         measures = {name.rpartition("/")[2] for name in self.columns}
         properties = {measure: self.measure_property(measure) for measure in measures}
-        titles = {measure: self.measure_title(measure) for measure in measures}
+        titles = {measure: self.measure_short(measure) for measure in measures}
         return arms_of(self.spec, map(str, present), properties, titles)
 
     @cached_property

@@ -1,6 +1,6 @@
 """The tables of the page: arms × outcomes, and one row per replica."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -14,44 +14,60 @@ from grokscape.report.trajectories import DEFAULT_MEASURES
 def outcome_table(run: Run, found: Outcomes) -> dict[str, Any]:
     """Arms × outcomes."""
     measures = [m for m in DEFAULT_MEASURES if m not in ("accuracy",) and m in run.measures()]
-    heads = [
-        {"text": "Arm", "link": None, "words": False},
-        {"text": "What was done", "link": None, "words": True},
-        {"text": "Memorised", "link": "def-onset", "words": False},
-        {"text": "Generalised", "link": "def-onset", "words": False},
-        {"text": "Final test accuracy", "link": "def-final-accuracy", "words": False},
-        *({"text": f"{run.measure_short(m)} at the end", "link": f"def-{m}", "words": False} for m in measures),
+    titled = [
+        ("Arm", None),
+        ("What was done", None),
+        ("Held?", "def-held"),
+        ("Memorised", "def-onset"),
+        ("Generalised", "def-onset"),
+        ("Median delay", "def-delay"),
+        ("Final test accuracy", "def-final-accuracy"),
+        *((wording.sentence(f"{run.measure_short(m)} at the end"), f"def-{m}") for m in measures),
     ]
+    heads = [{"text": text, "link": link, "words": text == "What was done"} for text, link in titled]
     rows = [
         {"arm": arm.name, "title": arm.title, "cells": _outcome_cells(run, found, arm.name, measures)}
         for arm in run.arms
     ]
     caption = (
         "Counts are seeds; below them, the median step. Measures are medians over seeds on training samples at the "
-        "last evaluation."
+        "last evaluation. Press an underlined heading for its definition."
     )
     return {"heads": heads, "rows": rows, "caption": caption}
 
 
 def _outcome_cells(run: Run, found: Outcomes, arm: str, measures: Sequence[str]) -> list[dict[str, Any]]:
-    rows = found.rows(arm)
-    cells = [{"text": run.arm_by_name[arm].done or "nothing", "small": "", "words": True}]
+    row = found.summary.get(arm)
+    cells = [_text(run.arm_by_name[arm].done or "nothing", words=True)]
+    if row is None:
+        return [*cells, *(_text("–") for _ in range(5 + len(measures)))]
+    cells.append(_held(run, row))
     for what in ("memorised", "generalised"):
-        median = found.median_onset(arm, what)
-        small = f"step {median:.0f}" if median is not None else "no median"
-        cells.append(
-            {"text": f"{rows[what].count()} of {rows.height}", "small": small if rows.height else "", "words": False}
-        )
-    final = rows["final_accuracy"].median() if rows.height else None
-    cells.append({"text": "–" if final is None else f"{final:.1%}", "small": "", "words": False})
-    for measure in measures:
-        value = _final_value(run, arm, measure)
-        cells.append({"text": wording.number(value), "small": "", "words": False})
+        step = row[f"{what}_step"]
+        cells.append(_text(f"{row[what]} of {row['n']}", "no median" if step is None else f"step {step:.0f}"))
+    cells.append(_text("–" if row["delay"] is None else f"{row['delay']:.0f}", "" if row["delay"] is None else "steps"))
+    accuracy, low, high = (row[f"final_accuracy{end}"] for end in ("", "_low", "_high"))
+    interval = "" if low is None or high is None else f"{100 * low:.1f} to {min(100 * high, 100):.1f}"
+    cells.append(_text("–" if accuracy is None else f"{100 * accuracy:.1f} %", interval))
+    cells += [_text(wording.number(_final_value(run, arm, measure))) for measure in measures]
     return cells
 
 
+def _text(text: str, small: str = "", *, words: bool = False) -> dict[str, Any]:
+    return {"text": text, "small": small, "words": words}
+
+
+def _held(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
+    if row["measure"] is None:
+        return _text("–")
+    measure = run.measure_short(str(row["measure"]).rpartition("/")[2])
+    level = "" if row["level"] is None else f"{measure} {wording.number(row['level'])}"
+    return _text(str(row["state"]), wording.sentence(level))
+
+
 def _final_value(run: Run, arm: str, measure: str) -> float | None:
-    split = "train" if "train" in run.measures()[measure] else run.measures()[measure][0]
+    splits = run.measures()[measure]
+    split = "train" if "train" in splits else splits[0]
     rows = run.frame.filter(pl.col("arm") == arm).drop_nulls(f"{split}/{measure}").group_by("replica").last()
     return rows[f"{split}/{measure}"].median() if rows.height else None  # pyright: ignore[reportReturnType]
 

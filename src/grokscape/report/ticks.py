@@ -3,20 +3,19 @@
 from math import ceil, floor, log10
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_MOST = 7
 
 
-def log_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Values and their texts between two positive ends: decades, thinned out if many, or 1–2–5 within a few decades."""
+def log_ticks(low: float, high: float, most: int = 7) -> list[tuple[float, str]]:
+    """Values and their texts between two positive ends: about `most` decades, or 1–2–5 within two of them."""
     first, last = floor(log10(low)), ceil(log10(high))
     span = log10(high) - log10(low)
     if span < 2.2:
-        factors = (1, 2, 5) if span < 1.6 else (1, 3)
+        factors = (1, 2, 5) if span < 1.6 and most > 4 else (1, 3) if span < 1.6 or most > 4 else (1,)
         values = [f * 10.0**e for e in range(first, last + 1) for f in factors]
         values = [v for v in values if 0.999 * low <= v <= 1.001 * high]
         if len(values) > 1:
             return [(v, plain(v)) for v in values]
-    step = max(1, ceil((last - first) / _MOST))
+    step = max(1, ceil((last - first) / most))
     return [(10.0**e, power(e)) for e in range(first, last + 1) if e % step == 0]
 
 

@@ -15,6 +15,7 @@ def no_verdicts(run: Run) -> str:
 
 
 PROPERTY_TITLES = {"collapse": "neural collapse", "fit": "a low training loss", "norm": "a small weight norm"}
+VERDICT_TITLES = {"belongs to the manipulation": "the harm belongs to the manipulation"}
 GLYPHS = {"consistent with necessary": "full", "not necessary": "empty"}
 
 
@@ -33,19 +34,62 @@ def cards(run: Run) -> list[dict[str, Any]]:
             {
                 "heading": f"Is {PROPERTY_TITLES.get(property_, property_) or measure} necessary?",
                 "measure": measure,
-                "verdict": wording.sentence(verdict),
+                "verdict": wording.sentence(VERDICT_TITLES.get(verdict, verdict)),
                 "glyph": GLYPHS.get(verdict, "half"),
                 "statement": f"{wording.sentence(reason)}." if reason else finding.get("statement", ""),
                 "groups": wording.grouped(wording.estimates(finding, run)),
                 "basis": wording.basis(finding),
                 "rule": finding.get("rule") or "No rule was recorded.",
                 "anchor": wording.anchor(finding.get("id")),
+                "sufficient": _sufficiency(run, property_),
                 "hue": themed(wording.property_colour(property_)),
             }
         )
     return made
 
 
+def _sufficiency(run: Run, property_: str) -> dict[str, str] | None:
+    """The verdict on whether a property suffices, for the foot of its card."""
+    for finding in run.of_kind("sufficiency"):
+        if finding.get("id") == f"sufficiency/{property_}":
+            return {"verdict": str(finding.get("verdict") or "not judged"), "anchor": wording.anchor(finding["id"])}
+    return None
+
+
+def dispute(run: Run) -> dict[str, Any] | None:
+    """What three papers claim and how this study answers, and the ranking of the disputed measures; None if absent."""
+    found = run.of_kind("dispute")
+    claims = [f for f in found if (f.get("subject") or {}).get("claim")]
+    ranking = next((f["data"]["ranking"] for f in found if (f.get("data") or {}).get("ranking")), [])
+    if not claims:
+        return None
+    rows = [
+        {
+            "claim": f["subject"]["claim"],
+            "source": f["subject"].get("source", ""),
+            "answer": str(f.get("verdict")),
+            "why": str(f.get("statement", "")).rpartition("; ")[2].rstrip("."),
+            "anchor": wording.anchor(f.get("id")),
+        }
+        for f in claims
+    ]
+    return {"claims": rows, "ranking": [_ranked(run, row) for row in ranking]}
+
+
+def _ranked(run: Run, row: dict[str, Any]) -> dict[str, str]:
+    lag, position = row.get("lag") or {}, row.get("position") or {}
+    return {
+        "measure": row["measure"],
+        "title": f"{run.measure_short(row['measure'])}, {SPLIT_WORDS.get(row['split'], row['split'])}",
+        "order": str(row.get("order") or "–"),
+        "lag": "–" if lag.get("value") is None else f"{lag['value']:+.0f}".replace("-", "−"),
+        "position": wording.number(position.get("value")),
+        "concordance": wording.number(row.get("concordance_adjusted")),
+        "necessity": str(row.get("necessity") or "not manipulated"),
+    }
+
+
+SPLIT_WORDS = {"train": "training", "test": "held-out", "cross": "held-out around training means"}
 KIND_TITLES = {
     "necessity": "Necessity",
     "sufficiency": "Sufficiency",

@@ -1,0 +1,229 @@
+"""The figures of Han et al. 2025 (arXiv 2509.17738), drawn from our own runs.
+
+The same quantities on the same axes under the same names; where the paper draws its surrogate κ̄ so do we. What a figure
+needs that a run did not log is named in the error.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grokscape.report.arms import Arm
+from grokscape.report.drawing import Style, write_plate
+from grokscape.report.palette import FAMILY_COLOURS, INK, MUTED, Colour, Dash
+from grokscape.report.plate import Axis, Band, Layer, Line, Panel, Plate, Rule
+from grokscape.report.run import Run, read_run
+from grokscape.report.trajectories import is_logarithmic, layers, nullable, shown_steps, step_axis, summarise
+from grokscape.store import RunFolder
+
+
+class FigureError(ValueError):
+    """A figure that a run cannot give; the message says what is missing and how to get it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to draw one figure of the paper.
+
+    Attributes:
+        title: what it shows.
+        draw: from a run and the figure's name to a plate.
+    """
+
+    title: str
+    draw: Callable[[Run, str], Plate]
+
+
+def figure(name: str, folder: RunFolder | str | Path, style: Style = "paper") -> list[Path]:
+    """Draw a figure of the paper from a run and write it as SVG, PDF and PNG into its `figures/`; return the paths.
+
+    Args:
+        name: "fig1" … "fig20"; see `RECIPES`.
+        folder: the run.
+        style: "paper" or "talk".
+
+    Raises:
+        FigureError: there is no such figure, or the run lacks what it needs.
+        RunFolderError: there is no run folder, or one of its files is damaged.
+        ValueError: `style` is unknown.
+    """
+    if name not in RECIPES:
+        raise FigureError(
+            f"expected one of {', '.join(RECIPES)}, got {name!r}; `fig1` shows grokking with both measures"
+        )
+    run = read_run(folder)
+    return write_plate(RECIPES[name].draw(run, name), run.path / "figures", style)
+
+
+def _grokking(run: Run, name: str) -> Plate:
+    """Accuracy over steps with CDNV, and with κ̄, each on an axis of its own."""
+    _need(run, name, "train/accuracy", "test/accuracy", "train/cdnv", "train/relative_flatness_bound")
+    first, second = FAMILY_COLOURS["collapse"][0], FAMILY_COLOURS["flatness"][0]
+    panels = (
+        _twin(run, "train/cdnv", "CDNV", first, "Neural collapse"),
+        _twin(run, "train/relative_flatness_bound", "κ̄", second, "Relative flatness"),
+    )
+    return _plate(name, panels, 2)
+
+
+def _twin(run: Run, column: str, label: str, colour: Colour, title: str) -> Panel:
+    steps, arm = shown_steps(run), _baseline(run)
+    drawn: list[Layer] = [
+        *_curve(run, "train/accuracy", arm, steps, MUTED, "train accuracy", "dash"),
+        *_curve(run, "test/accuracy", arm, steps, INK, "test accuracy", "solid"),
+        *_curve(run, column, arm, steps, colour, label, "solid", right=True),
+    ]
+    log = is_logarithmic(list(summarise(run, column, steps).values()))
+    right = Axis(label, log=log, colours=(colour,))
+    return Panel(step_axis(run), Axis("Accuracy", percent=True, limits=(-0.02, 1.02)), tuple(drawn), title, right=right)
+
+
+def _curve(
+    run: Run, column: str, arm: str, steps: Any, colour: Colour, label: str, dash: Dash, *, right: bool = False
+) -> list[Layer]:
+    summary = summarise(run, column, steps).get(arm)
+    if summary is None:
+        return []
+    x = steps.tolist()
+    band = Band(x, nullable(summary.low), nullable(summary.high), colour, arm, right=right)
+    line = Line(x, nullable(summary.median), colour, label, arm, dash, right=right)
+    return [band, line] if summary.replicas > 1 else [line]
+
+
+def _collapse(run: Run, name: str) -> Plate:
+    """Accuracy, CDNV and κ̄ of the baseline and of the arms that hold collapse back."""
+    arms = _against(run, name, "collapse", "a Suppress or Clamp on “cdnv”")
+    return _arms_plate(run, name, arms, "test")
+
+
+def _collapse_training(run: Run, name: str) -> Plate:
+    """The same on training samples."""
+    arms = _against(run, name, "collapse", "a Suppress or Clamp on “cdnv”")
+    return _arms_plate(run, name, arms, "train")
+
+
+def _flatness(run: Run, name: str) -> Plate:
+    """Accuracy, κ̄ and CDNV of the baseline and of the arms that hold flatness back, with the step of release."""
+    arms = _against(run, name, "flatness", "a Suppress or Clamp on “relative_flatness_bound” or “relative_flatness”")
+    return _arms_plate(run, name, arms, "test")
+
+
+def _angles(run: Run, name: str) -> Plate:
+    """How far the angles between class means are from the simplex, in the baseline and where collapse is held back."""
+    arms = _against(run, name, "collapse", "a Suppress or Clamp on “cdnv”")
+    _need(run, name, "train/nc2_equiangular")
+    title = "Mean |cos ∠ + 1/(K−1)|"
+    panel = _measure_panel(run, "train/nc2_equiangular", arms, title)
+    simplex = Rule(0.0, axis="y", label="simplex")
+    return _plate(name, (Panel(panel.x, panel.y, (simplex, *panel.layers), "Angles between class means"),), 1)
+
+
+def _representativeness(run: Run, name: str) -> Plate:
+    """Representativeness over steps beside the accuracies."""
+    column = next((c for c in run.frame.columns if c.endswith("/representativeness")), "test/representativeness")
+    _need(run, name, "train/accuracy", "test/accuracy", column)
+    return _plate(name, (_twin(run, column, "Representativeness", FAMILY_COLOURS["control"][0], ""),), 1)
+
+
+def _arms_plate(run: Run, name: str, arms: Sequence[Arm], split: str) -> Plate:
+    _need(run, name, f"{split}/accuracy", "train/cdnv", "train/relative_flatness_bound")
+    on = "Test" if split == "test" else "Training"
+    panels = (
+        _measure_panel(run, f"{split}/accuracy", arms, f"{on} accuracy"),
+        _measure_panel(run, "train/cdnv", arms, "CDNV"),
+        _measure_panel(run, "train/relative_flatness_bound", arms, "κ̄"),
+    )
+    released = sorted({step for arm in arms if (step := _release(run, arm)) is not None})
+    rules = tuple(Rule(step, label="released" if step == released[0] else "") for step in released)
+    return _plate(name, tuple(Panel(p.x, p.y, (*rules, *p.layers), p.title) for p in panels), 3)
+
+
+def _measure_panel(run: Run, column: str, arms: Sequence[Arm], title: str) -> Panel:
+    steps = shown_steps(run)
+    summaries = summarise(run, column, steps, seeds_shown=0)
+    drawn = [layer for arm in arms if arm.name in summaries for layer in layers(arm, steps, summaries[arm.name])]
+    shown = [summaries[arm.name] for arm in arms if arm.name in summaries]
+    percent = column.endswith("/accuracy")
+    limits = (-0.02, 1.02) if percent else None
+    return Panel(
+        step_axis(run),
+        Axis(title, log=not percent and is_logarithmic(shown), percent=percent, limits=limits),
+        tuple(drawn),
+    )
+
+
+def _plate(name: str, panels: tuple[Panel, ...], columns: int) -> Plate:
+    title = RECIPES[name].title
+    return Plate(name, title, "", title, panels, columns=columns)
+
+
+def _baseline(run: Run) -> str:
+    return next((arm.name for arm in run.arms if arm.role == "baseline"), run.arms[0].name if run.arms else "")
+
+
+def _against(run: Run, name: str, family: str, how: str) -> list[Arm]:
+    """The baseline and the arms that hold a property back.
+
+    Raises:
+        FigureError: there is no such arm.
+    """
+    specs = {str(arm.get("name")): arm for arm in run.spec.get("arms") or []}
+    held = [arm for arm in run.arms if arm.family == family and _holds_back(specs.get(arm.name, {}))]
+    if not held:
+        raise FigureError(
+            f"{name} ({RECIPES[name].title}) compares the baseline with arms that hold {family} back; "
+            f"{run.path.name} has none. Run a study with an arm that has {how}"
+        )
+    return [arm for arm in run.arms if arm.role == "baseline"] + held
+
+
+def _holds_back(spec: Mapping[str, Any]) -> bool:
+    items = [item for item in spec.get("interventions") or [] if isinstance(item, Mapping)]
+    return any(
+        item.get("kind") == "suppress" or (item.get("at_least") is not None and item.get("kind") == "clamp")
+        for item in items
+    )
+
+
+def _release(run: Run, arm: Arm) -> float | None:
+    """Step at which an arm's interventions end, if they do."""
+    spec = next((item for item in run.spec.get("arms") or [] if item.get("name") == arm.name), {})
+    items = spec.get("interventions") or []
+    ends = [item["step"] for item in items if item.get("kind") == "unplug"] or [
+        item["until"] for item in items if item.get("until")
+    ]
+    return float(max(ends)) if ends else None
+
+
+def _need(run: Run, name: str, *columns: str) -> None:
+    missing = [column for column in columns if column not in run.frame.columns]
+    if not missing:
+        return
+    if not run.frame.height:
+        raise FigureError(
+            f"{name} cannot be drawn: {run.path.name} has measured nothing yet; wait for its first evaluation"
+        )
+    measures = ", ".join(sorted({column.rpartition("/")[2] for column in missing}))
+    raise FigureError(
+        f"{name} ({RECIPES[name].title}) needs the columns {', '.join(columns)}; {run.path.name} lacks "
+        f"{', '.join(missing)}. Put {measures} among the study's measures and run it again"
+    )
+
+
+_HELD = "flatness held back, then released"
+RECIPES: dict[str, Recipe] = {
+    "fig1": Recipe("grokking with neural collapse and relative flatness", _grokking),
+    "fig2": Recipe("collapse held back: accuracy, CDNV, κ̄", _collapse),
+    "fig3": Recipe("collapse held back: angles between class means", _angles),
+    "fig4": Recipe(_HELD, _flatness),
+    "fig5": Recipe("collapse held back, on training samples", _collapse_training),
+    "fig6": Recipe("collapse held back at several strengths", _collapse),
+    "fig7": Recipe("collapse held back at several strengths, with augmentation", _collapse),
+    **{f"fig{n}": Recipe(f"{_HELD}: residual network", _flatness) for n in (8, 9, 10)},
+    "fig11": Recipe(f"{_HELD}, at several strengths", _flatness),
+    "fig12": Recipe(f"{_HELD}, at several caps", _flatness),
+    **{f"fig{n}": Recipe(f"{_HELD}: vision transformer", _flatness) for n in (13, 14, 15)},
+    **{f"fig{n}": Recipe(f"{_HELD}: language model", _flatness) for n in (16, 17, 18, 19)},
+    "fig20": Recipe("representativeness in grokking", _representativeness),
+}

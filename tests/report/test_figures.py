@@ -1,0 +1,133 @@
+"""Figure files: formats, sameness, styles, and the figures of the paper."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grokscape.report import FigureError, figure, write_figures
+from grokscape.report.delays import survival_plate
+from grokscape.report.drawing import draw, write_plate
+from grokscape.report.onsets import Outcomes, hero
+from grokscape.report.paper import RECIPES
+from grokscape.report.plate import Axis, Line, Panel, Plate, Points, Rule
+from grokscape.report.run import read_run
+from grokscape.store import RunFolder
+
+
+@pytest.fixture(scope="module")
+def small() -> Plate:
+    """A plate with a log axis, names that look like markup, and gaps."""
+    line = Line([1, 10, 100], [0.5, None, 2.0], label="$x_1$ <b>", dash="dash")
+    marks = Points([1, 2], [0, 1], x_ends=[(0.5, 2.0), (None, None)], label="marks", symbol="circle-open")
+    first = Panel(Axis("κ̄", log=True), Axis("‖θ‖", log=True), (line,), title="$\\frac{1}{0}$ & <script>")
+    second = Panel(Axis("steps"), Axis(categories=("a$b", "<i>c</i>")), (marks,))
+    return Plate("small", "", "", "", (first, second), columns=2)
+
+
+def test_every_figure_of_a_run_is_written(finished: RunFolder) -> None:
+    paths = write_figures(finished, formats=("svg",))
+    assert {path.stem for path in paths} >= {
+        "hero",
+        "trajectories",
+        "survival",
+        "dose-relative-flatness",
+        "dose-cdnv",
+        "lead-lag",
+        "ranking",
+        "theory",
+    }
+    assert all(path.parent == finished.path / "figures" and path.stat().st_size > 1000 for path in paths)
+
+
+@pytest.mark.parametrize("ending", ["svg", "pdf", "png"])
+def test_the_same_plate_gives_the_same_bytes(small: Plate, tmp_path: Path, ending: str) -> None:
+    first, second = (write_plate(small, tmp_path / name, "paper", (ending,))[0] for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    assert first.stat().st_size > 1000
+
+
+def test_fonts_are_in_the_files(small: Plate, tmp_path: Path) -> None:
+    svg, pdf = (path.read_bytes() for path in write_plate(small, tmp_path, "paper", ("svg", "pdf")))
+    assert b"<text" not in svg
+    assert b"/FontFile2" in pdf
+    assert b"/Type3" not in pdf
+    assert b"CreationDate" not in pdf
+
+
+def test_talk_is_larger_in_every_respect_and_kept_beside_paper(small: Plate, tmp_path: Path) -> None:
+    paper, talk = draw(small, "paper"), draw(small, "talk")
+    assert talk.get_figwidth() > 1.5 * paper.get_figwidth()
+    sizes = [figure_.axes[0].xaxis.label.get_size() for figure_ in (paper, talk)]
+    assert sizes[1] > 1.5 * sizes[0]
+    assert write_plate(small, tmp_path, "talk", ("svg",))[0].name == "small-talk.svg"
+
+
+def test_an_unknown_style_is_refused(small: Plate) -> None:
+    with pytest.raises(ValueError, match="expected a style out of paper, talk, got 'poster'"):
+        draw(small, "poster")  # pyright: ignore[reportArgumentType]
+
+
+def test_an_arm_has_one_colour_everywhere(finished: RunFolder) -> None:
+    run = read_run(finished)
+    seen: dict[str, set[str]] = {}
+    for plate in (hero(run, Outcomes.of(run)), survival_plate(run)):
+        assert isinstance(plate, Plate)
+        for layer in (layer for panel in plate.panels for layer in panel.layers):
+            if getattr(layer, "arm", None):
+                seen.setdefault(layer.arm, set()).add(layer.colour.light)  # pyright: ignore[reportAttributeAccessIssue]
+    assert set(seen) == {"baseline", "kappa3", "kappa30", "cdnv12", "cdnv16", "loss"}
+    assert all(len(colours) == 1 for colours in seen.values())
+    assert len(set.union(*seen.values())) == len(seen)
+
+
+def test_survival_shows_the_share_not_yet_generalised(finished: RunFolder) -> None:
+    run = read_run(finished)
+    plate = survival_plate(run)
+    assert isinstance(plate, Plate)
+    line = next(x for x in plate.panels[0].layers if isinstance(x, Line) and x.arm == "baseline")
+    rows = Outcomes.of(run).rows("baseline")
+    delays = sorted((rows["generalised"] - rows["memorised"]).to_list())
+    assert list(line.x)[1:7] == pytest.approx(delays)
+    assert list(line.y)[1:7] == pytest.approx([5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
+
+
+def test_a_figure_of_the_paper_comes_in_three_formats(finished: RunFolder) -> None:
+    assert [path.name for path in figure("fig1", finished)] == ["fig1.svg", "fig1.pdf", "fig1.png"]
+
+
+@pytest.mark.parametrize(("name", "panels"), [("fig1", 2), ("fig2", 3), ("fig4", 3), ("fig5", 3), ("fig11", 3)])
+def test_figures_of_the_paper_are_made_from_our_runs(finished: RunFolder, name: str, panels: int) -> None:
+    plate = RECIPES[name].draw(read_run(finished), name)
+    assert len(plate.panels) == panels
+    arms = {layer.arm for panel in plate.panels for layer in panel.layers if isinstance(layer, Line)}
+    assert "baseline" in arms
+    assert ("kappa30" in arms) == (name in ("fig4", "fig11"))
+    assert ("cdnv16" in arms) == (name in ("fig2", "fig5"))
+
+
+def test_a_figure_that_cannot_be_drawn_says_what_is_missing(finished: RunFolder, make_run: Any, tmp_path: Path) -> None:
+    with pytest.raises(FigureError, match="Put nc2_equiangular among the study's measures"):
+        figure("fig3", finished)
+    with pytest.raises(FigureError, match=r"expected one of fig1, .*, got 'fig99'"):
+        figure("fig99", finished)
+    alone = make_run(tmp_path / "alone", arms=[{"name": "baseline", "role": "baseline"}], seeds=2, every=100)
+    with pytest.raises(FigureError, match="compares the baseline with arms that hold flatness back; alone has none"):
+        figure("fig4", alone)
+
+
+def test_a_released_arm_is_marked(make_run: Any, tmp_path: Path) -> None:
+    held = {
+        "name": "kappa30",
+        "title": "κ held",
+        "role": "manipulation",
+        "interventions": [
+            {"kind": "clamp", "measure": "relative_flatness", "at_least": 30.0},
+            {"kind": "unplug", "step": 700},
+        ],
+    }
+    run = read_run(make_run(tmp_path / "run", arms=[{"name": "baseline", "role": "baseline"}, held], seeds=2, every=50))
+    plate = RECIPES["fig4"].draw(run, "fig4")
+    rules = [layer for panel in plate.panels for layer in panel.layers if isinstance(layer, Rule)]
+    assert {(rule.at, rule.label) for rule in rules} == {(700.0, "released")}
+    assert len(rules) == 3

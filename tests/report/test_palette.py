@@ -1,0 +1,59 @@
+"""Colours: contrast with the ground, and difference between families for colour-blind eyes."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from grokscape.report.palette import FAMILY_COLOURS, GROUND, INK, MUTED, arm_style, contrast
+
+# Machado, Oliveira & Fernandes 2009, severity 1.0, on linear RGB.
+DEFICIENCIES = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def linear(colour: str) -> np.ndarray:
+    """Linear RGB of a hex colour."""
+    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* (D65) of linear RGB."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ np.clip(rgb, 0, 1) / np.array([0.9505, 1.0, 1.089])
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def test_contrast_has_its_known_ends() -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#777777") == pytest.approx(1)
+    assert contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.01)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_lines_stand_out_against_the_ground(theme: str) -> None:
+    ground = getattr(GROUND, theme)
+    for colour in (shade for shades in FAMILY_COLOURS.values() for shade in shades):
+        assert contrast(getattr(colour, theme), ground) >= 3, colour
+    assert contrast(getattr(INK, theme), ground) >= 7
+    assert contrast(getattr(MUTED, theme), ground) >= 4.5
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("eye", ["typical", *DEFICIENCIES])
+def test_families_differ_for_every_eye(theme: str, eye: str) -> None:
+    seen = np.array(DEFICIENCIES.get(eye, np.eye(3).tolist()))
+    firsts = {family: lab(seen @ linear(getattr(shades[0], theme))) for family, shades in FAMILY_COLOURS.items()}
+    for (one, a), (two, b) in combinations(firsts.items(), 2):
+        assert np.linalg.norm(a - b) > 14, (one, two)
+
+
+def test_members_of_a_family_repeat_only_after_every_combination() -> None:
+    styles = [arm_style("flatness", rank) for rank in range(12)]
+    assert len(set(styles)) == 12
+    assert arm_style("baseline", 0)[1] == "solid"
