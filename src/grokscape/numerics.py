@@ -31,7 +31,7 @@ def squared_distances(rows: Tensor, block: slice | None = None) -> Tensor:
     sums = some_norms[..., :, None] + norms[..., None, :]
     distances = sums - 2 * (some @ wide.mT)
     rounding = 4 * rows.shape[-1] * torch.finfo(wide.dtype).eps
-    return distances.where(distances.abs() > rounding * sums, 0).to(rows.dtype)
+    return distances.masked_fill(distances.abs() <= rounding * sums, 0).to(rows.dtype)
 
 
 def select_rows(table: Tensor, index: Tensor) -> Tensor:

@@ -93,5 +93,5 @@ def nan_inputs(**tensors: Tensor | None) -> str | None:
     for name, tensor in tensors.items():
         if tensor is not None and holds(~tensor.isfinite().all()):
             first = (~tensor.isfinite()).nonzero()[0].tolist()
-            return f"{name} hold NaN or infinity, first at index {first}"
+            return f"there is NaN or infinity in {name}, first at index {first}"
     return None

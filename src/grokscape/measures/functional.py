@@ -302,9 +302,9 @@ def _why_nan(features: Tensor, weight: Tensor, logits: Tensor | None, mask: Tens
 
 def why_no_collapse(features: Tensor | None, statistics: ClassMeans) -> str:
     """Why a measure of collapse is NaN for these statistics (of these features)."""
-    reason = checks.nan_inputs(features=features, means=statistics.means.where(statistics.present[..., None], 0))
+    reason = checks.nan_inputs(features=features, class_means=statistics.means.where(statistics.present[..., None], 0))
     if reason is not None:
-        return reason.replace("means hold", "features or class means hold")
+        return reason
     if checks.holds((statistics.number_present < 2).any()):
         return (
             f"it needs two classes with at least two samples each, and there are {int(statistics.number_present.min())}"
