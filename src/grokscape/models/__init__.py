@@ -14,10 +14,11 @@ from pydantic import Field
 
 from grokscape.models.cnn import SmallCNN
 from grokscape.models.mlp import MLP
+from grokscape.models.module import ModuleModel
 from grokscape.models.network import Network
 from grokscape.models.quadratic import QuadraticMLP
 from grokscape.models.transformer import Transformer
 
-Model = Annotated[QuadraticMLP | MLP | Transformer | SmallCNN, Field(discriminator="kind")]
+Model = Annotated[QuadraticMLP | MLP | Transformer | SmallCNN | ModuleModel, Field(discriminator="kind")]
 
-__all__ = ["MLP", "Model", "Network", "QuadraticMLP", "SmallCNN", "Transformer"]
+__all__ = ["MLP", "Model", "ModuleModel", "Network", "QuadraticMLP", "SmallCNN", "Transformer"]

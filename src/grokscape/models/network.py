@@ -74,8 +74,19 @@ class Network(ABC):
             (R, N, d), differentiable (twice) in the parameters.
         """
 
-    def evaluating(self) -> contextlib.AbstractContextManager:
-        """Inside, the network behaves as when it is measured, not trained; no difference for most."""
+    def prepare(self, replicas: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Make and give out the state of R replicas that is no parameter, name → (R, *shape); most networks have none.
+
+        The network changes these tensors in place while training. They belong into a checkpoint.
+        """
+        return {}
+
+    def evaluating(self, row: int | None = None) -> contextlib.AbstractContextManager:
+        """Inside, the network behaves as when it is measured, not trained; no difference for most.
+
+        Args:
+            row: the one replica that the parameters inside are of; None for all.
+        """
         return contextlib.nullcontext()
 
     def logits(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class Digits(BaseModel):
     """Ten handwritten digits, few of them to train on, all others to test on.
 
     With a small training set and a large initialisation, generalisation comes late (Liu et al. 2022, arXiv 2210.01117).
-    Pixels run from 0 to 1. Every class has the same number of training samples, up to one: which classes have one more
+    Pixels run from 0 to 1. Every digit has the same number of training samples, up to one: which digits have one more
     is the split's choice.
 
     Attributes:

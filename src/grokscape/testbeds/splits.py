@@ -56,13 +56,10 @@ def shuffled(labels: Tensor, seed: int) -> Tensor:
 
 def stratified_split(inputs: Tensor, labels: Tensor, train_samples: int, seed: int, task: Described) -> Split:
     """Train on `train_samples` random samples, each class equally often (up to one), test on all others."""
-    if task.random_labels:
-        labels = shuffled(labels, seed)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
     one_hot = torch.nn.functional.one_hot(labels[order], task.num_classes)
     turn = one_hot.cumsum(0)[torch.arange(len(order)), labels[order]]
     luck = torch.randperm(task.num_classes, generator=generator)[labels[order]]
     order = order[(turn * task.num_classes + luck).argsort(stable=True)]
-    train, test = order[:train_samples], order[train_samples:]
-    return Split(inputs[train], labels[train], inputs[test], labels[test], task.input_spec, task.num_classes)
+    return split_by_index(inputs, labels, order[:train_samples], order[train_samples:], seed, task)

@@ -1,0 +1,205 @@
+"""Features of any `nn.Module`, for stacked parameters: batched where `torch.func` can, one by one where it cannot."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from grokscape.models.network import Network
+from grokscape.testbeds.types import InputSpec
+
+
+class ModuleNetwork(Network):
+    """A module's function up to its head; parameters keep the module's own names.
+
+    Buffers (running statistics and the like) are not parameters: `prepare` makes them, one row per replica, they start
+    as the module's own, and change in place as the module changes them while training. Inside `evaluating()` the module
+    is in eval mode. Attention runs written out, so that it can be batched and differentiated twice.
+
+    Args:
+        make: makes a freshly initialised module from PyTorch's global generator.
+        head: name of the linear layer at the end.
+        input_spec: of the task.
+        num_classes: K.
+
+    Attributes:
+        buffers: name → (R, *shape), see `prepare`.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module], head: str, input_spec: InputSpec, num_classes: int) -> None:
+        self._make = make
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self._module = make().train()
+            probe = _probe(input_spec)
+        self._head = _find_head(self._module, head, num_classes)
+        names = {parameter: name for name, parameter in self._module.named_parameters()}
+        bias = None if self._head.bias is None else names[self._head.bias]
+        self.head = (names[self._head.weight], bias)
+        self.shapes = {name: parameter.shape for name, parameter in self._module.named_parameters()}
+        self.features_dim = self._head.in_features
+        self.buffers: dict[str, Tensor] = {}
+        self._row: int | None = None
+        _refuse_dropout(self._module)
+        self._check_answer(probe)
+        self.batched, self.reason = self._try_batching(probe)
+        self.buffers = {}
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """See `Network.init`; the module draws as it always does, from a generator seeded by `generator`."""
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = self._make()
+        return {name: parameter.detach().to(dtype) for name, parameter in module.named_parameters()}
+
+    def prepare(self, replicas: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """See `Network.prepare`; called for by the first forward pass if nobody did before."""
+        self.buffers = {
+            name: value.detach()
+            .to(device, dtype if value.is_floating_point() else None)
+            .expand(replicas, *value.shape)
+            .clone()
+            for name, value in self._module.named_buffers()
+        }
+        return self.buffers
+
+    @contextlib.contextmanager
+    def evaluating(self, row: int | None = None) -> Iterator[None]:
+        """Inside, the module is in eval mode."""
+        self._module.eval()
+        self._row = row
+        try:
+            yield
+        finally:
+            self._module.train()
+            self._row = None
+
+    def features(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        """See `Network.features`."""
+        weight = parameters[self.head[0]]
+        inputs = inputs.to(weight.dtype) if inputs.is_floating_point() else inputs
+        buffers = self._buffers_for(weight)
+        return (self._all_at_once if self.batched else self._one_by_one)(parameters, buffers, inputs)
+
+    def _buffers_for(self, like: Tensor) -> dict[str, Tensor]:
+        """The buffers of the replicas whose parameters `like` is one of."""
+        if self._row is not None:
+            return {name: value[self._row : self._row + 1] for name, value in self.buffers.items()}
+        if any(len(value) != len(like) or value.device != like.device for value in self.buffers.values()):
+            raise ValueError(
+                f"the network holds buffers of {len(next(iter(self.buffers.values())))} replicas, got parameters of "
+                f"{len(like)} on {like.device}; call `prepare` anew, or `evaluating(row=…)` for one of them"
+            )
+        if not self.buffers:
+            self.prepare(len(like), like.device, like.dtype)
+        return self.buffers
+
+    def _one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        """What enters the head of one replica, (N, d)."""
+        seen: list[Tensor] = []
+        handle = self._head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+        try:
+            with sdpa_kernel(SDPBackend.MATH):  # fused attention can neither be batched nor differentiated twice
+                functional_call(self._module, (parameters, buffers), (inputs,))
+        finally:
+            handle.remove()
+        if not seen:
+            raise ValueError("expected the module's forward pass to call its head, but it never did")
+        return seen[-1]
+
+    def _all_at_once(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        return vmap(self._one)(parameters, buffers, inputs)
+
+    def _one_by_one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        rows = (
+            self._one(
+                {name: value[r] for name, value in parameters.items()},
+                {name: value[r] for name, value in buffers.items()},
+                inputs[r],
+            )
+            for r in range(len(inputs))
+        )
+        return torch.stack(list(rows))
+
+    def _check_answer(self, probe: Tensor) -> None:
+        """Refuse a module whose answer is not what its head says about (N, d) features."""
+        with self.evaluating(), torch.no_grad():
+            answer = self._module(probe[0])
+            features = self._one(dict(self._module.named_parameters()), dict(self._module.named_buffers()), probe[0])
+        if features.shape != (probe.shape[1], self.features_dim):
+            raise ValueError(
+                f"expected what enters the head to be (N, d) = {(probe.shape[1], self.features_dim)}, "
+                f"got {tuple(features.shape)}; pool or pick a position before the head"
+            )
+        expected = nn.functional.linear(features, self._head.weight, self._head.bias)
+        if not isinstance(answer, Tensor) or answer.shape != expected.shape or not torch.allclose(answer, expected):
+            raise ValueError(
+                "expected the module to return what its head returns (logits), got something else; "
+                "return the head's output as it is, without a softmax"
+            )
+
+    def _try_batching(self, probe: Tensor) -> tuple[bool, str]:
+        """Whether two replicas at once, forward and backward, give what each gives alone; and if not, why."""
+        parameters = {
+            name: torch.stack([value.detach(), value.detach() * 0.9]).requires_grad_()
+            for name, value in self._module.named_parameters()
+        }
+        results = []
+        for run in (self._one_by_one, self._all_at_once):
+            buffers = self.prepare(2, torch.device("cpu"), probe.dtype if probe.is_floating_point() else torch.float32)
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("error", message=".*performance drop")
+                    features = run(parameters, buffers, probe)
+                    gradient = torch.autograd.grad(features.square().sum(), [*parameters.values()], allow_unused=True)
+            except Exception as error:  # whatever torch.func cannot do with this module
+                if run == self._one_by_one:
+                    raise
+                return False, f"one replica after another: torch.func cannot batch it ({_first_sentence(error)})"
+            results.append([features, *gradient, *buffers.values()])
+        for alone, together in zip(*results):
+            if alone is not None and not torch.allclose(alone, together, rtol=1e-3, atol=1e-4):
+                return False, "one replica after another: batched by torch.func, it gives other numbers"
+        return True, "batched over replicas by torch.func"
+
+
+def _probe(input_spec: InputSpec) -> Tensor:
+    """Random inputs of two replicas, four samples each."""
+    if input_spec.kind == "tokens":
+        return torch.randint(input_spec.vocabulary, (2, 4, *input_spec.shape))
+    return torch.randn(2, 4, *input_spec.shape)
+
+
+def _find_head(module: nn.Module, name: str, num_classes: int) -> nn.Linear:
+    """The linear layer of that name with K outputs."""
+    modules = dict(module.named_modules())
+    linear = {key: one for key, one in modules.items() if isinstance(one, nn.Linear)}
+    if name not in linear:
+        found = f"a {type(modules[name]).__name__}" if name in modules else "nothing"
+        raise ValueError(
+            f"expected a linear layer called {name!r}, got {found}; "
+            f"the module's linear layers are {', '.join(linear) or 'none'}"
+        )
+    if linear[name].out_features != num_classes:
+        raise ValueError(
+            f"the head {name!r} has {linear[name].out_features} outputs, but the task has {num_classes} classes; "
+            f"give the factory the right number through `arguments`"
+        )
+    return linear[name]
+
+
+def _refuse_dropout(module: nn.Module) -> None:
+    """Dropped units would make a run depend on more than its seeds."""
+    for name, one in module.named_modules():
+        if isinstance(one, nn.modules.dropout._DropoutNd) and one.p > 0:
+            raise ValueError(f"{name!r} drops units with p={one.p}; runs must follow from their seeds alone: set p=0")
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0][:200]
