@@ -1,0 +1,83 @@
+"""Every kind of model trains in the engine; what a module keeps beside its parameters is part of the run's state."""
+
+import pytest
+import torch
+from torch import nn
+
+from grokscape.models import MLP, ModuleModel, QuadraticMLP, SmallCNN
+from grokscape.testbeds import Digits, SparseParity, SymmetricGroup
+from grokscape.training import AdamW, Engine, Evaluation, OnsetRule, Plan, Replica
+from grokscape.training.checkpoint import pack, unpack
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm, self.fc = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 10)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.norm(self.convolution(x))).mean((2, 3)))
+
+
+IMAGES = Digits(inputs="image", train_samples=100)
+
+
+def engine_of(model, task, batch_size=None):
+    splits = [task.split(seed) for seed in range(3)]
+    replicas = tuple(Replica("baseline", s, s, s, splits[s], (), AdamW(lr=1e-2)) for s in range(3))
+    network = model.build(task.input_spec, task.num_classes)
+    evaluation = Evaluation(measures=("loss", "relative_flatness", "cdnv"))
+    return Engine(Plan(replicas, network, 40, batch_size, evaluation, OnsetRule()))
+
+
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [
+        (QuadraticMLP(width=32), SparseParity(bits=12, train_samples=100)),
+        (MLP(widths=(32, 32)), SymmetricGroup(degree=3)),
+        (MLP(widths=(32,), init_scale=2.0), Digits()),
+        (SmallCNN(channels=(8, 16)), IMAGES),
+        (ModuleModel(factory=Normed, head="fc"), IMAGES),
+    ],
+)
+def test_training_lowers_the_loss(model, task):
+    engine = engine_of(model, task)
+    before = engine.measure(0)
+    for step in range(40):
+        engine.step(step)
+    after = engine.measure(40)
+    assert bool((after["train/loss"] < 0.96 * before["train/loss"]).all())
+    assert bool(torch.stack([*after.values()]).isfinite().all())
+
+
+def test_running_statistics_survive_a_checkpoint():
+    model = ModuleModel(factory=Normed, head="fc")
+    whole, first, second = (engine_of(model, IMAGES, batch_size=32) for _ in range(3))
+    for step in range(20):
+        whole.step(step)
+    for step in range(10):
+        first.step(step)
+    saved = {name: tensor.clone() for name, tensor in pack(first.state).items()}
+    assert {name for name in saved if name.startswith("buffers/")} == {
+        "buffers/norm.running_mean",
+        "buffers/norm.running_var",
+        "buffers/norm.num_batches_tracked",
+    }
+    unpack(saved, second.state)
+    for step in range(10, 20):
+        second.step(step)
+    for name, tensor in pack(whole.state).items():
+        assert torch.equal(tensor, pack(second.state)[name]), name
+
+
+def test_measuring_one_replica_is_measuring_it_among_all():
+    engine = engine_of(ModuleModel(factory=Normed, head="fc"), IMAGES)
+    for step in range(5):
+        engine.step(step)
+    everybody, before = engine.measure(5), {k: v.clone() for k, v in pack(engine.state).items()}
+    one = engine.measure(5, row=1)
+    for name, value in one.items():
+        torch.testing.assert_close(value[0], everybody[name][1], rtol=1e-4, atol=1e-6)
+    for name in before:
+        if name.startswith("buffers/"):
+            assert torch.equal(before[name], pack(engine.state)[name])
