@@ -33,6 +33,7 @@ class State:
         streak: number of successive evaluations at which test accuracy was at its threshold.
         accuracies: train and test accuracy at the last measurement, (R, 2).
         moving: replicas that are measured more often.
+        buffers: what the network keeps beside its parameters, such as running statistics.
     """
 
     flat: Tensor
@@ -44,6 +45,7 @@ class State:
     streak: Tensor
     accuracies: Tensor
     moving: Tensor
+    buffers: dict[str, Tensor]
 
 
 class Engine:
@@ -100,6 +102,7 @@ class Engine:
             streak=full(0, torch.int64),
             accuracies=full(0.0, torch.float64, 2),
             moving=full(False, torch.bool),
+            buffers=self.network.prepare(count, self.device, self.dtype),
         )
 
     # --- one training step -------------------------------------------------------------------------------------
@@ -176,8 +179,7 @@ class Engine:
     @torch.no_grad()
     def measure(self, step: int, row: int | None = None) -> dict[str, Tensor]:
         """Every measured column, one value a replica (or for the replica in `row` alone), at fixed weights."""
-        evaluating = getattr(self.network, "evaluating", contextlib.nullcontext)
-        with evaluating():
+        with self.network.evaluating(row):
             train, test = self._side("train", step, row), self._side("test", step, row)
         values = {
             **{f"train/{k}": v for k, v in evaluate(train, self._measures["train"]).items()},
