@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from grokscape.analysis.estimation import (
     bootstrap_interval,
@@ -95,6 +96,8 @@ def test_share_interval_is_the_exact_one():
 
 
 def test_holm_steps_down():
+    p = np.random.default_rng(0).random(20) ** 3
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
 
@@ -104,6 +107,14 @@ def test_medians_of_rows_pass_over_gaps():
     assert row_median(values).tolist()[0::2] == [50.5, 3.0]
     assert geometric_median(values).tolist()[0::2] == pytest.approx([10.0, 3.0])
     assert np.isnan(geometric_median(values)[1])
+
+
+def test_median_of_a_row_is_numpys():
+    values = np.random.default_rng(0).normal(size=(50, 9))
+    values[np.random.default_rng(1).random(values.shape) < 0.4] = np.nan
+    some = ~np.isnan(values).all(axis=1)
+    assert row_median(values)[some] == pytest.approx(np.nanmedian(values[some], axis=1))
+    assert np.isnan(row_median(np.empty((3, 0)))).all()
 
 
 def test_plain_is_ready_for_json():

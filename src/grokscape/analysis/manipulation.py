@@ -26,7 +26,8 @@ class Check:
 
     Attributes:
         arm: the arm.
-        state: "held", "idle", "not held", "unmeasured" (nothing logged shows it) or "nothing to hold".
+        state: "held", "idle", "not held", "lost memorisation", "unmeasured" (nothing logged shows it) or "nothing to
+            hold".
         held: share of seeds in which every aim was met.
         memorised: share of seeds whose memorisation is intact.
         n: seeds.
@@ -52,13 +53,14 @@ def settled(record: Record, column: str, relative_to: str | None = None) -> Arra
     Median (on a log scale) over the evaluations from generalisation, or from memorisation if it never generalised, to
     the end of the arm's interventions. A run that generalised by then did so with the measure at this level.
     """
-    values = record.series(column, relative_to)
-    start = record.moment("memorised")
-    generalised = record.moment("generalised")
-    end = _ends(record)
-    with np.errstate(invalid="ignore"):
-        start = np.where(generalised < np.where(np.isnan(end), np.inf, end), generalised, start)
-    return geometric_median(np.where(record.window(start, end), values, np.nan))
+    key = f"{column} over {relative_to}"
+    if key not in record.settled:
+        start, generalised, end = record.moment("memorised"), record.moment("generalised"), _ends(record)
+        with np.errstate(invalid="ignore"):
+            start = np.where(generalised < np.where(np.isnan(end), np.inf, end), generalised, start)
+        values = record.series(column, relative_to)
+        record.settled[key] = geometric_median(np.where(record.window(start, end), values, np.nan))
+    return record.settled[key]
 
 
 def at_memorisation(record: Record, column: str, relative_to: str | None = None) -> Array:
@@ -90,6 +92,7 @@ def check(record: Record, arm: Arm) -> Check:
         reasons.append(f"it has {len(rows)} seed{'s' * (len(rows) > 1)}, and a verdict needs {rules.minimum_seeds}")
     if len(rows) and memorised < rules.memorised_fraction:
         reasons.append(f"memorisation was lost in {round((1 - memorised) * len(rows))} of {len(rows)} seeds")
+        state = "lost memorisation"
     if state == "idle":
         reasons.append("the baseline meets the same goal by itself")
     if state == "not held":

@@ -27,6 +27,7 @@ class Record:
         panel: the trajectories.
         rules: margins and thresholds.
         arms: baseline first.
+        settled: levels worked out so far (see `manipulation.settled`).
     """
 
     name: str
@@ -35,7 +36,9 @@ class Record:
     panel: Panel
     rules: Rules
     arms: tuple[Arm, ...]
+    settled: dict[str, Array] = field(default_factory=dict)
     _until: dict[float, pl.DataFrame] = field(default_factory=dict)
+    _moments: dict[str, Array] = field(default_factory=dict)
 
     @classmethod
     def of(cls, frame: pl.DataFrame, spec: Mapping[str, Any] | None = None,
@@ -105,7 +108,9 @@ class Record:
 
     def moment(self, name: str) -> Array:
         """A column of `results` as floats, (R,), NaN for null."""
-        return self.results[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        if name not in self._moments:
+            self._moments[name] = self.results[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        return self._moments[name]
 
     def window(self, start: Array, end: Array) -> NDArray[np.bool_]:
         """Evaluations from `start` on and before `end`, (R, T); NaN as a start gives none, NaN as an end gives all."""

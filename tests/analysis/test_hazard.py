@@ -1,0 +1,79 @@
+"""What foretells generalisation: what each run had last seen, a planted predictor, and noise."""
+
+import numpy as np
+import polars as pl
+
+import synthetic
+from grokscape.analysis.hazard import hazard, hazard_table, last_seen, moments
+from grokscape.analysis.record import Record
+from synthetic import BASELINE, ArmTruth
+
+
+def record_of(made, **changes):
+    return Record.of(made.frame.with_columns(**changes), made.spec, made.columns, made.status)
+
+
+def test_last_seen_is_the_last_measurement_strictly_before_the_moment():
+    made = synthetic.study([BASELINE, ArmTruth("other")], seeds=5, every=20)
+    gaps = pl.when(pl.col("step") % 60 == 0).then(pl.col("train/cdnv")).otherwise(None)
+    record = record_of(made, **{"train/cdnv": gaps})
+    at = moments(record)
+    found = last_seen(record, "train/cdnv", at)
+    for place in np.random.default_rng(0).integers(0, len(found), 50):
+        replica = record.panel.replicas["replica"][int(at.sets.run[place])]
+        rows = made.frame.filter((pl.col("replica") == replica) & (pl.col("step") < at.step[place])
+                                 & (pl.col("step") % 60 == 0))
+        assert found[place] == np.log(rows["train/cdnv"][-1])
+
+
+def test_risk_sets_hold_the_runs_of_one_arm_that_have_not_generalised():
+    record = record_of(synthetic.study([BASELINE, ArmTruth("never", never=True, final_accuracy=0.5)], seeds=6))
+    at = moments(record)
+    assert set(record.panel.arms[at.sets.run]) == {"baseline"}
+    delays = record.moment("delay")
+    ends = [*at.sets.starts[1:], len(at.sets.run)]
+    times = np.unique(delays[record.panel.rows("baseline")])
+    for time, start, end in zip(times, at.sets.starts, ends):
+        assert (delays[at.sets.run[start:end]] >= time).all()
+        assert (delays[at.sets.run[start:end]][at.sets.event[start:end]] == time).all()
+
+
+def test_a_planted_predictor_ranks_first_and_noise_does_not_foretell():
+    made = synthetic.study([BASELINE, ArmTruth("other")], seeds=16, extra_measures=3, seed=4)
+    generalised = dict(zip(*(lambda t: (t["replica"], t["generalised"]))(
+        Record.of(made.frame, made.spec).results)))
+    generator = np.random.default_rng(0)
+    hint = [generalised[replica] * np.exp(generator.normal(0, 0.05)) for replica in made.frame["replica"]]
+    keys = ["replica", "arm", "seed", "step", "train/accuracy", "test/accuracy"]
+    loss = (2.0 + pl.col("train/noise_0")).alias("train/loss")
+    plain = made.frame.select(*keys, *(f"train/noise_{k}" for k in range(3))).with_columns(
+        loss, pl.Series("train/hint", hint))
+    rows = {row["column"]: row for row in hazard_table(Record.of(plain, made.spec))}
+    assert next(iter(rows)) == "train/hint"
+    assert rows["train/hint"]["concordance"] > 0.8
+    assert rows["train/hint"]["ratio"]["high"] < 1  # a later hint, a smaller hazard
+    assert rows["train/hint"]["p_adjusted"] < 0.05
+    assert all(rows[f"train/noise_{k}"]["p_adjusted"] > 0.05 for k in range(3))
+    assert all(0.2 < rows[f"train/noise_{k}"]["concordance"] < 0.8 for k in range(3))
+
+
+def test_noise_is_called_a_predictor_at_the_level_at_most():
+    wrong = tests = 0
+    for seed in range(25):
+        made = synthetic.study([BASELINE, ArmTruth("other")], seeds=8, every=100, extra_measures=10, seed=seed)
+        kept = [name for name in made.frame.columns if "/" not in name or "noise" in name or name in (
+            "train/accuracy", "test/accuracy", "train/loss")]
+        record = Record.of(made.frame.select(kept), made.spec, made.columns)
+        rows = hazard_table(record)
+        wrong += any(row["p_adjusted"] <= 0.05 for row in rows)
+        tests += 1
+        assert len(rows) == 10
+    assert wrong / tests <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / tests)
+
+
+def test_without_a_loss_each_measure_stands_alone():
+    made = synthetic.study([BASELINE], seeds=8)
+    record = Record.of(made.frame.drop("train/loss"), made.spec, made.columns)
+    found = {item.id: item for item in hazard(record)}
+    assert found["hazard/train/cdnv"].verdict == "inconclusive"
+    assert found["hazard/train/cdnv"].estimates["concordance"]["value"] is not None

@@ -1,0 +1,109 @@
+"""Lead and lag: transitions put where they are known to be, intervals at their rate, no order where there is none."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from grokscape.analysis.lead_lag import lead_lag
+from grokscape.analysis.record import Record
+from grokscape.analysis.transitions import change_points, transitions
+
+GRID = np.arange(0, 2001, 10)
+
+
+def frame_of(generalised, measures, memorised=50):
+    """Runs that memorise and generalise at known steps; measures: name → (seeds, evaluations)."""
+    seeds = len(generalised)
+    blocks = {"seed": np.repeat(np.arange(seeds), len(GRID)), "step": np.tile(GRID, seeds),
+              "train/accuracy": np.tile(np.where(memorised <= GRID, 1.0, 0.1), seeds),
+              "test/accuracy": (np.asarray(generalised)[:, None] <= GRID).astype(float).ravel(),
+              "train/loss": np.tile(np.exp(-GRID / 100) + 1e-6, seeds)}
+    return pl.DataFrame(blocks | {name: np.asarray(values).ravel() for name, values in measures.items()})
+
+
+def step_down(moments, high=100.0, low=1.0):
+    """A measure that falls on a log scale over 100 steps around each moment: half-way at the moment itself."""
+    share = np.clip((GRID[None] - np.asarray(moments)[:, None]) / 100 + 0.5, 0, 1)
+    return np.exp(np.log(high) + share * (np.log(low) - np.log(high)))
+
+
+def finding(frame, column, **verdict):
+    found = {item.id: item for item in lead_lag(Record.of(frame, {"verdict": verdict}))}
+    return found[f"lead_lag/{column}"]
+
+
+def test_transition_is_half_way_on_a_log_scale_and_the_change_point_is_near():
+    moments = np.array([400, 600, 800])
+    record = Record.of(frame_of([900] * 3, {"train/cdnv": step_down(moments)}))
+    assert transitions(record, "train/cdnv").onset.step.tolist() == moments.tolist()
+    assert change_points(record, "train/cdnv") == pytest.approx(moments, abs=20)
+
+
+def test_a_spike_after_the_transition_does_not_move_it():
+    values = step_down([400.0] * 6)
+    values[:, GRID == 200] = 1.0  # a short fall before
+    values[:, GRID == 700] = 100.0  # a slingshot after
+    record = Record.of(frame_of([900] * 6, {"train/cdnv": values}))
+    assert transitions(record, "train/cdnv").onset.step.tolist() == [400] * 6
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(-200, "leads"), (200, "lags")])
+def test_a_measure_that_moves_before_or_after_is_told_so(shift, verdict):
+    generalised = np.array([500, 600, 700, 800, 900, 1000, 1100, 1200])
+    item = finding(frame_of(generalised, {"train/cdnv": step_down(generalised + shift)}), "train/cdnv")
+    assert item.verdict == verdict
+    assert item.estimates["lag"]["value"] == pytest.approx(shift, abs=10)
+    assert item.data["leads" if shift < 0 else "lags"] == 8
+    assert item.data["sign_p"] == pytest.approx(2 / 2**8)
+
+
+def test_position_is_zero_at_memorisation_and_one_at_generalisation():
+    generalised = np.array([800] * 6)
+    with_it = finding(frame_of(generalised, {"train/cdnv": step_down(generalised)}), "train/cdnv")
+    assert with_it.estimates["position"]["value"] == pytest.approx(1, abs=0.02)
+    between = finding(frame_of(generalised, {"train/cdnv": step_down([200.0] * 6)}), "train/cdnv")
+    assert between.estimates["position"]["value"] == pytest.approx(0.5, abs=0.05)  # √(50·800) = 200
+
+
+def test_runs_that_never_generalise_count_in_the_sign_test_only():
+    generalised = np.array([600, 700, 800, 900, 1000, 9999, 9999, 9999])
+    item = finding(frame_of(generalised, {"train/cdnv": step_down(np.full(8, 300.0))}), "train/cdnv")
+    assert item.n == 5
+    assert item.data["leads"] == 8
+    assert item.data["sign_p"] == pytest.approx(2 / 2**8)
+
+
+def test_a_measure_of_both_signs_is_taken_without_a_logarithm():
+    values = np.where(GRID[None] >= 400, 2.0, -2.0) * np.ones((6, 1))
+    record = Record.of(frame_of([900] * 6, {"train/margin": values}))
+    assert transitions(record, "train/margin").onset.step.tolist() == [400] * 6
+
+
+def test_noise_without_a_trend_does_not_move():
+    generator = np.random.default_rng(0)
+    noise = np.exp(generator.normal(0, 0.5, (6, len(GRID))))
+    moved = transitions(Record.of(frame_of([900] * 6, {"train/cdnv": noise})), "train/cdnv").moved
+    assert moved.sum() <= 1
+
+
+def test_interval_of_the_lag_covers_and_no_order_is_called_at_the_level_at_most():
+    generator = np.random.default_rng(1)
+    cover, wrong, draws = 0, 0, 500
+    for _ in range(draws):
+        generalised = np.clip(800 * np.exp(generator.normal(0, 0.15, 8)), 300, 1500).round(-1)
+        same = np.clip(generalised * np.exp(generator.normal(0, 0.1, 8)), 120, 1850).round(-1)
+        item = finding(frame_of(generalised, {"train/cdnv": step_down(same)}), "train/cdnv", bootstrap=500)
+        low, high = (item.estimates["log lag"][key] for key in ("low", "high"))
+        cover += low <= 0 <= high
+        wrong += item.verdict in ("leads", "lags")
+    assert 0.92 <= cover / draws <= 0.98
+    assert wrong / draws <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
+
+
+def test_holm_is_over_measures():
+    generalised = np.array([500, 600, 700, 800, 900, 1000])
+    near = generalised + np.array([-40, -30, 10, -50, -20, -10])
+    alone = finding(frame_of(generalised, {"train/cdnv": step_down(near)}), "train/cdnv")
+    many = {f"train/m{k}": step_down(generalised) for k in range(9)}
+    beside = finding(frame_of(generalised, {"train/cdnv": step_down(near)} | many), "train/cdnv")
+    assert beside.p == pytest.approx(min(1.0, 10 * alone.p))

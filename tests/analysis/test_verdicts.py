@@ -1,0 +1,181 @@
+"""Verdicts on made-up studies whose truth is known, and how often they are wrong when there is nothing to find."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+import synthetic
+from grokscape.analysis.effects import effects
+from grokscape.analysis.necessity import necessity, targets
+from grokscape.analysis.pipeline import findings_of
+from grokscape.analysis.record import Record
+from synthetic import BASELINE, ArmTruth, clamp
+
+FLAT = "relative_flatness"
+
+
+def arm(name, level, hand=FLAT, **truth):
+    """An arm whose κ settles at a level by some hand, with the loss or bound that this hand holds."""
+    floor = {FLAT: level, "relative_flatness_bound": 50 * level, "loss": 2e-2 if hand == "loss" else 0.0}
+    goal = {FLAT: level, "relative_flatness_bound": 50 * level, "loss": 2e-2}[hand]
+    control = {"role": "control", "control": "matched-level"} if hand == "loss" else {}
+    return ArmTruth(name, interventions=[clamp(hand, goal)], floor=floor, **control, **truth)
+
+
+def harmed(name, level, hand=FLAT):
+    return arm(name, level, hand, never=True, final_accuracy=0.6)
+
+
+def record_of(*arms, **options):
+    made = synthetic.study([BASELINE, *arms], **options)
+    return Record.of(made.frame, made.spec, made.columns, made.status)
+
+
+def verdict(*arms, **options):
+    found = {item.id: item for item in findings_of(record_of(*arms, **options))}
+    return found["necessity/flatness"], found
+
+
+def test_two_hands_that_harm_at_one_level_are_consistent_with_necessary():
+    found, all_found = verdict(harmed("a", 80.0), harmed("b", 80.0, "relative_flatness_bound"))
+    assert found.verdict == "consistent with necessary"
+    assert all_found["convergence/flatness"].verdict == "hands agree"
+    assert found.p <= 0.05
+
+
+def test_one_hand_alone_is_not_enough_however_many_doses():
+    found, all_found = verdict(harmed("a", 80.0), harmed("b", 90.0), harmed("c", 300.0))
+    assert found.verdict == "inconclusive"
+    assert "no second hand" in found.statement
+    assert all_found["convergence/flatness"].verdict == "not tested"
+
+
+def test_harm_that_another_hand_does_not_do_belongs_to_the_manipulation():
+    found, all_found = verdict(harmed("a", 80.0), arm("b", 85.0, "loss"))
+    assert found.verdict == "belongs to the manipulation"
+    assert all_found["convergence/flatness"].verdict == "hands disagree"
+    assert "belongs to the manipulation and not to the level" in found.statement
+
+
+def test_an_intact_hand_far_beyond_the_level_contradicts_as_well():
+    found, _ = verdict(harmed("a", 80.0), arm("b", 800.0, "loss"))
+    assert found.verdict == "belongs to the manipulation"
+
+
+def test_an_intact_hand_far_below_the_level_contradicts_nothing():
+    found, _ = verdict(harmed("a", 80.0), harmed("b", 80.0, "relative_flatness_bound"), arm("c", 4.0, "loss"))
+    assert found.verdict == "consistent with necessary"
+
+
+def test_agreement_is_void_where_a_third_hand_disagrees():
+    found, _ = verdict(harmed("a", 80.0), harmed("b", 80.0, "relative_flatness_bound"), arm("c", 85.0, "loss"))
+    assert found.verdict == "belongs to the manipulation"
+
+
+def test_blocked_and_intact_is_not_necessary():
+    found, _ = verdict(arm("a", 80.0), seeds=12)
+    assert found.verdict == "not necessary"
+    assert found.data["doses"][1]["blocked_share"] > 0.9
+
+
+def test_too_little_blocked_says_nothing_about_need():
+    found, _ = verdict(arm("a", 0.3), seeds=12)
+    assert found.verdict == "inconclusive"
+    assert "too little of it was blocked" in found.statement
+
+
+def test_a_clamp_that_the_baseline_meets_by_itself_is_idle():
+    found, all_found = verdict(ArmTruth("a", interventions=[clamp(FLAT, 0.05)]))
+    assert all_found["manipulation/a"].verdict == "idle"
+    assert found.verdict == "inconclusive"
+
+
+def test_a_clamp_that_does_not_hold_says_nothing():
+    found, all_found = verdict(ArmTruth("a", interventions=[clamp(FLAT, 30.0)]))
+    assert all_found["manipulation/a"].verdict == "not held"
+    assert found.verdict == "inconclusive"
+
+
+def test_lost_memorisation_says_nothing():
+    lost = ArmTruth("a", interventions=[clamp(FLAT, 80.0)], floor={FLAT: 80.0}, memorise=False, never=True)
+    found, all_found = verdict(lost)
+    assert all_found["manipulation/a"].verdict == "failed"
+    assert found.verdict == "inconclusive"
+
+
+def test_an_arm_that_was_unplugged_is_judged_while_it_acted():
+    held = ArmTruth("a", interventions=[clamp(FLAT, 60.0), {"kind": "unplug", "step": 400}], delay_factor=1.6,
+                    floor={FLAT: 60.0})
+    record = record_of(held, delay=250.0)
+    found = effects(record)[0]
+    assert found.arm.until == 400
+    assert found.generalised["value"] < 0.5  # while it acted, though all generalise in the end
+    assert record.results.filter(arm="a")["generalised"].count() == 8
+
+
+def test_open_ended_suppression_and_promotion_are_checked_against_the_baseline():
+    suppress = ArmTruth("down", interventions=[{"kind": "suppress", "measure": "cdnv", "strength": 1e-3}],
+                        floor={"cdnv": 1.5})
+    promote = ArmTruth("up", interventions=[{"kind": "promote", "measure": FLAT, "strength": 1e-3}], delay_factor=0.3)
+    found = {item.id: item for item in findings_of(record_of(suppress, promote, seeds=12))}
+    assert found["manipulation/down"].verdict == "held"
+    assert found["manipulation/up"].verdict == "held"
+    assert found["necessity/collapse"].verdict == "not necessary"
+    assert found["sufficiency/flatness"].verdict == "inconclusive"  # one hand only
+    assert "brought generalisation forward" in found["sufficiency/flatness"].statement
+
+
+def test_two_hands_that_hasten_are_consistent_with_sufficient():
+    first = ArmTruth("one", interventions=[clamp(FLAT, at_most=3.0)], delay_factor=0.2)
+    push = {"kind": "promote", "measure": "relative_flatness_bound", "strength": 1e-3}
+    second = ArmTruth("two", interventions=[push], delay_factor=0.2)
+    record = record_of(first, second, seeds=12)
+    frame = record.panel.frame
+    held = (pl.col("arm") == "one") & (pl.col("step") > 30)
+    low = pl.when(held).then(2.0).otherwise(pl.col("train/relative_flatness"))
+    found = {item.id: item for item in findings_of(
+        Record.of(frame.with_columns(low.alias("train/relative_flatness")), record.spec, record.columns))}
+    assert found["sufficiency/flatness"].verdict == "consistent with sufficient"
+
+
+def test_dose_response_is_page_s_trend_over_one_hand():
+    doses = [arm(f"dose-{k}", 60.0 * 2**k, final_accuracy=0.97 - 0.1 * k) for k in range(3)]
+    record = record_of(*doses)
+    target = targets(record, "block")[0]
+    found = necessity(record, target, effects(record), [])[0]
+    (trend,) = found.data["trend"]
+    assert trend["arms"] == ["baseline", "dose-0", "dose-1", "dose-2"]
+    assert trend["p_accuracy"] < 1e-4
+    assert trend["monotone"]
+
+
+def test_holm_is_over_all_arms_of_the_study():
+    one = effects(record_of(arm("a", 80.0)))[0]
+    three = effects(record_of(arm("a", 80.0), arm("b", 80.0), arm("c", 80.0)))
+    assert len(three) == 3
+    assert one.p_intact < 0.05
+    assert min(item.p_intact for item in three) >= one.p_intact
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_verdicts_are_wrong_at_their_level_at_most(factor):
+    """No effect: no "consistent with necessary". A delay at the margin: both claims at their level over three arms."""
+    wrong = {"consistent with necessary": 0, "not necessary": 0, "harmed": 0, "intact": 0}
+    draws = 500
+    for seed in range(draws):
+        arms = [arm("a", 80.0, delay_factor=factor), arm("b", 85.0, "relative_flatness_bound", delay_factor=factor),
+                arm("c", 90.0, "loss", delay_factor=factor)]
+        record = record_of(*arms, seeds=6, steps=3000, every=50, seed=seed, verdict={"bootstrap": 50})
+        found = effects(record)
+        for call in ("harmed", "intact"):
+            wrong[call] += any(item.call == call for item in found)
+        judged = necessity(record, targets(record, "block")[0], found, [])[0].verdict
+        wrong[judged] = wrong.get(judged, 0) + 1
+    allowed = 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
+    assert wrong["harmed"] / draws <= allowed
+    assert wrong["consistent with necessary"] / draws <= allowed
+    if factor == 2.0:
+        assert wrong["intact"] / draws <= allowed
+        assert wrong["not necessary"] / draws <= allowed
+    else:
+        assert wrong["not necessary"] / draws > 0.5
