@@ -39,7 +39,7 @@ class RelativeFlatness(Metric):
 
     def __init__(self, *, loss: Loss = "cross_entropy", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.loss = loss
+        self.loss: Loss = loss
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("samples", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 

@@ -1,6 +1,6 @@
 """Neural collapse: how far within-class scatter has shrunk, and how close class means are to a simplex.
 
-Every function takes `ClassStatistics`, so that all of them share one pass over the features, and gives a tensor of
+Every function takes class statistics, so that all of them share one pass over the features, and gives a tensor of
 shape (...), NaN where the measure does not exist (fewer than two classes with two samples, means that coincide).
 
 Σ_W = (1/N) Σ_i (φ_i − μ_{y_i})(·)ᵀ and Σ_B = (1/K) Σ_c (μ_c − μ_G)(·)ᵀ; V_c is the mean squared distance of the samples
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from grokscape.measures.statistics import ClassMeans, ClassStatistics
+from grokscape.measures.statistics import ClassMeans
 from grokscape.numerics import finite_or_identity
 
 NAN = float("nan")
@@ -84,17 +84,17 @@ def cdnv_sum(statistics: ClassMeans) -> Tensor:
     return total.where(statistics.number_present >= 2, NAN)
 
 
-def within_variance(statistics: ClassStatistics) -> Tensor:
+def within_variance(statistics: ClassMeans) -> Tensor:
     """Numerator of `cdnv` alone: mean over classes of V_c."""
     return _mean_over_classes(statistics.variances, statistics.present)
 
 
-def between_distance(statistics: ClassStatistics) -> Tensor:
+def between_distance(statistics: ClassMeans) -> Tensor:
     """Denominator of `cdnv` alone: mean over pairs c ≠ c' of ‖μ_c − μ_c'‖²."""
     return _mean_over_pairs(statistics, lambda block, _: statistics.distances_from(block))
 
 
-def nc1(statistics: ClassStatistics, *, tolerance: float | None = None) -> Tensor:
+def nc1(statistics: ClassMeans, *, tolerance: float | None = None) -> Tensor:
     """Tr(Σ_W Σ_B⁺)/K, through the Gram matrix of the centred means, of size K or d, whichever is smaller.
 
     Args:
@@ -132,18 +132,18 @@ def _gram(statistics: ClassMeans) -> tuple[Tensor, Tensor]:
     return safe, finite & (gram.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)
 
 
-def nc1_ratio(statistics: ClassStatistics) -> Tensor:
+def nc1_ratio(statistics: ClassMeans) -> Tensor:
     """Tr Σ_W / Tr Σ_B."""
     between = statistics.centred_means.square().sum((-2, -1)) / statistics.number_present
     return (statistics.within_trace() / between).where(between > 0, NAN)
 
 
-def rnc1(statistics: ClassStatistics, squared_norms: Tensor) -> Tensor:
+def rnc1(statistics: ClassMeans, squared_norms: Tensor) -> Tensor:
     """Tr Σ_W / (mean_i ‖φ_i‖)²: within-class scatter on the scale of the features, without class separation."""
     return statistics.within_trace() / squared_norms.sqrt().mean(-1).square()
 
 
-def rnc1_max(statistics: ClassStatistics, squared_norms: Tensor) -> Tensor:
+def rnc1_max(statistics: ClassMeans, squared_norms: Tensor) -> Tensor:
     """Tr Σ_W / max_i ‖φ_i‖²."""
     return statistics.within_trace() / squared_norms.amax(-1)
 
@@ -155,17 +155,17 @@ def _spread_of_norms(rows: Tensor, present: Tensor) -> Tensor:
     return variance.sqrt() / mean
 
 
-def nc2_equinorm(statistics: ClassStatistics) -> Tensor:
+def nc2_equinorm(statistics: ClassMeans) -> Tensor:
     """Standard deviation over mean of ‖μ_c − μ_G‖: 0 when all class means are equally far out."""
     return _spread_of_norms(statistics.centred_means, statistics.present)
 
 
-def nc2_equinorm_weight(statistics: ClassStatistics, weight: Tensor) -> Tensor:
+def nc2_equinorm_weight(statistics: ClassMeans, weight: Tensor) -> Tensor:
     """Standard deviation over mean of ‖w_c‖."""
     return _spread_of_norms(weight, statistics.present)
 
 
-def _equiangular(rows: Tensor, statistics: ClassStatistics) -> Tensor:
+def _equiangular(rows: Tensor, statistics: ClassMeans) -> Tensor:
     norms = torch.linalg.vector_norm(rows, dim=-1).where(statistics.present, 1)
     unit = rows / norms[..., None]
     simplex = -1 / (statistics.number_present - 1)
@@ -173,17 +173,17 @@ def _equiangular(rows: Tensor, statistics: ClassStatistics) -> Tensor:
     return _mean_over_pairs(statistics, lambda block, _: (unit[..., block, :] @ unit.mT - simplex).abs())
 
 
-def nc2_equiangular(statistics: ClassStatistics) -> Tensor:
+def nc2_equiangular(statistics: ClassMeans) -> Tensor:
     """Mean over pairs of |cos∠(μ_c − μ_G, μ_c' − μ_G) + 1/(K−1)|: 0 at the angles of a simplex."""
     return _equiangular(statistics.centred_means, statistics)
 
 
-def nc2_equiangular_weight(statistics: ClassStatistics, weight: Tensor) -> Tensor:
+def nc2_equiangular_weight(statistics: ClassMeans, weight: Tensor) -> Tensor:
     """Mean over pairs of |cos∠(w_c, w_c') + 1/(K−1)|."""
     return _equiangular(weight, statistics)
 
 
-def nc2_etf(statistics: ClassStatistics) -> Tensor:
+def nc2_etf(statistics: ClassMeans) -> Tensor:
     """‖G/‖G‖_F − (I − 11ᵀ/K)/√(K−1)‖_F, G the Gram matrix of the centred means: 0 at a simplex, at most 2."""
     means = statistics.centred_means
     size = torch.linalg.matrix_norm(means.mT @ means)[..., None, None]
@@ -198,7 +198,7 @@ def nc2_etf(statistics: ClassStatistics) -> Tensor:
     return total.sqrt()
 
 
-def nc3(statistics: ClassStatistics, weight: Tensor) -> Tensor:
+def nc3(statistics: ClassMeans, weight: Tensor) -> Tensor:
     """‖Wᵀ/‖W‖_F − M/‖M‖_F‖_F², M the centred means: 0 when head and means are dual, 2 when orthogonal, at most 4."""
     means = statistics.centred_means
     rows = weight.where(statistics.present[..., None], 0)
@@ -210,12 +210,12 @@ def _size(matrix: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(matrix)[..., None, None]
 
 
-def nc4(statistics: ClassStatistics, prediction: Tensor) -> Tensor:
+def nc4(statistics: ClassMeans, prediction: Tensor) -> Tensor:
     """Share of samples where the head's decision, bias included, is not the class of the nearest mean."""
     return statistics.share_nearer(prediction).where(statistics.number_present >= 1, NAN)
 
 
-def ildr(statistics: ClassStatistics) -> Tensor:
+def ildr(statistics: ClassMeans) -> Tensor:
     """Mean distance between class means over mean distance of samples to their class mean; meant for held-out data."""
     between = _mean_over_pairs(statistics, lambda block, pairs: statistics.distances_from(block).where(pairs, 1).sqrt())
     return between / statistics.mean_deviation()

@@ -97,7 +97,7 @@ def _with_operator(
             [({"batch": batch.to(device, dtype)}, labels.to(device)) for batch, labels in pairs if len(labels)],
             check_deterministic=False,
             num_data=samples,
-            batch_size_fn=lambda inputs: len(inputs["batch"].labels),
+            batch_size_fn=_batch_size,
         )
         return work(operator, samples, parameters[0])
 
@@ -117,9 +117,13 @@ class _Rows(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: dict[str, Batch]) -> Tensor:
-        batch = inputs["batch"]
+    def forward(self, inputs: Any) -> Tensor:
+        batch: Batch = inputs["batch"]
         return rows_with_labels(self.model, batch.labels, forward(self.model, batch))
+
+
+def _batch_size(inputs: Any) -> int:
+    return len(inputs["batch"].labels)
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -45,7 +45,7 @@ class _Layer:
 
     name: str
     module: nn.Module
-    weight: nn.Parameter
+    weight: Tensor
     groups: int = 1
     transposed: bool = False
     shared: bool = False
@@ -194,8 +194,9 @@ def _as_layer(name: str, module: nn.Module) -> _Layer | None:
         return _Layer(name, module, module.weight, groups=module.groups)
     if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
         return _Layer(name, module, module.in_proj_weight)
-    if type(module).__name__ == "Conv1D" and isinstance(getattr(module, "weight", None), nn.Parameter):
-        return _Layer(name, module, module.weight, transposed=True)  # pyright: ignore[reportArgumentType]
+    weight = getattr(module, "weight", None)
+    if type(module).__name__ == "Conv1D" and isinstance(weight, nn.Parameter):
+        return _Layer(name, module, weight, transposed=True)
     return None
 
 

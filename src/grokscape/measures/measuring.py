@@ -78,7 +78,7 @@ def measure(
     with evaluating(model), torch.no_grad():
         probe = Probe(model, _name_of(model, head))
         train = _Source(model, probe, loader, batch_size, progress, "train").measured(names)
-        splits = {"train": (train, None, names)}
+        splits: dict[str, tuple[_Seen, _Seen | None, list[str]]] = {"train": (train, None, names)}
         if test_loader is not None:
             held_out = [name for name in names if MEASURES[name].property != "norm"]
             test = _Source(model, probe, test_loader, batch_size, progress, "test").measured(held_out)

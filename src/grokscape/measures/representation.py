@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grokscape.measures.softmax import Softmax
-from grokscape.measures.statistics import ClassStatistics
+from grokscape.measures.statistics import ClassMeans
 from grokscape.numerics import finite_or_identity
 
 NAN = float("nan")
@@ -45,7 +45,7 @@ def effective_rank(spectrum: Tensor) -> Tensor:
     return _entropy(spectrum).exp()
 
 
-def kernel_alignment(statistics: ClassStatistics) -> Tensor:
+def kernel_alignment(statistics: ClassMeans) -> Tensor:
     """Centred kernel alignment (linear CKA) of the features with one-hot labels, over the classes that take part."""
     counts = statistics.kept_counts
     shares = statistics.weights

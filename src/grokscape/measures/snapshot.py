@@ -16,7 +16,7 @@ from grokscape.measures.flatness import row_variance
 from grokscape.measures.representation import spectrum
 from grokscape.measures.representativeness import smoothing_excess
 from grokscape.measures.softmax import Softmax
-from grokscape.measures.statistics import ClassStatistics
+from grokscape.measures.statistics import ClassMeans, ClassStatistics
 from grokscape.numerics import full_precision
 
 
@@ -56,7 +56,7 @@ class Quantities:
     """
 
     def __init__(
-        self, snapshot: Snapshot, around: "Quantities | None" = None, statistics: ClassStatistics | None = None
+        self, snapshot: Snapshot, around: "Quantities | None" = None, statistics: ClassMeans | None = None
     ) -> None:
         self._snapshot = snapshot
         self._around = around
@@ -122,7 +122,7 @@ class Quantities:
         return torch.linalg.vector_norm(self._snapshot.features, dim=-1).square()
 
     @cached_property
-    def statistics(self) -> ClassStatistics:
+    def statistics(self) -> ClassMeans:
         """Class means and scatter."""
         snapshot = self._snapshot
         around = self._around.statistics if self._around is not None else None

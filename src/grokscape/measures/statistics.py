@@ -90,6 +90,28 @@ class ClassMeans:
         """Tr Σ_W, (...)."""
         return (self.weights * self.variances).sum(-1)
 
+    # What depends on more than the means; statistics that lack what it takes do not offer it.
+
+    def within_through(self, matrix: Tensor) -> Tensor:
+        """Tr(A M Σ_W Mᵀ Aᵀ) for A (..., m, K) and M the centred means (K, d): (...)."""
+        raise NotImplementedError
+
+    def within_with(self, matrix: Tensor) -> Tensor:
+        """Tr(Σ_W B) for B (..., d, d): (...)."""
+        raise NotImplementedError
+
+    def within_scatter(self) -> Tensor:
+        """Σ_i (φ_i − μ_{y_i})(φ_i − μ_{y_i})ᵀ, (..., d, d)."""
+        raise NotImplementedError
+
+    def share_nearer(self, prediction: Tensor) -> Tensor:
+        """Share of samples with the mean of some class nearer than that of the predicted class, (...)."""
+        raise NotImplementedError
+
+    def mean_deviation(self) -> Tensor:
+        """Mean distance of a sample to the mean of its class, (...)."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class ClassStatistics(ClassMeans):

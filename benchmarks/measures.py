@@ -1,0 +1,171 @@
+"""How fast the measures are, against the straightforward way of computing the same numbers, in one process.
+
+    python benchmarks/measures.py [--threads 2] [--quick] [--out benchmarks/results/measures.json]
+
+Each pair is checked to agree before it is timed. The slow ways are written here from the definitions:
+
+* relative flatness by automatic differentiation: one gradient of a gradient for each entry of the head's weight, in a
+  double loop, filling the tensor (K, d, K, d) of second derivatives, as published code does;
+* the same through `torch.func.hessian`;
+* class-distance normalised variance with one-hot matrices and a loop over pairs of classes;
+* many measures one by one instead of at once.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from grokscape.measures import DEFAULT, MEASURES, Snapshot, cdnv, evaluate, relative_flatness
+
+
+def head(samples: int, width: int, classes: int, *lead: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, weight and labels of a random head."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(*lead, samples, width, generator=generator)
+    weight = torch.randn(*lead, classes, width, generator=generator) / width**0.5
+    labels = torch.randint(classes, (*lead, samples), generator=generator)
+    return features, weight, labels
+
+
+def double_loop(features: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """κ with every second derivative taken by automatic differentiation, row by row and entry by entry."""
+    weight = weight.clone().requires_grad_()
+    loss = F.cross_entropy(features @ weight.T, labels)
+    (slope,) = torch.autograd.grad(loss, weight, create_graph=True)
+    classes, width = weight.shape
+    second = torch.zeros(classes, width, classes, width)
+    for s in range(classes):
+        for i in range(width):
+            (second[s, i],) = torch.autograd.grad(slope[s, i], weight, retain_graph=True)
+    traces = torch.einsum("sjtj->st", second)
+    return ((weight @ weight.T) * traces).sum().detach()
+
+
+def functional_hessian(features: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """κ from the whole Hessian of `torch.func`."""
+    second = torch.func.hessian(lambda w: F.cross_entropy(features @ w.T, labels))(weight)
+    return torch.einsum("si,ti,sjtj->", weight, weight, second)
+
+
+def closed_form(features: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """κ as this library computes it, logits included."""
+    return relative_flatness(features, weight, features @ weight.T)
+
+
+def pairwise_cdnv(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The measure with one-hot matrices and a loop over the classes of a pair."""
+    hot = F.one_hot(labels, classes).to(features.dtype)
+    counts = hot.sum(0)
+    means = (hot.T @ features) / counts[:, None]
+    variances = (hot * (features - means[labels]).square().sum(1, keepdim=True)).sum(0) / counts
+    total = torch.zeros(())
+    for c in range(classes):
+        distances = (means - means[c]).square().sum(1)
+        distances[c] = float("inf")
+        total = total + ((variances + variances[c]) / (2 * distances)).sum()
+    return total / (classes * (classes - 1))
+
+
+def seconds(function: Callable[[], object], repeats: int) -> float:
+    """Median wall time of a call, after one to warm up."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def compare(name: str, fast: Callable[[], Tensor], slow: dict[str, tuple[Callable[[], Tensor], int]]) -> dict:
+    """Check that all ways agree, time them, and print the ratios."""
+    value, quick = fast(), seconds(fast, 15)
+    print(f"{name}: {quick * 1e3:.3g} ms")
+    row: dict = {"seconds": quick, "others": {}}
+    for other, (function, repeats) in slow.items():
+        torch.testing.assert_close(function(), value, rtol=2e-3, atol=0)
+        taken = seconds(function, repeats)
+        row["others"][other] = {"seconds": taken, "ratio": taken / quick}
+        print(f"    {other}: {taken * 1e3:.4g} ms, {taken / quick:.4g} times as long")
+    return row
+
+
+def flatness(quick: bool) -> dict:
+    """κ of a small head, and of one with d = 128, K = 97, N = 512: a transformer on modular addition.
+
+    For the latter `torch.func.hessian` needs tens of gigabytes, and is left out.
+    """
+    rows = {}
+    for width, classes in [(32, 20)] if quick else [(32, 20), (128, 97)]:
+        features, weight, labels = data = head(512, width, classes)
+        slow = {"double loop of autograd": (partial(double_loop, *data), 1)}
+        if width == 32:
+            slow["torch.func.hessian"] = (partial(functional_hessian, *data), 3)
+        name = f"relative flatness, d={width}, K={classes}, N=512"
+        rows[name] = compare(name, partial(closed_form, features, weight, labels), slow)
+    return rows
+
+
+def collapse(quick: bool) -> dict:
+    """Class-distance normalised variance of N = 20 000 samples of K = 1000 classes, d = 512."""
+    samples, width, classes = (2000, 64, 100) if quick else (20_000, 512, 1000)
+    features, _, labels = head(samples, width, classes)
+    labels[: 2 * classes] = torch.arange(classes).repeat(2)
+    features += 3 * torch.randn(classes, width, generator=torch.Generator().manual_seed(1))[labels]
+    name = f"cdnv, d={width}, K={classes}, N={samples}"
+    return {name: compare(name, lambda: cdnv(features, labels, num_classes=classes),
+                          {"one-hot matrices and a loop": (lambda: pairwise_cdnv(features, labels, classes), 3)})}
+
+
+def together(quick: bool) -> dict:
+    """All default measures of 64 replicas of a small head, at once and one by one."""
+    replicas = 8 if quick else 64
+    features, weight, labels = head(480, 128, 31, replicas)
+    snapshot = Snapshot(features, features @ weight.mT, labels, weight, None, {"head": weight})
+
+    def at_once() -> Tensor:
+        return torch.stack(list(evaluate(snapshot, DEFAULT).values()))
+
+    def one_by_one() -> Tensor:
+        return torch.stack([MEASURES[name](snapshot) for name in DEFAULT])
+
+    name = f"{len(DEFAULT)} measures of {replicas} replicas, d=128, K=31, N=480"
+    return {name: compare(name, at_once, {"one by one": (one_by_one, 5)})}
+
+
+def machine() -> dict:
+    """What the numbers were measured on."""
+    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.processor())
+    return {"processor": model, "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "python": platform.python_version(), "date": datetime.date.today().isoformat()}
+
+
+def main() -> None:
+    """Run everything and, if asked, keep the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="small sizes, seconds instead of minutes")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = {"machine": machine(), "measurements": {}}
+    for part in (flatness, collapse, together):
+        results["measurements"] |= part(options.quick)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
