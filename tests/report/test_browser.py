@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from grokscape.report import write_report
+from grokscape.report import write_comparison, write_report
 from grokscape.store import RunFolder
 
 pytestmark = [
@@ -248,3 +248,17 @@ def test_an_unfinished_run_is_announced(visit: Any, make_run: Any, tmp_path: Pat
     assert "is still running: it reached step 200 of 1500" in page.locator(".notice").inner_text()
     scroll_through(page)
     assert page.locator(".missing").count() >= 3
+
+
+def test_a_comparison_is_drawn_and_its_arms_can_be_hidden(
+    visit: Any, finished: RunFolder, make_run: Any, tmp_path: Path
+) -> None:
+    other = make_run(tmp_path / "other", seeds=2, every=50, steps=2000, name="other")
+    page = visit(write_comparison([finished, other], tmp_path), width=400)
+    scroll_through(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert all(page.eval_on_selector_all(".plate", "es => es.map(e => Boolean(e.querySelector('.main-svg')))"))
+    shown = "document.querySelector('.plate').data.filter(t => t.meta?.arm === 'loss' && t.visible !== false).length"
+    assert page.evaluate(shown) >= 2
+    page.locator(".arm-toggle", has_text="Loss held").first.click()
+    assert page.evaluate(shown) == 0

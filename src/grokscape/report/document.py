@@ -51,6 +51,8 @@ def page(run: Run) -> str:
     panels, trajectory_payload = trajectories(run, found)
     context = {
         "run": run,
+        "heading": run.title,
+        "finished": run.unfinished is None,
         "question": str(run.spec.get("question") or "Which geometric property does generalisation need?"),
         "lead": LEAD,
         "alarms": alarms(run),

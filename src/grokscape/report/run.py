@@ -38,7 +38,17 @@ SHORT = {
 
 @dataclass(frozen=True)
 class Run:
-    """Everything of a run folder that a report can show, read once."""
+    """Everything of a run folder that a report can show, read once.
+
+    Attributes:
+        path: the folder.
+        spec: the study as it was asked for.
+        status: how far it got.
+        frame: the trajectory.
+        columns: what each measured column is.
+        findings: what the analysis found.
+        shared: arms that are drawn alike in several runs; empty for a run that stands alone.
+    """
 
     path: Path
     spec: dict[str, Any]
@@ -46,6 +56,7 @@ class Run:
     frame: pl.DataFrame
     columns: dict[str, dict[str, Any]]
     findings: list[dict[str, Any]]
+    shared: tuple[Arm, ...] = ()
 
     @property
     def name(self) -> str:
@@ -64,7 +75,9 @@ class Run:
         measures = {name.rpartition("/")[2] for name in self.columns}
         properties = {measure: self.measure_property(measure) for measure in measures}
         titles = {measure: self.measure_short(measure) for measure in measures}
-        return arms_of(self.spec, map(str, present), properties, titles)
+        own = arms_of(self.spec, map(str, present), properties, titles)
+        names = {arm.name for arm in own}
+        return tuple(arm for arm in self.shared if arm.name in names) if self.shared else own
 
     @cached_property
     def arm_by_name(self) -> dict[str, Arm]:

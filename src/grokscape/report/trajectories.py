@@ -107,15 +107,17 @@ def layers(arm: Arm, steps: np.ndarray, summary: Summary, *, faint: bool = False
     return drawn
 
 
-def panel(run: Run, measure: str, split: str, steps: np.ndarray, *, title: str = "") -> Panel | None:
+def panel(
+    run: Run, measure: str, split: str, steps: np.ndarray, *, title: str = "", seeds_shown: int = SEEDS_SHOWN
+) -> Panel | None:
     """A measure on one split over the steps, every arm; accuracy and loss show training faintly. None if absent."""
     column = f"{split}/{measure}"
     if column not in run.frame.columns:
         return None
-    summaries = summarise(run, column, steps)
+    summaries = summarise(run, column, steps, seeds_shown)
     drawn: list[Band | Line] = []
     if measure in ("accuracy", "loss") and split == "test" and f"train/{measure}" in run.frame.columns:
-        train = summarise(run, f"train/{measure}", steps)
+        train = summarise(run, f"train/{measure}", steps, 0)
         drawn += [x for arm in run.arms if arm.name in train for x in layers(arm, steps, train[arm.name], faint=True)]
     for arm in run.arms:
         if arm.name in summaries:
