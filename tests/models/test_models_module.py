@@ -121,10 +121,10 @@ def test_running_statistics_belong_to_their_replica():
         torch.testing.assert_close(buffers[name][1], value, rtol=1e-12, atol=1e-12)
     module.eval()
     before = {name: value.clone() for name, value in buffers.items()}
-    with network.evaluating():
+    with network.working_on(training=False):
         torch.testing.assert_close(network.logits(parameters, inputs)[1], module(inputs[1]), rtol=1e-12, atol=1e-12)
     alone = {name: value[1:] for name, value in parameters.items()}
-    with network.evaluating(row=1):
+    with network.working_on(slice(1, 2), training=False):
         torch.testing.assert_close(network.logits(alone, inputs[1:])[0], module(inputs[1]), rtol=1e-12, atol=1e-12)
     assert all(torch.equal(before[name], buffers[name]) for name in before)
     with pytest.raises(ValueError, match=r"holds buffers of 2 replicas, got parameters of 1"):

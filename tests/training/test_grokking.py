@@ -42,7 +42,7 @@ def study(p, arms, steps, seeds, precision="float32"):
 def test_time_to_generalise_goes_as_one_over_learning_rate_times_decay():
     decays = (0.5, 1.0, 2.0)
     arms = tuple(
-        Arm(name=f"wd-{wd}", role="baseline" if wd == 1.0 else "control", optimizer={"weight_decay": wd}) for wd in decays
+        Arm(name=f"wd-{wd}", role="baseline" if wd == 1 else "control", optimizer={"weight_decay": wd}) for wd in decays
     )
     _, test = first_steps(study(23, arms, 2200, 4))
     medians = test.view(len(decays), -1).median(1).values

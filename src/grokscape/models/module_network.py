@@ -17,8 +17,8 @@ class ModuleNetwork(Network):
     """A module's function up to its head; parameters keep the module's own names.
 
     Buffers (running statistics and the like) are not parameters: `prepare` makes them, one row per replica, they start
-    as the module's own, and change in place as the module changes them while training. Inside `evaluating()` the module
-    is in eval mode. Attention runs written out, so that it can be batched and differentiated twice.
+    as the module's own, and change in place as the module changes them while training. Inside
+    `working_on(training=False)` the module is in eval mode. Attention runs written out, so that it can be batched and differentiated twice.
 
     Args:
         make: makes a freshly initialised module from PyTorch's global generator.
@@ -43,7 +43,7 @@ class ModuleNetwork(Network):
         self.shapes = {name: parameter.shape for name, parameter in self._module.named_parameters()}
         self.features_dim = self._head.in_features
         self.buffers: dict[str, Tensor] = {}
-        self._row: int | None = None
+        self._rows = slice(None)
         _refuse_dropout(self._module)
         self._check_answer(probe)
         self.batched, self.reason = self._try_batching(probe)
@@ -69,15 +69,15 @@ class ModuleNetwork(Network):
         return self.buffers
 
     @contextlib.contextmanager
-    def evaluating(self, row: int | None = None) -> Iterator[None]:
-        """Inside, the module is in eval mode."""
-        self._module.eval()
-        self._row = row
+    def working_on(self, rows: slice = slice(None), *, training: bool = True) -> Iterator[None]:
+        """See `Network.working_on`."""
+        self._module.train(training)
+        self._rows = rows
         try:
             yield
         finally:
             self._module.train()
-            self._row = None
+            self._rows = slice(None)
 
     def features(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
         """See `Network.features`."""
@@ -88,16 +88,15 @@ class ModuleNetwork(Network):
 
     def _buffers_for(self, like: Tensor) -> dict[str, Tensor]:
         """The buffers of the replicas whose parameters `like` is one of."""
-        if self._row is not None:
-            return {name: value[self._row : self._row + 1] for name, value in self.buffers.items()}
-        if any(len(value) != len(like) or value.device != like.device for value in self.buffers.values()):
-            raise ValueError(
-                f"the network holds buffers of {len(next(iter(self.buffers.values())))} replicas, got parameters of "
-                f"{len(like)} on {like.device}; call `prepare` anew, or `evaluating(row=…)` for one of them"
-            )
         if not self.buffers:
             self.prepare(len(like), like.device, like.dtype)
-        return self.buffers
+        chosen = {name: value[self._rows] for name, value in self.buffers.items()}
+        if any(len(value) != len(like) or value.device != like.device for value in chosen.values()):
+            raise ValueError(
+                f"the network holds buffers of {len(next(iter(chosen.values())))} replicas, got parameters of "
+                f"{len(like)} on {like.device}; call `prepare` anew, or `working_on(rows)` for some of them"
+            )
+        return chosen
 
     def _one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
         """What enters the head of one replica, (N, d)."""
@@ -128,7 +127,7 @@ class ModuleNetwork(Network):
 
     def _check_answer(self, probe: Tensor) -> None:
         """Refuse a module whose answer is not what its head says about (N, d) features."""
-        with self.evaluating(), torch.no_grad():
+        with self.working_on(training=False), torch.no_grad():
             answer = self._module(probe[0])
             features = self._one(dict(self._module.named_parameters()), dict(self._module.named_buffers()), probe[0])
         if features.shape != (probe.shape[1], self.features_dim):

@@ -81,11 +81,12 @@ class Network(ABC):
         """
         return {}
 
-    def evaluating(self, row: int | None = None) -> contextlib.AbstractContextManager:
-        """Inside, the network behaves as when it is measured, not trained; no difference for most.
+    def working_on(self, rows: slice = slice(None), *, training: bool = True) -> contextlib.AbstractContextManager:
+        """Inside, parameters are those of some replicas, and the network trains or is measured; the same for most.
 
         Args:
-            row: the one replica that the parameters inside are of; None for all.
+            rows: the replicas, out of those that `prepare` was told of.
+            training: False to behave as when it is measured.
         """
         return contextlib.nullcontext()
 

@@ -32,7 +32,7 @@ def _quick_testbed() -> dict:
         "optimizer": AdamW(lr=1e-2, weight_decay=1.0, betas=(0.9, 0.98)),
         "seeds": 8,
         "steps": 1500,
-        "evaluation": Evaluation(measures=DEFAULT_MEASURES, points=90, refine=10),
+        "evaluation": Evaluation(measures=DEFAULT_MEASURES, points=50, refine=20),
     }
 
 
@@ -40,7 +40,7 @@ def _quickstart() -> StudySpec:
     return StudySpec(
         name="quickstart",
         title="Does generalisation need flatness, or neural collapse?",
-        question="Which of the two does a network need in order to generalise: flatness of the loss, or neural collapse?",
+        question="Which of the two does a network need to generalise: flatness of the loss, or neural collapse?",
         description=(
             "Quadratic MLP on x + y mod 31, half of the 961 pairs for training, 8 arms × 8 paired seeds in one batched "
             "run; about a minute on 2 CPU cores. Flatness and collapse are each promoted and held back at two doses; a "
@@ -68,7 +68,7 @@ def _necessity() -> StudySpec:
         description=(
             "The testbed of `quickstart` with 23 arms × 8 paired seeds. A clamp moves more than its measure, so each "
             "property is brought to the same levels in different ways: flatness through κ, through its surrogate κ̄ and "
-            "through the training loss; collapse through CDNV, the scatter ratio and the normalised within-class scatter. "
+            "through the training loss; collapse through CDNV, the scatter ratio and normalised within-class scatter. "
             "Controls: random labels, rescaled weights, an optimiser without delay. About four minutes on 2 CPU cores."
         ),
         arms=(
@@ -125,7 +125,7 @@ def _grok_transformer() -> StudySpec:
         seeds=3,
         steps=3000,
         batch_size=512,
-        evaluation=Evaluation(measures=DEFAULT_MEASURES, points=90, refine=25),
+        evaluation=Evaluation(measures=DEFAULT_MEASURES, points=40, refine=50, max_samples=3072),
     )
 
 

@@ -4,6 +4,7 @@ The order of epoch e of a seed follows from (seed, e) alone: no state to save, a
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from grokscape.testbeds import Split
 from grokscape.training.plan import Replica
 
 _MIX = 1_000_003
+_KEEP = 2**24  # elements up to which the rows of a chunk are kept between evaluations
 
 
 def _unique(splits: Sequence[Split]) -> tuple[list[Split], list[int]]:
@@ -50,24 +52,29 @@ class Batches:
         self._test = stack("test_inputs"), stack("test_labels")
         self.train_size = self._train[1].shape[1]
         self.steps_per_epoch = 1 if batch_size is None else self.train_size // batch_size
-        self._full = self.rows("train") if batch_size is None else None
         self._order = -1, torch.empty(0)
+        self._kept: dict[tuple[str, int, int, int | None], tuple[Tensor, Tensor]] = {}
 
-    def rows(self, side: str, replica: int | None = None, limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """All samples of one side ("train" or "test") for every replica, or for one; (R, N, …) and (R, N)."""
-        inputs, labels = self._train if side == "train" else self._test
-        owner = self._owner if replica is None else self._owner[replica : replica + 1]
-        return inputs[owner, :limit], labels[owner, :limit]
+    def all(self, side: Literal["train", "test"], rows: slice, limit: int | None = None) -> tuple[Tensor, Tensor]:
+        """All samples of one side, or the first `limit`, for the replicas in `rows`; (r, N, …) and (r, N)."""
+        key = (side, rows.start, rows.stop, limit)
+        if key not in self._kept:
+            inputs, labels = self._train if side == "train" else self._test
+            owner = self._owner[rows]
+            found = inputs[owner, :limit], labels[owner, :limit]
+            if found[0].numel() > _KEEP:
+                return found
+            self._kept[key] = found
+        return self._kept[key]
 
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of every replica at a step, counted from 0."""
-        if self._full is not None:
-            return self._full
-        assert self.batch_size is not None
+    def at(self, step: int, rows: slice) -> tuple[Tensor, Tensor]:
+        """The batch of the replicas in `rows` at a step, counted from 0."""
+        if self.batch_size is None:
+            return self.all("train", rows)
         epoch, position = divmod(step, self.steps_per_epoch)
-        index = self._epoch_order(epoch)[:, position * self.batch_size : (position + 1) * self.batch_size]
-        rows = self._owner[:, None]
-        return self._train[0][rows, index], self._train[1][rows, index]
+        index = self._epoch_order(epoch)[rows, position * self.batch_size : (position + 1) * self.batch_size]
+        owner = self._owner[rows, None]
+        return self._train[0][owner, index], self._train[1][owner, index]
 
     def _epoch_order(self, epoch: int) -> Tensor:
         """Order of the training set in an epoch, (R, N); the last one asked for is kept."""

@@ -2,7 +2,8 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,13 @@ from torch import Tensor
 from grokscape.measures import Snapshot, evaluate
 from grokscape.training.batches import Batches
 from grokscape.training.columns import measures_of
-from grokscape.training.levers import Levers, unplug_of
+from grokscape.training.levers import Chunk, Levers, chunks_of, unplug_of
 from grokscape.training.optimisers import Layout, Rates, orthogonal_gradient, sam_gradient
 from grokscape.training.plan import Plan
 
 _CHUNK = 32768  # samples × replicas in one forward pass of an evaluation
+_CACHE = 2**19  # features of one training pass that stay in a CPU's cache; more replicas go through in several passes
+_WIDER = 8  # an evaluation has no backward pass and many small operations: it takes this many times more replicas
 _MOVING = 0.03  # change of an accuracy between two measurements from which on a replica is measured more often
 
 
@@ -66,7 +69,10 @@ class Engine:
         self.state = self._initial_state()
         like = self.state.flat
         self.batches = Batches(plan.replicas, plan.batch_size, self.device, self.dtype)
-        self.levers = Levers([r.interventions for r in plan.replicas], like)
+        most = self._replicas_at_once()
+        self.levers = Levers([r.interventions for r in plan.replicas], like, most)
+        self._training_chunks = chunks_of(self.levers.blocks, most)
+        self._measuring_chunks = chunks_of(self.levers.blocks, _WIDER * most)
         self.state.references = self.levers.empty_references()
         if self.levers.gain is not None:
             self.layout.view(like)[self.network.head[0]].div_(self.levers.gain[:, None, None])
@@ -105,6 +111,12 @@ class Engine:
             buffers=self.network.prepare(count, self.device, self.dtype),
         )
 
+    def _replicas_at_once(self) -> int:
+        """All of them on an accelerator; on a CPU as many as keep a batch's features in its cache."""
+        if self.device.type != "cpu":
+            return len(self.plan.replicas)
+        return max(1, _CACHE // (self.batches.batch_size or self.batches.train_size) // self.network.features_dim)
+
     # --- one training step -------------------------------------------------------------------------------------
 
     def _autocast(self) -> contextlib.AbstractContextManager:
@@ -121,30 +133,35 @@ class Engine:
         return logits if bias is None else logits + bias[:, None], weight, bias
 
     def snapshot(
-        self, parameters: dict[str, Tensor], inputs: Tensor, labels: Tensor, step: int, row: int | None = None
+        self, parameters: dict[str, Tensor], inputs: Tensor, labels: Tensor, step: int, rows: slice
     ) -> Snapshot:
-        """What the head sees at these parameters (R, …): features as the interventions of `step` leave them."""
+        """What the heads of the replicas in `rows` see: features as the interventions of `step` leave them."""
         with self._autocast():
             features = self._features(parameters, inputs)
-        features = self.levers.features(features.to(self.dtype), step, row)
+        features = self.levers.features(features.to(self.dtype), step, rows)
         logits, weight, bias = self._head(parameters, features)
         return Snapshot(features, logits, labels, weight, bias, parameters)
 
-    def objective(self, flat: Tensor, inputs: Tensor, labels: Tensor, step: int) -> Tensor:
-        """Training loss plus penalties of every replica, (R,)."""
-        seen = self.snapshot(self.layout.view(flat), inputs, labels, step)
-        loss = F.cross_entropy(seen.logits.mT, labels, reduction="none").mean(1)
+    def objective(self, flat: Tensor, inputs: Tensor, labels: Tensor, step: int, chunk: Chunk) -> Tensor:
+        """Training loss plus penalties of a chunk's replicas, (r,)."""
+        seen = self.snapshot(self.layout.view(flat), inputs, labels, step, chunk.rows)
+        losses = F.cross_entropy(seen.logits.flatten(0, 1), labels.flatten(), reduction="none")
+        loss = losses.view(labels.shape).mean(1)
         if not self.levers.needs_parameters:
-            seen = Snapshot(seen.features, seen.logits, seen.labels, seen.weight, seen.bias)
-        penalty = self.levers.penalty(seen, step, self.state.references)
+            seen = replace(seen, parameters={})
+        penalty = self.levers.penalty(seen, step, self.state.references, chunk)
         return loss if penalty is None else loss + penalty
 
     def _gradient(self, flat: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        flat = flat.detach().requires_grad_()
-        with torch.enable_grad():
-            objective = self.objective(flat, *self.batches.at(step), step)
-            (grad,) = torch.autograd.grad(objective.sum(), flat)
-        return objective.detach(), grad
+        """Objective (R,) and its gradient (R, P), chunk by chunk."""
+        objectives, grads = [], []
+        for chunk in self._training_chunks:
+            with torch.enable_grad(), self.network.working_on(chunk.rows):
+                leaf = flat[chunk.rows].detach().requires_grad_()
+                objective = self.objective(leaf, *self.batches.at(step, chunk.rows), step, chunk)
+                grads += torch.autograd.grad(objective.sum(), leaf)
+            objectives.append(objective.detach())
+        return torch.cat(objectives), torch.cat(grads)
 
     def step(self, step: int) -> None:
         """Train every live replica by one step; `step` counts from 0."""
@@ -166,32 +183,42 @@ class Engine:
 
     # --- measuring ---------------------------------------------------------------------------------------------
 
-    def _side(self, side: str, step: int, row: int | None) -> Snapshot:
-        """The snapshot of all samples of a side, computed in pieces; of all replicas, or of the one in `row`."""
-        flat = self.state.flat if row is None else self.state.flat[row : row + 1]
-        parameters = self.layout.view(flat)
-        inputs, labels = self.batches.rows(side, row, self.plan.evaluation.max_samples)
-        size = max(1, _CHUNK // len(flat))
-        pieces = [self.snapshot(parameters, some, labels, step, row) for some in inputs.split(size, dim=1)]
+    def _side(self, side: Literal["train", "test"], step: int, rows: slice) -> Snapshot:
+        """The snapshot of all samples of a side, computed in pieces, of the replicas in `rows`."""
+        parameters = self.layout.view(self.state.flat[rows])
+        inputs, labels = self.batches.all(side, rows, self.plan.evaluation.max_samples)
+        size = max(1, _CHUNK // len(labels))
+        several = inputs.split(size, dim=1) if labels.shape[1] > size else (inputs,)
+        pieces = [self.snapshot(parameters, some, labels, step, rows) for some in several]
+        if len(pieces) == 1:
+            return pieces[0]
         features, logits = (torch.cat([getattr(p, name) for p in pieces], 1) for name in ("features", "logits"))
-        return Snapshot(features, logits, labels, pieces[0].weight, pieces[0].bias, parameters)
+        return replace(pieces[0], features=features, logits=logits)
+
+    def _measure(self, step: int, rows: slice) -> tuple[dict[str, Tensor], Snapshot]:
+        with self.network.working_on(rows, training=False):
+            train, test = self._side("train", step, rows), self._side("test", step, rows)
+        names = self._measures
+        values = {
+            **{f"train/{k}": v for k, v in evaluate(train, names["train"]).items()},
+            **{f"test/{k}": v for k, v in evaluate(test, names["test"]).items()},
+            **{f"cross/{k}": v for k, v in evaluate(test, names["cross"], around=train).items()},
+            **{f"params/{k}": v for k, v in evaluate(train, names["params"]).items()},
+        }
+        self._note(values, rows)
+        return values, train
 
     @torch.no_grad()
     def measure(self, step: int, row: int | None = None) -> dict[str, Tensor]:
         """Every measured column, one value a replica (or for the replica in `row` alone), at fixed weights."""
-        with self.network.evaluating(row):
-            train, test = self._side("train", step, row), self._side("test", step, row)
-        values = {
-            **{f"train/{k}": v for k, v in evaluate(train, self._measures["train"]).items()},
-            **{f"test/{k}": v for k, v in evaluate(test, self._measures["test"]).items()},
-            **{f"cross/{k}": v for k, v in evaluate(test, self._measures["cross"], around=train).items()},
-            **{f"params/{k}": v for k, v in evaluate(train, self._measures["params"]).items()},
-        }
-        rows = slice(None) if row is None else slice(row, row + 1)
-        self._note(values, rows)
-        if row is None:
-            self.levers.record_references(self.state.references, train, step, self.state.memorised)
-        return values
+        if row is not None:
+            return self._measure(step, slice(row, row + 1))[0]
+        parts = []
+        for chunk in self._measuring_chunks:
+            values, train = self._measure(step, chunk.rows)
+            self.levers.record_references(self.state.references, train, step, self.state.memorised, chunk)
+            parts.append(values)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _note(self, values: dict[str, Tensor], rows: slice) -> None:
         state, onset = self.state, self.plan.onset

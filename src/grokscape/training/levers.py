@@ -42,9 +42,10 @@ def ended(interventions: Sequence[Intervention]) -> tuple[Intervention, ...]:
     kept = tuple(i for i in interventions if not isinstance(i, Unplug))
     if unplug is None:
         return kept
+    end = unplug.step
     lasting = tuple(i for i in kept if isinstance(i, Rescale))
-    early = [i for i in kept if not isinstance(i, Rescale) and i.start < unplug.step]
-    return lasting + tuple(replace(i, until=min(unplug.step, unplug.step if i.until is None else i.until)) for i in early)
+    early = [i for i in kept if not isinstance(i, Rescale) and i.start < end]
+    return lasting + tuple(replace(i, until=end if i.until is None else min(end, i.until)) for i in early)
 
 
 class _Schedule:
@@ -120,14 +121,37 @@ def _penalties(interventions: Sequence[Intervention]) -> list[Penalty]:
     return [i for i in interventions if isinstance(i, Promote | Suppress | Clamp)]
 
 
-def _blocks(arms: Sequence[Sequence[Intervention]], like: Tensor) -> list[Block]:
+def _blocks(arms: Sequence[Sequence[Intervention]], like: Tensor, most: int) -> list[Block]:
+    """Runs of rows with the same kinds of penalty, none longer than `most`."""
     rows = [_penalties(arm) for arm in arms]
     kinds = [[(isinstance(p, Clamp), p.measure, p.temperature) for p in row] for row in rows]
     edges = [0, *(i for i in range(1, len(arms)) if kinds[i] != kinds[i - 1]), len(arms)]
+    pieces = [(i, min(i + most, stop)) for start, stop in itertools.pairwise(edges) for i in range(start, stop, most)]
     return [
         Block(start, stop, tuple(StackedPenalty(column, like) for column in zip(*rows[start:stop], strict=True)))
-        for start, stop in itertools.pairwise(edges)
+        for start, stop in pieces
     ]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Neighbouring blocks, `first` to before `last`, whose replicas go through the network together."""
+
+    first: int
+    last: int
+    rows: slice
+
+
+def chunks_of(blocks: Sequence[Block], most: int) -> list[Chunk]:
+    """As many neighbouring blocks in a chunk as fit into `most` replicas; at least one."""
+    chunks: list[Chunk] = []
+    for index, block in enumerate(blocks):
+        if chunks and block.stop - chunks[-1].rows.start <= most:
+            last = chunks.pop()
+            chunks.append(Chunk(last.first, index + 1, slice(last.rows.start, block.stop)))
+        else:
+            chunks.append(Chunk(index, index + 1, slice(block.start, block.stop)))
+    return chunks
 
 
 def cut(snapshot: Snapshot, blocks: Sequence[Block]) -> list[Snapshot]:
@@ -156,12 +180,16 @@ class Levers:
     Args:
         arms: the interventions of each replica, R of them.
         like: a tensor whose dtype and device to use.
+        most: number of replicas that go through the network together.
+
+    Attributes:
+        blocks: replicas with the same kinds of penalty, at most `most` of them in each.
     """
 
-    def __init__(self, arms: Sequence[Sequence[Intervention]], like: Tensor) -> None:
+    def __init__(self, arms: Sequence[Sequence[Intervention]], like: Tensor, most: int) -> None:
         arms = [ended(arm) for arm in arms]
         self.replicas = len(arms)
-        self.blocks = _blocks(arms, like)
+        self.blocks = _blocks(arms, like, most)
         penalties = [penalty for block in self.blocks for penalty in block.penalties]
         self.needs_parameters = any("parameters" in MEASURES[p.measure].inputs for p in penalties)
         self._like = like
@@ -200,21 +228,23 @@ class Levers:
         full[owners] = torch.where(gates > 0, values, torch.full_like(values, neutral))
         return full
 
-    def features(self, features: Tensor, step: int, row: int | None = None) -> Tensor:
-        """Features (R, N, d) as the head gets them at this step; with `row`, (1, N, d) of that replica."""
-        rows = slice(None) if row is None else slice(row, row + 1)
+    def features(self, features: Tensor, step: int, rows: slice) -> Tensor:
+        """Features (r, N, d) of the replicas in `rows`, as the head gets them at this step."""
         radius = self._acting(self._normalise, step, torch.nan)
         if radius is not None:
             radius = radius[rows, None, None]
             features = torch.where(radius.isnan(), features, normalize_features(features, radius.nan_to_num(1.0)))
         return features if self.gain is None else features * self.gain[rows, None, None]
 
-    def penalty(self, snapshot: Snapshot, step: int, references: Mapping[str, Tensor]) -> Tensor | None:
-        """Sum of the penalties per replica (R,); None if none acts."""
-        if not any(penalty.active(step) for block in self.blocks for penalty in block.penalties):
+    def penalty(
+        self, snapshot: Snapshot, step: int, references: Mapping[str, Tensor], chunk: Chunk
+    ) -> Tensor | None:
+        """Sum of the penalties per replica of a chunk; None if none acts."""
+        blocks = self.blocks[chunk.first : chunk.last]
+        if not any(penalty.active(step) for block in blocks for penalty in block.penalties):
             return None
         totals = []
-        for b, (block, piece) in enumerate(zip(self.blocks, cut(snapshot, self.blocks), strict=True)):
+        for b, (block, piece) in enumerate(zip(blocks, cut(snapshot, blocks), strict=True), chunk.first):
             total = self._like.new_zeros(block.stop - block.start)
             for k, penalty in enumerate(block.penalties):
                 if penalty.active(step):
@@ -239,11 +269,14 @@ class Levers:
         }
 
     def record_references(
-        self, references: dict[str, Tensor], snapshot: Snapshot, step: int, memorised: Tensor
+        self, references: dict[str, Tensor], snapshot: Snapshot, step: int, memorised: Tensor, chunk: Chunk
     ) -> None:
-        """Fill in the references whose moment has come, from a snapshot of the training set; `memorised` is (R,)."""
+        """Fill in a chunk's references whose moment has come, from its training set's snapshot; `memorised` is (R,)."""
+        blocks = self.blocks[chunk.first : chunk.last]
         for key, reference in references.items():
             b, k = map(int, key.split("."))
+            if not chunk.first <= b < chunk.last:
+                continue
             block = self.blocks[b]
             penalty = block.penalties[k]
             due = [
@@ -252,4 +285,5 @@ class Levers:
             ]
             fresh = torch.tensor(due, device=reference.device) & reference.isnan()
             if fresh.any():
-                references[key] = torch.where(fresh, penalty.value(cut(snapshot, self.blocks)[b]), reference)
+                value = penalty.value(cut(snapshot, blocks)[b - chunk.first])
+                references[key] = torch.where(fresh, value, reference)

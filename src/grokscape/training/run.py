@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from grokscape.store import RunFolder
+from grokscape.training.allocation import keep_freed_memory
 from grokscape.training.checkpoint import load_checkpoint, save_checkpoint
 from grokscape.training.columns import column_table
 from grokscape.training.engine import Engine
 from grokscape.training.plan import Plan
-
 
 _PAUSE_PER_SAVING = 20.0  # large states: at least so many times as long between two checkpoints as one takes
 
@@ -134,6 +134,7 @@ class Run:
             Interrupted: after SIGINT, SIGTERM or SIGHUP; a checkpoint was written.
             RunFolderError: another process is at work in the folder.
         """
+        keep_freed_memory()
         with self._folder.claim(), torch.no_grad(), stop_requests() as signalled:
             saved = load_checkpoint(self._folder, self._engine.state)
             self._first = self._saved_step = saved["step"]
