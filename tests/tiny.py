@@ -1,5 +1,6 @@
-"""A study that trains in a fraction of a second: quadratic MLP on x + y mod 7, with every intervention and option in an arm."""
+"""A study of a fraction of a second: quadratic MLP on x + y mod 7, with every intervention and option in an arm."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from grokscape.studies import StudySpec
@@ -34,7 +35,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def study(arms: tuple[str, ...] = ("baseline", "held"), **changes: Any) -> dict[str, Any]:
+def arm(name: str) -> dict[str, Any]:
+    """One of `ARMS` or `OPTIONS`."""
+    role = "baseline" if name == "baseline" else "manipulation"
+    return {"name": name, "role": role, "interventions": ARMS.get(name, []), "optimizer": OPTIONS.get(name, {})}
+
+
+def study(arms: Sequence[str | dict[str, Any]] = ("baseline", "held"), **changes: Any) -> dict[str, Any]:
     """The specification as JSON holds it."""
     return {
         "name": "tiny",
@@ -42,11 +49,7 @@ def study(arms: tuple[str, ...] = ("baseline", "held"), **changes: Any) -> dict[
         "testbed": {"kind": "modular", "operation": "x+y", "p": 7, "train_fraction": 0.6},
         "model": {"kind": "quadratic_mlp", "width": 16},
         "optimizer": ADAMW,
-        "arms": [
-            {"name": name, "role": "baseline" if name == "baseline" else "manipulation"}
-            | {"interventions": ARMS.get(name, []), "optimizer": OPTIONS.get(name, {})}
-            for name in arms
-        ],
+        "arms": [arm(name) if isinstance(name, str) else name for name in arms],
         "seeds": 2,
         "steps": 40,
         "onset": {"train_threshold": 0.5, "test_threshold": 0.4, "hold": 2},
@@ -55,6 +58,6 @@ def study(arms: tuple[str, ...] = ("baseline", "held"), **changes: Any) -> dict[
     }
 
 
-def spec(arms: tuple[str, ...] = ("baseline", "held"), **changes: Any) -> StudySpec:
+def spec(arms: Sequence[str | dict[str, Any]] = ("baseline", "held"), **changes: Any) -> StudySpec:
     """The specification."""
     return StudySpec.model_validate(study(arms, **changes))

@@ -1,19 +1,27 @@
 """The command line.
 
-Exit codes: 0 done; 1 bad input, the message says what to do; 130 stopped, the run can be resumed.
+Exit codes: 0 done; 1 the input is wrong or something failed, and the message says what to do; 2 the command line cannot
+be understood; 130 stopped by Ctrl-C or a signal, and the message says how to go on.
 """
 
 import json
 import os
+import shlex
+import signal
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
 from pydantic import ValidationError
 from rich.console import Console
+from rich.text import Text
 
 import grokscape
 from grokscape.store import RunFolder, RunFolderError
@@ -23,49 +31,99 @@ app = cyclopts.App(
     version=grokscape.__version__,
     help=(
         "Which geometric property does generalisation need? Train paired arms × seeds on a grokking testbed, hold "
-        "flatness or neural collapse where you want it, and read the verdict.\n\n"
-        "Start with: grokscape run quickstart --out runs/quickstart"
+        "flatness or neural collapse where you want it, and read the verdict."
+    ),
+    help_epilogue=(
+        "**Start with**\n\n"
+        "- `grokscape presets` – what there is to run, and what it costs\n"
+        "- `grokscape run quickstart` – about a minute; ends in runs/quickstart/report.html\n"
+        "- `grokscape show runs/quickstart` – its table and verdicts in the terminal\n\n"
+        "**Exit codes**  0 done · 1 wrong input or failure, the message says what to do · 2 unknown command or "
+        "option · 130 stopped, the message says how to go on. GROKSCAPE_DEBUG=1 shows where an error came from."
     ),
 )
 Quiet = Annotated[bool, Parameter(negative="", help="Print nothing but errors.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON on standard output.")]
+LauncherName = Literal["inline", "processes", "ray", "slurm"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
 
-@app.command(name="presets")
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Where:
+    """Where and how a study is trained.
+
+    Attributes:
+        device: A PyTorch device: cpu, cuda, cuda:1, mps, … Default: cpu, or the one the run had.
+        launcher: Where: inline, in this process (the default); processes, several on this machine with a thread each;
+            ray, on a Ray cluster; slurm, through sbatch. All but inline cut the study into shards of seeds.
+        workers: Number of shards in training at a time. Default: what the machine or cluster has.
+        tracker: Log the columns to this as well; may be given several times.
+        checkpoint_every: Seconds between checkpoints.
+    """
+
+    device: str | None = None
+    launcher: LauncherName | None = None
+    workers: int | None = None
+    tracker: Annotated[tuple[TrackerName, ...], Parameter(negative="", show_default=False)] = ()
+    checkpoint_every: float = 20.0
+
+    def settings(self) -> dict[str, Any]:
+        """As `workflow.run` and `workflow.resume` take them."""
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"expected --workers of 1 or more, got {self.workers}")
+        if not self.checkpoint_every > 0:
+            raise ValueError(f"expected --checkpoint-every above 0 seconds, got {self.checkpoint_every:g}")
+        given = {"device": self.device, "launcher": self.launcher}
+        return {
+            **{name: value for name, value in given.items() if value is not None},
+            "workers": self.workers,
+            "trackers": self.tracker,
+            "checkpoint_seconds": self.checkpoint_every,
+        }
+
+
+@app.command(name="presets", help_epilogue="")
 def presets_command(*, json: Json = False) -> None:
     """List the studies that come with the project: what they ask, what they cost, and the command that runs each."""
     from grokscape.studies import preset, presets
 
     specs = [preset(name) for name in presets()]
     if json:
-        _print_json(
-            [{"name": s.name, "title": s.title, "description": s.description, "replicas": s.replicas} for s in specs]
-        )
+        fields = ("name", "title", "question", "description", "seeds", "steps", "replicas")
+        _print_json([{name: getattr(s, name) for name in fields} | {"arms": [a.name for a in s.arms]} for s in specs])
         return
     console = Console()
     for spec in specs:
-        console.print(f"[bold]{spec.name}[/bold]  {spec.title}", highlight=False)
-        console.print(f"  {spec.description}", highlight=False)
-        console.print(
-            f"  {len(spec.arms)} arms × {spec.seeds} seeds, {spec.steps} steps.  grokscape run {spec.name}\n",
-            highlight=False,
-        )
+        console.print(Text.assemble((spec.name, "bold"), "  ", spec.title))
+        console.print(Text(spec.description), style="dim")
+        size = f"{len(spec.arms)} arms × {spec.seeds} seeds, {spec.steps:,} steps"
+        console.print(Text.assemble(f"{size}:  ", (f"grokscape run {spec.name}", "cyan")), end="\n\n")
 
 
-@app.command
+@app.command(help_epilogue="")
 def run(
     study: str,
     *,
     out: Path | None = None,
     seeds: int | None = None,
     steps: int | None = None,
-    device: str = "cpu",
+    where: Where = Where(),
     reuse: Annotated[bool, Parameter(negative="")] = False,
     report: bool = True,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Run a study and end in a report.
+
+    Examples:
+
+    - `grokscape run quickstart` – into runs/quickstart
+    - `grokscape run quickstart --seeds 16 --launcher processes --out runs/more-seeds`
+    - `grokscape run runs/quickstart/spec.json --out runs/again` – an edited copy of a specification will do as well
+
+    Ctrl-C saves and stops; `grokscape resume` goes on to the bit as if nothing had happened (on a CPU, with as many
+    threads).
 
     Parameters
     ----------
@@ -77,10 +135,8 @@ def run(
         Number of paired seeds, in place of the study's.
     steps
         Number of training steps, in place of the study's.
-    device
-        A PyTorch device: cpu, cuda, cuda:1, …
     reuse
-        If the run folder exists: go on with it, or only say where the report is if it is finished.
+        If the run folder holds this study already: go on with it, or only say where the report is if it is finished.
     report
         Whether to write figures and report.html at the end.
     """
@@ -88,30 +144,38 @@ def run(
     from grokscape.studies.display import Display
     from grokscape.workflow import run as run_study
 
+    settings = where.settings()
     spec = _specification(study)
     changes = {name: value for name, value in (("seeds", seeds), ("steps", steps)) if value is not None}
     spec = StudySpec.model_validate({**spec.model_dump(), **changes})
     out = out or Path("runs") / spec.name
     if reuse and (out / "spec.json").exists():
-        resume(out, report=report, quiet=quiet, json=json)
+        if RunFolder.open(out).spec != spec.model_dump(mode="json"):
+            raise RunFolderError(f"{out} holds another study than this one; choose another place: --out DIR")
+        resume(out, where=where, report=report, quiet=quiet, json=json)
         return
-    with Display(spec, "quiet" if quiet or json else None) as display:
-        result = run_study(spec, out, device=device, progress=display, report=report, command=_command_line())
+    with _stoppable(out), Display(spec, "quiet" if quiet or json else None) as display:
+        result = run_study(spec, out, progress=display, report=report, command=_command_line(), **settings)
     _say_where(result.folder, quiet, json)
 
 
-@app.command
+@app.command(help_epilogue="")
 def resume(
-    folder: Path, *, device: str | None = None, report: bool = True, quiet: Quiet = False, json: Json = False
+    folder: Path,
+    *,
+    where: Where = Where(),
+    report: bool = True,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Go on with a run that was stopped or killed, from its newest checkpoint.
+
+    Device, launcher and workers are those it had, unless given.
 
     Parameters
     ----------
     folder
         The run folder.
-    device
-        A PyTorch device, in place of the one it ran on.
     report
         Whether to write figures and report.html at the end.
     """
@@ -123,12 +187,12 @@ def resume(
     if study.folder.status.get("state") == "finished" and study.report.exists() and study.findings:
         _say_where(study.folder, quiet, json)
         return
-    with Display(study.spec, "quiet" if quiet or json else None) as display:
-        result = resume_study(folder, device=device, progress=display, report=report)
+    with _stoppable(folder), Display(study.spec, "quiet" if quiet or json else None) as display:
+        result = resume_study(folder, progress=display, report=report, **where.settings())
     _say_where(result.folder, quiet, json)
 
 
-@app.command
+@app.command(help_epilogue="")
 def analyze(folders: list[Path], /, *, quiet: Quiet = False, json: Json = False) -> None:
     """Work out onsets, survival, lead and lag, and verdicts of a run; several runs are pooled.
 
@@ -143,13 +207,13 @@ def analyze(folders: list[Path], /, *, quiet: Quiet = False, json: Json = False)
     findings = analyze_folders(opened[0] if len(opened) == 1 else opened)
     if json:
         _print_json([finding.to_dict() for finding in findings])
-    elif not quiet and len(opened) == 1:
-        show(folders[0])
     elif not quiet:
-        _print_findings([finding.to_dict() for finding in findings])
+        from grokscape.terminal import verdicts
+
+        Console().print(verdicts([finding.to_dict() for finding in findings]))
 
 
-@app.command
+@app.command(help_epilogue="")
 def report(folder: Path, *, style: Literal["paper", "talk"] = "paper", quiet: Quiet = False) -> None:
     """Write report.html and the figures of a run, analysing it first if that has not happened.
 
@@ -172,48 +236,43 @@ def report(folder: Path, *, style: Literal["paper", "talk"] = "paper", quiet: Qu
         print(f"report: {path}")
 
 
-@app.command
+@app.command(help_epilogue="")
 def show(folder: Path, /, *, json: Json = False) -> None:
-    """Show a run in the terminal: a table of its arms, its verdicts, and where its files are.
+    """Show a run in the terminal: its arms, its verdicts, and where its files are.
+
+    Each arm has a line: how many of its seeds memorised and generalised and at which median step, the median delay
+    between the two, test accuracy at the end with its interval, and where the measure that it was to hold settled.
 
     Parameters
     ----------
     folder
         The run folder.
     """
-    from grokscape.analysis import summary_table
+    from grokscape.terminal import show as show_folder
 
     opened = RunFolder.open(folder)
-    findings = opened.findings
     if json:
-        _print_json({"status": opened.status, "findings": findings})
-        return
-    frame = opened.trajectory()
-    status = opened.status
-    console = Console()
-    console.print(f"{opened.spec.get('title') or opened.spec['name']}", style="bold", highlight=False)
-    console.print(
-        f"{status.get('state', 'not started')}, step {status.get('step', 0)} of {opened.spec['steps']}", highlight=False
-    )
-    if frame.is_empty():
-        console.print(f"Nothing was measured yet. Go on with: grokscape resume {folder}", highlight=False)
-        return
-    _print_frame(console, summary_table(frame, opened.spec, opened.columns()))
-    _print_findings(findings, console)
-    _say_where(opened, quiet=False, as_json=False)
+        _print_json({"folder": str(opened.path), "status": opened.status, "findings": opened.findings})
+    else:
+        show_folder(opened, Console())
 
 
 def _specification(study: str):
     from grokscape.studies import StudySpec, preset
+    from grokscape.workflow import wrong
 
-    if study.endswith(".json"):
-        return StudySpec.model_validate(json.loads(Path(study).read_text()))
-    return preset(study)
+    if not study.endswith(".json"):
+        return preset(study)
+    path = Path(study)
+    if not path.exists():
+        raise ValueError(f"there is no file {path}; expected a preset's name or a JSON file with a specification")
+    try:
+        return StudySpec.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path} is not a study's specification: {wrong(error)}") from None
 
 
 def _command_line() -> str:
-    import shlex
-
     return shlex.join(["grokscape", *sys.argv[1:]])
 
 
@@ -221,64 +280,65 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def _print_frame(console: Console, frame) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 1))
-    for name in frame.columns:
-        table.add_column(name)
-    for row in frame.iter_rows():
-        table.add_row(
-            *(
-                Text("–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value))
-                for value in row
-            )
-        )
-    console.print(table)
-
-
-def _print_findings(findings: list[dict], console: Console | None = None) -> None:
-    console = console or Console()
-    for finding in findings:
-        if finding["kind"] in ("necessity", "convergence", "control", "pooled"):
-            console.print(f"• {finding['statement']}", highlight=False, markup=False)
-
-
 def _say_where(folder: RunFolder, quiet: bool, as_json: bool) -> None:
     if as_json:
-        _print_json({"folder": str(folder.path), "state": folder.status.get("state"), "findings": folder.findings})
-    elif not quiet:
         report = folder.path / "report.html"
-        print(f"run folder: {folder.path}")
-        print(f"report:     {report}" if report.exists() else f"report:     not yet; grokscape report {folder.path}")
+        known = {"folder": str(folder.path), "state": folder.status.get("state")}
+        _print_json({**known, "report": str(report) if report.exists() else None, "findings": folder.findings})
+    elif not quiet:
+        from grokscape.terminal import files
+
+        print(files(folder).plain)
+
+
+@contextmanager
+def _stoppable(folder: Path) -> Iterator[None]:
+    """Say how to go on when Ctrl-C comes before or after training, which sees to it itself."""
+    from grokscape.training import Interrupted
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not (folder / "spec.json").exists():
+            raise
+        raise Interrupted(f"stopped; go on with: grokscape resume {folder}") from None
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def main() -> None:
     """Entry point of the `grokscape` command."""
-    from grokscape.training.run import Interrupted
-
+    signal.signal(signal.SIGTERM, _terminated)
+    warnings.showwarning = lambda message, *where: print(f"grokscape: {message}", file=sys.stderr)
     try:
-        app()
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(130)
+        app(sys.argv[1:], exit_on_error=False)
+    except cyclopts.CycloptsError:  # already printed
+        sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("grokscape: stopped", file=sys.stderr)
         sys.exit(130)
-    except (RunFolderError, ValidationError, ValueError, FileNotFoundError) as error:
-        print(f"grokscape: {_plain(error)}", file=sys.stderr)
-        if os.environ.get("GROKSCAPE_DEBUG"):
-            traceback.print_exc()
-        sys.exit(1)
+    except Exception as error:
+        sys.exit(_explain(error))
 
 
-def _plain(error: Exception) -> str:
+def _explain(error: Exception) -> int:
+    """Print what went wrong, and give the exit code."""
+    from grokscape.training import Interrupted
+
     if isinstance(error, ValidationError):
-        return "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
-        )
-    return str(error)
+        from grokscape.workflow import wrong
+
+        text = wrong(error)
+    else:
+        text = str(error)
+    print(f"grokscape: {text}", file=sys.stderr)
+    if isinstance(error, Interrupted):
+        return 130
+    if os.environ.get("GROKSCAPE_DEBUG") or not isinstance(error, RunFolderError | ValueError | OSError):
+        traceback.print_exception(error)
+    return 1
 
 
 if __name__ == "__main__":

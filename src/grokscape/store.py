@@ -7,10 +7,10 @@
     findings.json        what the analysis found
     figures/, report.html
 
-Columns of a trajectory: `replica`, `arm`, `seed`, `init_seed`, `split_seed`, `step`, then one column per split and measure,
-named `split/measure`: `train/…`, `test/…` (held-out around held-out means), `cross/…` (held-out around train means),
-`params/…` (of the parameters alone). The file's metadata holds, per column, measure, split, property, direction, unit,
-source and title.
+Columns of a trajectory: `replica`, `arm`, `seed`, `init_seed`, `split_seed`, `step`, then one column per split and
+measure, named `split/measure`: `train/…`, `test/…` (held-out around held-out means), `cross/…` (held-out around train
+means), `params/…` (of the parameters alone). The file's metadata holds, per column, measure, split, property,
+direction, unit, source and title.
 
 Every file is written beside its place and moved over it, so a reader never sees half a file.
 """
@@ -88,7 +88,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise RunFolderError(f"{path} does not exist; is {path.parent} a run folder? `grokscape run` makes one") from None
+        raise RunFolderError(
+            f"{path} does not exist; is {path.parent} a run folder? `grokscape run` makes one"
+        ) from None
     except ValueError as error:  # not JSON, or not text
         raise RunFolderError(f"{path} is not valid JSON ({error}); restore it or start the run anew") from None
 
@@ -144,7 +146,7 @@ class RunFolder:
         return read_json(self.path / "spec.json")
 
     @contextmanager
-    def claim(self, wait: float = 2.0) -> Iterator[None]:
+    def claim(self, wait: float = 5.0) -> Iterator[None]:
         """Be the only process that trains into the folder, and clear away files that a killed one had begun.
 
         Args:
@@ -201,9 +203,13 @@ class RunFolder:
         number = int(parts[-1].stem.removeprefix("part-")) + 1 if parts else 0
         table = pa.table(dict(rows))
         table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(columns).encode()})
+        return self.write_part(f"part-{number:05d}", table)
+
+    def write_part(self, stem: str, table: pa.Table) -> Path:
+        """Write a part of the trajectory, or one in its place: rows with `KEYS`, metadata in the schema."""
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        path = self.path / "trajectory" / f"part-{number:05d}.parquet"
+        path = self.path / "trajectory" / f"{stem}.parquet"
         write_bytes(path, sink.getvalue().to_pybytes())
         return path
 

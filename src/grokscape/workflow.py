@@ -1,18 +1,25 @@
 """The whole way in one call: train a study, analyse it, write its report; and open a run folder again."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import polars as pl
+import torch
+from pydantic import ValidationError
 
 from grokscape.analysis import Finding, analyze
 from grokscape.report import write_figures, write_report
 from grokscape.store import RunFolder, RunFolderError
-from grokscape.studies import StudySpec, preset, train
+from grokscape.studies import StudySpec, plan, preset
+from grokscape.studies.launchers import launch
+from grokscape.trackers import Trackers
 from grokscape.training import Progress
+
+CHECKPOINT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,18 @@ class Study:
 
     @cached_property
     def spec(self) -> StudySpec:
-        """What was asked for."""
-        return StudySpec.model_validate(self.folder.spec)
+        """What was asked for.
+
+        Raises:
+            RunFolderError: spec.json is no specification.
+        """
+        try:
+            return StudySpec.model_validate(self.folder.spec)
+        except ValidationError as error:
+            raise RunFolderError(
+                f"{self.path / 'spec.json'} is not a study's specification: {wrong(error)}. "
+                f"Restore it, or start the study anew in another folder"
+            ) from None
 
     @cached_property
     def trajectory(self) -> pl.DataFrame:
@@ -57,6 +74,15 @@ class Study:
         return "\n".join(lines)
 
 
+def wrong(error: ValidationError) -> str:
+    """What is wrong with a specification, one clause for each entry."""
+    clauses = []
+    for entry in error.errors():
+        place = ".".join(map(str, entry["loc"]))
+        clauses.append(f"{place + ': ' if place else ''}{entry['msg'].removeprefix('Value error, ')}")
+    return "; ".join(clauses)
+
+
 def load(path: str | Path) -> Study:
     """Open a run folder.
 
@@ -66,13 +92,34 @@ def load(path: str | Path) -> Study:
     return Study(RunFolder.open(path))
 
 
+def checked_device(name: str) -> str:
+    """The name of a device that this machine has.
+
+    Raises:
+        ValueError: PyTorch knows no such device, or sees none here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        has = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        has += ["mps"] if torch.backends.mps.is_available() else []
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"expected a device of this machine ({', '.join(has)}), got {name!r} ({reason})") from None
+    return name
+
+
 def run(
     study: str | StudySpec,
     out: str | Path,
     *,
     seeds: int | None = None,
     device: str = "cpu",
+    launcher: str = "inline",
+    workers: int | None = None,
+    trackers: Sequence[str] = (),
     progress: Callable[[Progress], None] | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: bool = True,
     command: str | None = None,
 ) -> Study:
@@ -83,7 +130,11 @@ def run(
         out: a folder that does not exist yet, or is empty.
         seeds: number of paired seeds, in place of the study's.
         device: a PyTorch device.
-        progress: called after each measurement.
+        launcher: "inline", or where shards of seeds are trained: "processes", "ray", "slurm".
+        workers: number of shards, and of those in training at a time; None for the launcher's own.
+        trackers: any of "tensorboard", "wandb", "mlflow", which get the medians of all columns, a run for each arm.
+        progress: called after measurements.
+        checkpoint_seconds: time between checkpoints.
         report: whether to write figures and report.html.
         command: what reproduces the run, for its report; None for the call of this function.
 
@@ -91,19 +142,22 @@ def run(
         The opened run folder.
 
     Raises:
-        ValueError: unknown preset.
+        ValueError: unknown preset, device, launcher or tracker, or settings that do not go together.
         RunFolderError: `out` holds something.
         Interrupted: the process was asked to stop; everything so far is saved.
     """
     spec = preset(study) if isinstance(study, str) else study
     if seeds is not None:
         spec = StudySpec.model_validate({**spec.model_dump(), "seeds": seeds})
+    plan(spec, checked_device(device))  # raises what cannot go together before there is a folder
+    Trackers.check(trackers)
     folder = RunFolder.create(out, spec.model_dump(mode="json"))
     about = {
         "command": command or f"grokscape.run({spec.name!r}, out={str(out)!r}, seeds={spec.seeds}, device={device!r})",
         "host": {"system": platform.system(), "machine": platform.machine()},
     }
-    train(spec, folder, device=device, progress=progress, about=about)
+    settings = {"device": device, "workers": workers, "about": about, "checkpoint_seconds": checkpoint_seconds}
+    _train(Study(folder), launcher, trackers, progress, settings)
     return finish(folder, report=report)
 
 
@@ -111,16 +165,51 @@ def resume(
     path: str | Path,
     *,
     device: str | None = None,
+    launcher: str | None = None,
+    workers: int | None = None,
+    trackers: Sequence[str] = (),
     progress: Callable[[Progress], None] | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     report: bool = True,
 ) -> Study:
-    """Go on with a run from its newest checkpoint; a finished one is only analysed again."""
+    """Go on with a run from its newest checkpoint, where and as it ran unless told otherwise; then as `run` does.
+
+    A finished run is only analysed again.
+    """
     study = load(path)
     status = study.folder.status
+    Trackers.check(trackers)
     if status.get("state") != "finished":
-        about = {name: status[name] for name in ("command", "host") if name in status}
-        train(study.spec, study.folder, device=device or status.get("device", "cpu"), progress=progress, about=about)
+        settings = {
+            "device": checked_device(device or status.get("device", "cpu")),
+            "workers": workers or status.get("workers"),
+            "about": {name: status[name] for name in ("command", "host") if name in status},
+            "checkpoint_seconds": checkpoint_seconds,
+        }
+        _train(study, launcher or status.get("launcher", "inline"), trackers, progress, settings)
     return finish(study.folder, report=report)
+
+
+def _train(
+    study: Study,
+    launcher: str,
+    trackers: Sequence[str],
+    progress: Callable[[Progress], None] | None,
+    settings: dict[str, Any],
+) -> None:
+    """Train, and tell trackers: while it trains in this process, or afterwards all that the shards recorded."""
+    with Trackers(trackers, study.spec.name, study.folder) as tracking:
+        live = launcher == "inline"
+
+        def tell(measured: Progress) -> None:
+            if progress is not None:
+                progress(measured)
+            if live:
+                tracking(measured)
+
+        launch(study.spec, study.folder, launcher, progress=tell, **settings)
+        if not live:
+            tracking.replay()
 
 
 def finish(folder: RunFolder, *, report: bool = True) -> Study:

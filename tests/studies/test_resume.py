@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 import tiny
 from grokscape.store import RunFolder, RunFolderError
 from grokscape.studies import train
@@ -243,5 +244,5 @@ def test_damaged_parts_are_named(tmp_path):
 def test_settings_that_arms_cannot_differ_in_are_refused(tmp_path):
     changed = tiny.study()
     changed["arms"][1]["optimizer"] = {"betas": [0.9, 0.99]}
-    with pytest.raises(ValueError, match=r"arms of one run may differ in lr, .*nothing else of it; got .*0\.99.*one run"):
+    with pytest.raises(ValueError, match=r"arms of one run may differ in lr, .*nothing else of it; got .*0\.99.*one"):
         run_whole(tmp_path / "run", tiny.spec().model_validate(changed))

@@ -1,61 +1,29 @@
 """The live view of a run: progress, time left, and a line for each arm; plain lines where there is no terminal."""
 
 import math
-import statistics
 import sys
+import time
 from collections import defaultdict
 from types import TracebackType
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from grokscape.studies.spec import StudySpec
-from grokscape.training import Progress as Measured
+from grokscape.terminal import duration, sparkline
+from grokscape.training import Progress
 
-_BLOCKS = " ▁▂▃▄▅▆▇█"
-_HISTORY = 24
 _PLAIN_LINES = 12
+_PLAIN_SECONDS = 30.0
 COLUMNS = {
-    "train/accuracy": "train acc",
-    "test/accuracy": "test acc",
+    "train/accuracy": "train",
+    "test/accuracy": "test",
     "train/relative_flatness": "κ",
     "train/cdnv": "cdnv",
 }
-
-
-def sparkline(values: list[float], width: int = _HISTORY) -> str:
-    """Values between 0 and 1 as a row of blocks, newest last; NaN is a gap.
-
-    >>> sparkline([0.0, 0.5, 1.0])
-    ' ▄█'
-    """
-    recent = values[-width:]
-    return "".join(" " if math.isnan(v) else _BLOCKS[round(min(max(v, 0.0), 1.0) * 8)] for v in recent)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> duration(75)
-    '1 min 15 s'
-    """
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def by_arm(measured: Measured) -> dict[str, dict[str, float]]:
-    """Median over an arm's replicas of each displayed column."""
-    rows: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for name in COLUMNS:
-        for arm, value in zip(measured.arms, measured.values.get(name, []), strict=False):
-            rows[arm][name].append(value)
-    return {arm: {name: statistics.median(values) for name, values in columns.items()} for arm, columns in rows.items()}
 
 
 class Display:
@@ -71,72 +39,93 @@ class Display:
         self._spec = spec
         self._console = console or Console(file=sys.stderr)
         self._stream = stream or ("live" if self._console.is_terminal else "plain")
-        self._labels = {arm.name: arm.label for arm in spec.arms}
-        self._history: dict[str, list[float]] = defaultdict(list)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f} %"),
-            console=self._console,
-        )
-        self._task = self._bar.add_task("training", total=spec.steps)
-        self._live = Live(self._bar, console=self._console, auto_refresh=False, transient=False)
-        self._next_line = 0.0
-        self._started_at: tuple[int, float] | None = None
+        self._live = Live(console=self._console, auto_refresh=False)
+        self._curves: dict[str, dict[int, float]] = defaultdict(dict)
+        self._times: list[tuple[int, float]] = []
+        self._next_line = (0.0, 0.0)
 
     def __enter__(self) -> "Display":
         if self._stream == "live":
             self._live.start()
+            self._live.update(Text(f"{self._spec.title or self._spec.name}: setting up …", style="dim"), refresh=True)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._stream == "live":
             self._live.stop()
 
-    def __call__(self, measured: Measured) -> None:
+    def __call__(self, measured: Progress) -> None:
         """Show the newest measurement."""
-        rows = by_arm(measured)
+        if self._stream == "quiet":
+            return
+        rows = measured.medians()
+        self._times.append((measured.step, measured.seconds))
         for arm, values in rows.items():
-            self._history[arm].append(values.get("test/accuracy", math.nan))
+            self._curves[arm][measured.step] = values.get("test/accuracy", math.nan)
         if self._stream == "live":
-            self._bar.update(self._task, completed=measured.step)
-            self._live.update(Group(self._bar, self._line(measured), self._table(rows)), refresh=True)
-        elif self._stream == "plain" and measured.step >= self._next_line:
-            self._next_line = measured.step + self._spec.steps / _PLAIN_LINES
+            self._live.update(self.view(measured, rows), refresh=True)
+        elif measured.step >= self._next_line[0] or time.monotonic() >= self._next_line[1]:
+            step = measured.step + self._spec.steps / _PLAIN_LINES
+            self._next_line = step, time.monotonic() + _PLAIN_SECONDS
             self._console.print(self._plain(measured, rows), highlight=False, soft_wrap=True, markup=False)
 
-    def _left(self, measured: Measured) -> float:
-        if self._started_at is None:
-            self._started_at = (measured.step, measured.seconds)
-        steps, seconds = measured.step - self._started_at[0], measured.seconds - self._started_at[1]
-        return (measured.steps - measured.step) * seconds / steps if steps else math.inf
+    def view(self, measured: Progress, rows: dict[str, dict[str, float]]) -> RenderableType:
+        """Title, bar, times and the table of arms."""
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True)
+        share = f"{measured.step / measured.steps:.0%}".replace("%", " %")
+        label = Text(f"{share} · step {measured.step:,} of {measured.steps:,}", style="bold")
+        bar.add_row(ProgressBar(total=measured.steps, completed=measured.step), label)
+        title = Text(self._spec.title or self._spec.name, style="bold", no_wrap=True, overflow="ellipsis")
+        return Group(title, bar, Text(self._times_line(measured), style="dim"), "", self._table(measured, rows))
 
-    def _line(self, measured: Measured) -> Text:
-        return Text(
-            f"step {measured.step} of {measured.steps} · {duration(measured.seconds)} so far, "
-            f"{duration(self._left(measured))} left · {measured.rate:,.0f} replica-steps/s · "
-            f"median over {self._spec.seeds} seeds:",
-            style="dim",
+    def _times_line(self, measured: Progress) -> str:
+        return (
+            f"{duration(measured.seconds)} so far, {duration(self._left(measured))} left · "
+            f"{measured.rate:,.0f} replica-steps/s"
         )
 
-    def _table(self, rows: dict[str, dict[str, float]]) -> Table:
-        table = Table(box=None, padding=(0, 1))
-        table.add_column("arm")
-        table.add_column("test accuracy so far", width=_HISTORY)
-        for title in COLUMNS.values():
-            table.add_column(title, justify="right")
-        for arm, label in self._labels.items():
-            values = rows.get(arm, {})
-            numbers = [_number(values.get(name, math.nan), name) for name in COLUMNS]
-            table.add_row(Text(label), Text(sparkline(self._history[arm]), style="green"), *numbers)
+    def _left(self, measured: Progress) -> float:
+        """Seconds, at the pace since half of the measurements of this sitting."""
+        step, seconds = self._times[len(self._times) // 2 if len(self._times) > 3 else 0]
+        made, left = measured.step - step, measured.steps - measured.step
+        return 0.0 if left == 0 else left * (measured.seconds - seconds) / made if made else math.inf
+
+    def _table(self, measured: Progress, rows: dict[str, dict[str, float]]) -> Table:
+        width = self._console.width
+        names = [name for name in COLUMNS if any(name in values for values in rows.values())]
+        names = names if width >= 64 else names[:2]
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        table.add_column(f"median of {self._spec.seeds} seeds", no_wrap=True, overflow="ellipsis", ratio=1)
+        history = max(8, min(24, width - 34 - 8 * len(names)))
+        table.add_column("test accuracy", width=max(history, 13), no_wrap=True)
+        for name in names:
+            table.add_column(COLUMNS[name], justify="right", no_wrap=True)
+        for arm in self._spec.arms:
+            values = rows.get(arm.name)
+            if values is None:
+                table.add_row(Text(arm.label, style="dim"), Text("diverged" if self._curves.get(arm.name) else ""))
+                continue
+            style = self._style(values)
+            curve = Text(sparkline(self._curves[arm.name], self._spec.steps, history), style=style)
+            numbers = [Text(_number(values[name], name), style=style if "acc" in name else "") for name in names]
+            table.add_row(Text(arm.label), curve, *numbers)
         return table
 
-    def _plain(self, measured: Measured, rows: dict[str, dict[str, float]]) -> str:
-        parts = [f"step {measured.step}/{measured.steps}, {duration(measured.seconds)}"]
+    def _style(self, values: dict[str, float]) -> str:
+        """Grey until the training set is memorised, yellow until the network generalises, then green."""
+        onset = self._spec.onset
+        if values.get("test/accuracy", 0) >= onset.test_threshold:
+            return "green"
+        return "yellow" if values.get("train/accuracy", 0) >= onset.train_threshold else "bright_black"
+
+    def _plain(self, measured: Progress, rows: dict[str, dict[str, float]]) -> str:
+        parts = [f"step {measured.step:,}/{measured.steps:,}", self._times_line(measured)]
         for arm, values in rows.items():
             train, test = values.get("train/accuracy", math.nan), values.get("test/accuracy", math.nan)
             parts.append(f"{arm} {train:.2f}/{test:.2f}")
-        return " | ".join(parts)
+        return " · ".join(parts)
 
 
 def _number(value: float, name: str) -> str:

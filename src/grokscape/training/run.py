@@ -1,7 +1,9 @@
 """The loop: train, measure, save, stop cleanly; into a run folder."""
 
+import math
 import platform
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +46,18 @@ class Progress:
     rate: float
     arms: tuple[str, ...]
     values: dict[str, list[float]]
+
+    def medians(self) -> dict[str, dict[str, float]]:
+        """Arm → column → median over the arm's replicas; NaN where no value is finite."""
+        rows: dict[str, dict[str, list[float]]] = {arm: {name: [] for name in self.values} for arm in self.arms}
+        for name, column in self.values.items():
+            for arm, value in zip(self.arms, column, strict=True):
+                if math.isfinite(value):
+                    rows[arm][name].append(value)
+        return {
+            arm: {name: statistics.median(values) if values else math.nan for name, values in columns.items()}
+            for arm, columns in rows.items()
+        }
 
 
 class _Recorder:

@@ -1,0 +1,338 @@
+"""Where a study is trained: in this process, in several, on a Ray cluster or through Slurm.
+
+A launcher is a function that trains one shard somewhere and comes back when its worker has ended, well or not. What
+the shard got to stands in its run folder, on a file system that all machines share; so a worker that was killed costs
+its work since its last checkpoint, and the next one goes on from there.
+"""
+
+import contextlib
+import importlib
+import os
+import queue
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from grokscape.store import RunFolder, RunFolderError
+from grokscape.studies import shards as parts
+from grokscape.studies.launch import train
+from grokscape.studies.spec import StudySpec
+from grokscape.training import Interrupted, Progress
+from grokscape.training.run import stop_requests
+
+Name = Literal["inline", "processes", "ray", "slurm"]
+_ATTEMPTS = 3
+_SLURM_JOBS = 64
+_LOOK_SECONDS = 0.2
+_COLLECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What every worker of a run is told.
+
+    Attributes:
+        device: a PyTorch device.
+        checkpoint_seconds: time between checkpoints.
+        workers: how many are at work at a time; None for the launcher's own number.
+    """
+
+    device: str = "cpu"
+    checkpoint_seconds: float = 20.0
+    workers: int | None = None
+
+
+class Launcher(Protocol):
+    """Trains shards.
+
+    Attributes:
+        workers: how many shards it trains at a time.
+    """
+
+    workers: int
+
+    def __call__(self, shard: Path) -> None:
+        """Have a shard trained; return when its worker has ended. Raises what went wrong with the worker."""
+
+
+class Inline:
+    """One shard after another in this process."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self.workers = 1
+
+    def __call__(self, shard: Path) -> None:
+        """Train it here."""
+        parts.train_shard(str(shard), self._order.device, 0, self._order.checkpoint_seconds)
+
+
+class Processes:
+    """A process of its own for each shard, with one thread; several GPUs are taken in turn."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        gpus = torch.cuda.device_count() if order.device == "cuda" else 0
+        self.workers = order.workers or gpus or len(os.sched_getaffinity(0))
+        self._devices: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for worker in range(self.workers):
+            self._devices.put(f"cuda:{worker % gpus}" if gpus > 1 else order.device)
+
+    def __call__(self, shard: Path) -> None:
+        """Train it in a new process, which saves and stops when this one is gone."""
+        device = self._devices.get()
+        command = [sys.executable, "-m", "grokscape.studies.worker", str(shard), device]
+        command.append(str(self._order.checkpoint_seconds))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        try:
+            with open(shard / "log.txt", "ab") as log:
+                pipe = subprocess.PIPE  # a session of its own: Ctrl-C reaches it through the file that stops shards
+                with subprocess.Popen(
+                    command, stdin=pipe, stdout=log, stderr=log, env=environment, start_new_session=True
+                ) as process:
+                    code = process.wait()
+        finally:
+            self._devices.put(device)
+        if code:
+            raise RuntimeError(f"worker ended with {_exit(code)}; last words: {_last_line(shard / 'log.txt')}")
+
+
+def _exit(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "none"
+
+
+class Ray:
+    """A Ray task for each shard, on the cluster that RAY_ADDRESS names, or one on this machine."""
+
+    def __init__(self, order: Order) -> None:
+        ray = _needs("ray", "ray")
+        self._ray = ray
+        self._owns = not ray.is_initialized()
+        if self._owns:
+            ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+        self.workers = order.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        needs = {"num_cpus": 1, "num_gpus": 1 if order.device.startswith("cuda") else 0, "max_retries": 0}
+        self._order, self._task = order, ray.remote(**needs)(parts.train_shard)
+
+    def __call__(self, shard: Path) -> None:
+        """Train it somewhere in the cluster."""
+        order = self._order
+        self._ray.get(self._task.remote(str(shard.resolve()), order.device, 1, order.checkpoint_seconds))
+
+    def close(self) -> None:
+        """Leave the cluster, if it was entered here."""
+        if self._owns:
+            self._ray.shutdown()
+
+
+class Slurm:
+    """A Slurm job for each shard, through submitit; sbatch's own variables (SBATCH_PARTITION, …) say where.
+
+    Args:
+        order: what the workers are told.
+        cluster: "slurm", or "local" for processes on this machine in its place.
+    """
+
+    def __init__(self, order: Order, cluster: str = "slurm") -> None:
+        self._submitit = _needs("submitit", "slurm")
+        self._order, self._cluster = order, cluster
+        self.workers = order.workers or _SLURM_JOBS
+
+    def __call__(self, shard: Path) -> None:
+        """Train it in a job."""
+        order = self._order
+        try:
+            executor = self._submitit.AutoExecutor(folder=shard / "slurm", cluster=self._cluster)
+        except RuntimeError as error:
+            raise ValueError(f"no Slurm here ({error}); choose another --launcher") from None
+        executor.update_parameters(name=f"grokscape-{shard.name}", cpus_per_task=1)
+        if order.device.startswith("cuda"):
+            executor.update_parameters(gpus_per_node=1)
+        executor.submit(parts.train_shard, str(shard.resolve()), order.device, 1, order.checkpoint_seconds).result()
+
+
+LAUNCHERS: dict[str, Callable[[Order], Launcher]] = {
+    "inline": Inline,
+    "processes": Processes,
+    "ray": Ray,
+    "slurm": Slurm,
+}
+
+
+def _needs(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ValueError(
+            f"this launcher needs {module}, which is not installed: pip install 'grokscape[{extra}]'"
+        ) from None
+
+
+@contextmanager
+def _opened(name: str | Launcher, order: Order) -> Iterator[Launcher]:
+    launcher = LAUNCHERS[name](order) if isinstance(name, str) else name
+    try:
+        yield launcher
+    finally:
+        getattr(launcher, "close", lambda: None)()
+
+
+def launch(
+    spec: StudySpec,
+    folder: RunFolder,
+    launcher: str | Launcher = "inline",
+    *,
+    device: str = "cpu",
+    workers: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    about: dict[str, Any] | None = None,
+    checkpoint_seconds: float = 20.0,
+) -> None:
+    """Train a study into a run folder, or go on with it.
+
+    Args:
+        spec: the study.
+        folder: where to.
+        launcher: a name in `LAUNCHERS`, or one of one's own.
+        device: a PyTorch device.
+        workers: number of shards in training at a time, and of shards if the run is new.
+        progress: called after measurements.
+        about: extra entries for status.json.
+        checkpoint_seconds: time between checkpoints.
+
+    Raises:
+        ValueError: unknown launcher, or what it needs is not installed.
+        RunFolderError: a shard failed again and again; the others are finished, or the run began in another way.
+        Interrupted: the process was asked to stop; everything so far is saved.
+    """
+    if isinstance(launcher, str) and launcher not in LAUNCHERS:
+        raise ValueError(f"expected a launcher among {', '.join(LAUNCHERS)}, got {launcher!r}")
+    sharded = parts.place_of(folder).exists()
+    if launcher == "inline" and not sharded:
+        about = {**(about or {}), "launcher": launcher}
+        train(spec, folder, device=device, progress=progress, about=about, checkpoint_seconds=checkpoint_seconds)
+        return
+    if not sharded and any((folder.path / "checkpoints").glob("*.json")):
+        raise RunFolderError(f"{folder.path} was begun in one process; go on with it there: --launcher inline")
+    about = {**(about or {}), "launcher": launcher if isinstance(launcher, str) else type(launcher).__name__.lower()}
+    with _opened(launcher, Order(device, checkpoint_seconds, workers)) as opened, folder.claim():
+        _Sharded(spec, folder, opened, about, progress).execute()
+
+
+class _Sharded:
+    """One sitting of a run in shards."""
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        folder: RunFolder,
+        launcher: Launcher,
+        about: dict[str, Any],
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._spec, self._folder, self._launcher, self._progress = spec, folder, launcher, progress
+        before = folder.status
+        self._about, self._seconds_before = about, before.get("seconds", 0.0)
+        folder.write_status(**{"step": 0, "steps": spec.steps, "seconds": 0.0, **before, "state": "running"} | about)
+        self._shards = parts.shards_of(folder, spec, launcher.workers)
+        self._workers = min(launcher.workers, len(self._shards))
+        self._stop_file = parts.place_of(folder) / parts.STOP
+        self._began = time.monotonic()
+        self._shown: Progress | None = None
+
+    def execute(self) -> None:
+        self._stop_file.unlink(missing_ok=True)
+        try:
+            with stop_requests() as stop, ThreadPoolExecutor(self._workers, thread_name_prefix="shard") as pool:
+                futures = [pool.submit(self._until_it_ends, shard) for shard in self._shards]
+                try:
+                    self._watch(futures, stop)
+                finally:  # also after a second Ctrl-C: the pool waits for its workers, which now save
+                    self._stop_file.touch()
+        except KeyboardInterrupt:
+            parts.collect(self._folder, self._spec, self._shards)
+            self._status("interrupted")
+            raise
+        self._conclude([future.exception() for future in futures])
+
+    def _until_it_ends(self, shard: parts.Shard) -> None:
+        """Start a worker again while workers end without having finished or been asked to stop."""
+        attempts, step = 0, -1
+        while not self._stop_file.exists() and shard.folder.status.get("state") != "finished":
+            failure = "the worker did not finish"
+            try:
+                self._launcher(shard.folder.path)
+            except ValueError:  # no use in trying again
+                raise
+            except Exception as error:
+                failure = str(error)
+            else:
+                if self._stop_file.exists():
+                    return
+            now = shard.folder.status.get("step", 0)
+            attempts, step = (1, now) if now > step else (attempts + 1, step)
+            if attempts >= _ATTEMPTS and shard.folder.status.get("state") != "finished":
+                raise RunFolderError(f"{shard.folder.path.name} failed {attempts} times at step {step}: {failure}")
+
+    def _watch(self, futures: list[Future], stop: Callable[[], bool]) -> None:
+        next_collect = 0.0
+        while wait(futures, _LOOK_SECONDS).not_done:
+            if stop():
+                self._stop_file.touch()
+            self._show()
+            if time.monotonic() >= next_collect:
+                parts.collect(self._folder, self._spec, self._shards)
+                self._status("running")
+                next_collect = time.monotonic() + _COLLECT_SECONDS
+        self._show()
+
+    def _show(self) -> None:
+        now = parts.merged_progress(self._shards, self._spec, self._seconds)
+        if self._progress is None or now is None:
+            return
+        if self._shown is None or now.values != self._shown.values:
+            self._shown = now
+            self._progress(now)
+
+    @property
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._began
+
+    def _status(self, state: str, **extra: Any) -> None:
+        status = {**parts.merged_status(self._shards, self._spec), "state": state}
+        self._folder.write_status(**status, **self._about, workers=self._workers, **extra)
+
+    def _conclude(self, errors: list[BaseException | None]) -> None:
+        parts.collect(self._folder, self._spec, self._shards)
+        failed = [str(error) for error in errors if error is not None]
+        if failed:
+            self._status("failed", error="; ".join(failed))
+            unusable = next((error for error in errors if isinstance(error, ValueError)), None)
+            if unusable is not None:
+                raise unusable
+            raise RunFolderError(
+                f"{len(failed)} of {len(self._shards)} shards failed, the others are saved: {'; '.join(failed)}. "
+                f"Try again with: grokscape resume {self._folder.path}"
+            )
+        if any(shard.folder.status.get("state") != "finished" for shard in self._shards):
+            self._status("interrupted")
+            raise Interrupted(
+                f"stopped; everything so far is in {self._folder.path}. "
+                f"Go on with: grokscape resume {self._folder.path}"
+            )
+        self._status("finished")
+        with contextlib.suppress(FileNotFoundError):
+            self._stop_file.unlink()

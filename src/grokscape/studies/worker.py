@@ -1,0 +1,26 @@
+"""A worker process: `python -m grokscape.studies.worker SHARD DEVICE CHECKPOINT_SECONDS`.
+
+It saves and stops when its standard input closes, as happens when the process that started it is gone.
+"""
+
+import sys
+import threading
+
+from grokscape.studies.shards import train_shard
+
+
+def main() -> None:
+    """Train one shard with one thread."""
+    path, device, seconds = sys.argv[1:]
+    orphaned = threading.Event()
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        orphaned.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    train_shard(path, device, 1, float(seconds), orphaned.is_set)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""What the terminal shows of a run: its arms as a table that fits 80 columns, verdicts, and where files are."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import polars as pl
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from grokscape.analysis import summary_table
+from grokscape.store import RunFolder
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_WIDE = 92  # columns from which on the table has room for three digits
+_GLYPHS = {"consistent with necessary": "●", "consistent with sufficient": "●", "not necessary": "○"}
+_STYLES = {"●": "bold green", "○": "bold blue", "◐": "bold yellow"}
+_SYMBOLS = {"relative_flatness": "κ", "relative_flatness_bound": "κ̄", "relative_flatness_per_loss": "κ/L"}
+
+
+def sparkline(curve: Mapping[int, float], steps: int, width: int = 24) -> str:
+    """A curve between 0 and 1 as a row of blocks over log(1 + step), blank where the run has not got to.
+
+    >>> sparkline({0: 0.0, 9: 0.5, 99: 1.0}, steps=99, width=6)
+    '▁▁▁▅▅█'
+    """
+    cells: list[float | None] = [None] * width
+    for step, value in sorted(curve.items()):
+        cells[min(int(width * math.log1p(step) / math.log1p(steps)), width - 1)] = value
+    reached = max((i for i, value in enumerate(cells) if value is not None), default=-1)
+    drawn, last = "", math.nan
+    for value in cells[: reached + 1]:
+        last = last if value is None else value
+        drawn += " " if math.isnan(last) else _BLOCKS[round(min(max(last, 0.0), 1.0) * (len(_BLOCKS) - 1))]
+    return drawn.ljust(width)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration(75)
+    '1 min 15 s'
+    """
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def show(folder: RunFolder, console: Console) -> None:
+    """Print a run: how far it is, its arms, its verdicts, its files."""
+    console.print(head(folder), soft_wrap=True)
+    frame = folder.trajectory()
+    if frame.is_empty():
+        console.print(Text(f"Nothing was measured yet. Go on with: grokscape resume {folder.path}"), soft_wrap=True)
+        return
+    console.print()
+    table = summary_table(frame, folder.spec, folder.columns(), folder.status)
+    console.print(arms(table, digits=3 if console.width >= _WIDE else 2))
+    console.print()
+    console.print(verdicts(folder.findings))
+    console.print(files(folder), highlight=False, soft_wrap=True)
+
+
+def head(folder: RunFolder) -> RenderableType:
+    """The study's title, and how far the run got."""
+    spec, status = folder.spec, folder.status
+    step, steps = status.get("step", 0), status.get("steps", spec.get("steps"))
+    state = status.get("state", "not started")
+    if state == "running" and not folder.in_use:
+        state = "killed"
+    parts = [
+        str(spec.get("name")),
+        state if state == "finished" else f"{state} at step {step:,} of {steps:,}" if steps else state,
+        f"{len(spec.get('arms', []))} arms × {spec.get('seeds')} seeds",
+    ]
+    if state == "finished":
+        parts.insert(2, f"{step:,} steps")
+    if "seconds" in status:
+        parts.append(f"{duration(status['seconds'])} on {status.get('device', 'cpu')}")
+    lines = [Text(str(spec.get("title") or spec.get("name")), style="bold"), Text(" · ".join(parts), style="dim")]
+    if state in ("killed", "interrupted", "failed"):
+        reason = f" ({status['error']})" if "error" in status else ""
+        lines.append(Text(f"It is not finished{reason}. Go on with: grokscape resume {folder.path}", style="yellow"))
+    return Group(*lines)
+
+
+def arms(table: pl.DataFrame, digits: int = 3) -> Table:
+    """One line for each arm: counts and median steps of the two onsets, delay, accuracy, level of what was held."""
+    shown = Table(box=None, padding=(0, digits - 1, 0, 0), pad_edge=False, header_style="dim")
+    shown.add_column("", min_width=12, overflow="fold")
+    for title in ("memorised", "generalised", "delay", "test accuracy", "held"):
+        shown.add_column(title, no_wrap=True, justify="right" if title == "delay" else "left")
+    for row in table.iter_rows(named=True):
+        shown.add_row(
+            Text(row["title"] or row["arm"], style="" if row["valid"] else "dim"),
+            _onset(row, "memorised"),
+            _onset(row, "generalised"),
+            _steps(row["delay"]),
+            _accuracy(row, digits),
+            _level(row),
+        )
+    return shown
+
+
+def _steps(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}"
+
+
+def _onset(row: Mapping[str, Any], event: str) -> Text:
+    count, n, step = row[event], row["n"], row[f"{event}_step"]
+    colour = "green" if count == n else "red" if count == 0 else "yellow"
+    text = Text(f"{count}/{n}", style=colour)
+    return text if step is None else text.append(f" @ {step:.0f}", style="default")
+
+
+def _accuracy(row: Mapping[str, Any], digits: int) -> str:
+    value, low, high = (row[f"final_accuracy{end}"] for end in ("", "_low", "_high"))
+    if value is None:
+        return "–"
+    interval = "" if low is None or high is None else f" [{max(low, 0):.{digits}f}, {min(high, 1):.{digits}f}]"
+    return f"{value:.{digits}f}{interval}"
+
+
+def _level(row: Mapping[str, Any]) -> Text:
+    if row["measure"] is None:
+        return Text("")
+    measure = str(row["measure"]).split("/")[-1]
+    level = "?" if row["level"] is None else f"{row['level']:.2g}"
+    text = Text(f"{_SYMBOLS.get(measure, measure)} {level}")
+    return text if row["state"] == "held" else text.append(f", {row['state']}", style="yellow")
+
+
+def is_verdict(finding: Mapping[str, Any]) -> bool:
+    """Whether a finding belongs on the first screen: of each property, and alarms."""
+    kind, identity = finding["kind"], str(finding["id"])
+    if kind in ("necessity", "sufficiency"):
+        return identity.count("/") == 1 and finding["subject"].get("property", identity.split("/")[1]) in identity
+    return kind == "pooled" or (kind == "control" and finding["verdict"] != "passed")
+
+
+def verdicts(findings: Iterable[Mapping[str, Any]]) -> RenderableType:
+    """The verdicts among the findings, each as one paragraph."""
+    return Group(*(verdict(finding) for finding in findings if is_verdict(finding)), "")
+
+
+def verdict(finding: Mapping[str, Any]) -> Text:
+    """A finding as a glyph (● consistent with, ○ not, ◐ open), its verdict and its sentence."""
+    glyph = _GLYPHS.get(str(finding["verdict"]), "◐")
+    open_ = finding["verdict"] == "inconclusive"
+    sentence = str((finding.get("data") or {}).get("reason") or ("" if open_ else finding["statement"]))
+    sentence = sentence[:1].upper() + sentence[1:]
+    sentence += "." if sentence and not sentence.endswith(".") else ""
+    subject = finding["subject"].get("property") or str(finding["id"]).split("/")[-1]
+    label = {"necessity": f"Is {subject} necessary?", "sufficiency": f"Does {subject} suffice?"}
+    text = Text(f"{glyph} ", style=_STYLES[glyph])
+    text.append(label.get(finding["kind"], str(finding["kind"]).capitalize()), style="bold")
+    text.append(f" {str(finding['verdict']).capitalize()}.", style=_STYLES[glyph])
+    return text.append(f" {sentence}".rstrip(), style="default not bold")
+
+
+def files(folder: RunFolder) -> Text:
+    """Where a run's files are."""
+    return Text("\n".join(f"{name + ':':<12}{place}" for name, place in _places(folder)))
+
+
+def _places(folder: RunFolder) -> Iterable[tuple[str, str]]:
+    path = folder.path
+    yield "run folder", str(path)
+    yield "trajectory", f"{path / 'trajectory'} ({len(folder.parts())} Parquet files)"
+    count = len(folder.findings)
+    yield "findings", f"{path / 'findings.json'} ({count})" if count else f"not yet; grokscape analyze {path}"
+    report = path / "report.html"
+    yield "report", str(report) if report.exists() else f"not yet; grokscape report {path}"

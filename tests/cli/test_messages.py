@@ -1,0 +1,202 @@
+"""What people read when something is wrong, and the exit codes."""
+
+import json
+import warnings
+
+import pytest
+
+import tiny
+from grokscape.store import RunFolder
+from grokscape.studies import train
+from grokscape.training import Interrupted
+
+STEPS = 12
+
+
+@pytest.fixture
+def finished(tmp_path, grokscape, study_file):
+    """A finished run without a report."""
+    folder = tmp_path / "finished"
+    assert grokscape("run", study_file(steps=STEPS), "--out", folder, "--no-report", "--quiet").code == 0
+    return folder
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run that was stopped before its sixth step."""
+    spec = tiny.spec(steps=STEPS)
+    folder = RunFolder.create(tmp_path / "stopped", spec.model_dump(mode="json"))
+    count = iter(range(100))
+    with pytest.raises(Interrupted):
+        train(spec, folder, stop=lambda: next(count) == 5)
+    return folder.path
+
+
+def test_a_wrong_preset_lists_near_ones(grokscape):
+    outcome = grokscape("run", "quikstart")
+    assert outcome.code == 1
+    assert "no preset is called 'quikstart'; did you mean quickstart?" in outcome.err
+    assert "grokscape presets" in outcome.err
+    assert outcome.out == ""
+
+
+def test_a_preset_unlike_any_lists_all(grokscape):
+    assert "there are quickstart, " in grokscape("run", "zzz").err
+
+
+def test_a_filled_folder_is_refused_with_two_ways_out(grokscape, finished, study_file):
+    outcome = grokscape("run", study_file(), "--out", finished)
+    assert outcome.code == 1
+    assert f"{finished} exists and is not empty" in outcome.err
+    assert f"grokscape resume {finished}" in outcome.err
+    assert "--out DIR" in outcome.err
+
+
+def test_somebodys_files_are_refused_too(grokscape, tmp_path, study_file):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("…")
+    outcome = grokscape("run", study_file(), "--out", tmp_path / "thesis")
+    assert outcome.code == 1
+    assert "exists and is not empty" in outcome.err
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+TESTBED = tiny.study()["testbed"]
+ONE_ARM = tiny.study()["arms"][:1]
+IMPOSSIBLE = {
+    "train fraction 0": ({"testbed": {**TESTBED, "train_fraction": 0}}, ["train_fraction", "greater than 0"]),
+    "p not prime for division": ({"testbed": {**TESTBED, "operation": "x/y", "p": 8}}, ["prime", "8"]),
+    "unknown operation": ({"testbed": {**TESTBED, "operation": "x^y"}}, ["x^y", "x+y"]),
+    "no seeds": ({"seeds": 0}, ["seeds", "greater than or equal to 1"]),
+    "no steps": ({"steps": 0}, ["steps", "greater than or equal to 1"]),
+    "unknown measure": ({"evaluation": {"measures": ["flatnes"]}}, ["flatnes", "relative_flatness"]),
+    "unknown field": ({"sedes": 3}, ["sedes", "not permitted"]),
+    "two arms of one name": ({"arms": ONE_ARM * 2}, ["different names", "baseline"]),
+    "no baseline": ({"arms": [{"name": "a", "role": "control"}]}, ["exactly one arm with role 'baseline', got 0"]),
+    "learning rate 0": ({"optimizer": {"kind": "adamw", "lr": 0}}, ["lr", "greater than 0"]),
+    "unknown optimiser": ({"optimizer": {"kind": "lion"}}, ["lion", "adamw", "sgd"]),
+    "batch larger than the training set": ({"batch_size": 1000}, ["1 ≤ batch_size ≤ 29", "1000"]),
+    "clamp of nothing": (
+        {"arms": [{**ONE_ARM[0], "interventions": [{"kind": "clamp", "measure": "cdnv"}]}]},
+        ["at_least", "at_most"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), IMPOSSIBLE.values(), ids=list(IMPOSSIBLE))
+def test_impossible_settings_say_what_is_allowed(grokscape, tmp_path, study_file, changes, words):
+    outcome = grokscape("run", study_file(**changes), "--out", tmp_path / "run")
+    assert outcome.code == 1
+    assert all(word in outcome.err for word in words), outcome.err
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "code", "words"),
+    [
+        ("--seeds", "0", 1, ["seeds", "greater than or equal to 1"]),
+        ("--seeds", "many", 2, ["many"]),
+        ("--device", "gpu0", 1, ["expected a device of this machine (cpu", "'gpu0'"]),
+        ("--device", "cuda:99", 1, ["expected a device of this machine (cpu", "'cuda:99'"]),
+        ("--launcher", "cloud", 2, ["cloud", "inline", "processes", "ray", "slurm"]),
+        ("--workers", "0", 1, ["--workers of 1 or more, got 0"]),
+        ("--checkpoint-every", "0", 1, ["--checkpoint-every above 0 seconds, got 0"]),
+        ("--tracker", "excel", 2, ["excel", "tensorboard"]),
+    ],
+)
+def test_impossible_options_say_what_is_allowed(grokscape, tmp_path, study_file, option, value, code, words):
+    outcome = grokscape("run", study_file(), "--out", tmp_path / "run", option, value)
+    assert outcome.code == code
+    text = " ".join((outcome.out + outcome.err).replace("│", " ").split())
+    assert all(word in text for word in words), text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_or_broken_specification_is_named(grokscape, tmp_path):
+    missing = grokscape("run", tmp_path / "none.json")
+    assert missing.code == 1
+    assert f"there is no file {tmp_path / 'none.json'}" in missing.err
+    (tmp_path / "half.json").write_text('{"name": "tiny", ')
+    broken = grokscape("run", tmp_path / "half.json")
+    assert broken.code == 1
+    assert "half.json is not a study's specification" in broken.err
+    assert "JSON" in broken.err
+
+
+@pytest.mark.parametrize("command", ["resume", "show", "analyze", "report"])
+def test_no_run_folder_no_result(grokscape, tmp_path, command):
+    outcome = grokscape(command, tmp_path)
+    assert outcome.code == 1
+    assert "spec.json does not exist" in outcome.err
+    assert "`grokscape run` makes one" in outcome.err
+
+
+@pytest.mark.parametrize("text", ['{"name": "tiny",', "[1, 2]", "\x00\xff"])
+@pytest.mark.parametrize("command", ["resume", "show", "report"])
+def test_a_damaged_specification_of_a_run_is_named(grokscape, stopped, command, text):
+    (stopped / "spec.json").write_text(text)
+    outcome = grokscape(command, stopped)
+    assert outcome.code == 1
+    assert "spec.json" in outcome.err
+    assert "start the run anew" in outcome.err
+
+
+def test_a_specification_that_lost_an_entry_is_named(grokscape, stopped):
+    spec = json.loads((stopped / "spec.json").read_text())
+    del spec["testbed"]
+    (stopped / "spec.json").write_text(json.dumps(spec))
+    outcome = grokscape("resume", stopped)
+    assert outcome.code == 1
+    assert "spec.json is not a study's specification: testbed: Field required" in outcome.err
+
+
+def test_nothing_measured_yet_says_how_to_go_on(grokscape, tmp_path):
+    folder = RunFolder.create(tmp_path / "run", tiny.spec().model_dump(mode="json"))
+    outcome = grokscape("show", folder.path)
+    assert outcome.code == 0
+    assert f"Nothing was measured yet. Go on with: grokscape resume {folder.path}" in outcome.out
+
+
+def test_a_damaged_checkpoint_is_mentioned_and_the_run_ends_well(grokscape, stopped):
+    path = next((stopped / "checkpoints").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:100])
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        outcome = grokscape("resume", stopped, "--no-report")
+    assert outcome.code == 0
+    assert "is damaged" in outcome.err
+    assert "going on from an earlier moment" in outcome.err
+    assert RunFolder.open(stopped).status["state"] == "finished"
+
+
+def test_bugs_come_with_where_they_happened(grokscape, finished, monkeypatch):
+
+    def broken(folder, console):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("grokscape.terminal.show", broken)
+    outcome = grokscape("show", finished)
+    assert outcome.code == 1
+    assert "Traceback" in outcome.err
+
+
+def test_debugging_shows_where_a_message_came_from(grokscape, monkeypatch):
+    monkeypatch.setenv("GROKSCAPE_DEBUG", "1")
+    outcome = grokscape("run", "quikstart")
+    assert outcome.code == 1
+    assert "Traceback" in outcome.err
+
+
+def test_reuse_goes_on_or_says_where_things_are_or_refuses_another_study(grokscape, finished, stopped, study_file):
+    study = study_file(steps=STEPS)
+    assert grokscape("run", study, "--out", stopped, "--reuse", "--no-report", "--quiet").code == 0
+    assert RunFolder.open(stopped).status["state"] == "finished"
+    before = RunFolder.open(finished).status
+    outcome = grokscape("run", study, "--out", finished, "--reuse", "--no-report")
+    assert outcome.code == 0
+    assert f"run folder: {finished}" in outcome.out
+    assert RunFolder.open(finished).status == before
+    outcome = grokscape("run", study, "--out", finished, "--reuse", "--seeds", 3)
+    assert outcome.code == 1
+    assert f"{finished} holds another study than this one" in outcome.err

@@ -1,0 +1,138 @@
+"""What commands print when all is well."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+import synthetic
+from grokscape.analysis import analyze
+from grokscape.store import RunFolder
+
+
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory):
+    """A made-up, analysed run."""
+    study = synthetic.study(
+        seeds=6,
+        arms=(
+            synthetic.ArmTruth("baseline", role="baseline"),
+            synthetic.ArmTruth(
+                "flatness-held-back",
+                interventions=(synthetic.clamp("relative_flatness", at_least=30.0),),
+                floor={"relative_flatness": 30.0},
+                never=True,
+                final_accuracy=0.6,
+            ),
+        ),
+    )
+    folder = synthetic.write(tmp_path_factory.mktemp("made-up") / "run", study)
+    analyze(folder)
+    return folder
+
+
+@pytest.fixture
+def run_folder(analysed, tmp_path):
+    """A copy of it."""
+    shutil.copytree(analysed.path, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_show_is_a_table_that_fits(grokscape, run_folder, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = grokscape("show", run_folder.path).out.splitlines()
+    table = lines[: next(i for i, line in enumerate(lines) if line.startswith("run folder:"))]
+    assert all(len(line) <= width for line in table)
+    header = next(line for line in table if "memorised" in line)
+    for title in ("memorised", "generalised", "delay", "test accuracy", "held"):
+        assert title in header
+    baseline = next(line for line in table if line.startswith("Baseline"))
+    assert baseline.count("6/6 @ ") == 2
+    held = next(line for line in table if line.startswith("Flatness held"))
+    assert "0/6" in held
+    assert re.search(r"κ \d\d$", held)
+    assert "0.6" in held
+
+
+def test_show_ends_with_verdicts_and_files(grokscape, run_folder):
+    out = grokscape("show", run_folder.path).out
+    assert "Is flatness necessary?" in out
+    for name in ("run folder:", "trajectory:", "findings:", "report:"):
+        assert name in out
+    assert f"not yet; grokscape report {run_folder.path}" in out
+
+
+def test_show_says_that_a_run_was_killed(grokscape, run_folder):
+    run_folder.write_status(**{**run_folder.status, "state": "running"})
+    out = grokscape("show", run_folder.path).out
+    assert "killed at step" in out
+    assert f"Go on with: grokscape resume {run_folder.path}" in out
+
+
+def test_show_as_json(grokscape, run_folder):
+    shown = json.loads(grokscape("show", run_folder.path, "--json").out)
+    assert shown["folder"] == str(run_folder.path)
+    assert shown["status"] == run_folder.status
+    assert shown["findings"] == run_folder.findings
+
+
+def test_analyze_prints_verdicts(grokscape, run_folder):
+    assert "Is flatness necessary?" in grokscape("analyze", run_folder.path).out
+    assert json.loads(grokscape("analyze", run_folder.path, "--json").out) == run_folder.findings
+
+
+def test_run_ends_in_a_report_and_says_where(grokscape, study_file, tmp_path):
+    outcome = grokscape("run", study_file(steps=20), "--out", tmp_path / "run")
+    assert outcome.code == 0
+    assert f"report:     {tmp_path / 'run' / 'report.html'}" in outcome.out
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    lines = outcome.err.splitlines()
+    assert lines[0].startswith("step 0/20 · ")
+    assert lines[-1].startswith("step 20/20 · ")
+    assert "replica-steps/s" in lines[-1]
+    assert "baseline" in lines[-1]
+    again = grokscape("resume", tmp_path / "run")
+    assert again.code == 0
+    assert again.err == ""
+    assert str(tmp_path / "run" / "report.html") in again.out
+
+
+def test_quiet_and_json(grokscape, study_file, tmp_path):
+    quiet = grokscape("run", study_file(steps=8), "--out", tmp_path / "quiet", "--no-report", "--quiet")
+    assert (quiet.code, quiet.out, quiet.err) == (0, "", "")
+    outcome = grokscape("run", study_file(steps=8), "--out", tmp_path / "json", "--no-report", "--json")
+    result = json.loads(outcome.out)
+    assert outcome.err == ""
+    assert result["folder"] == str(tmp_path / "json")
+    assert result["state"] == "finished"
+    assert result["report"] is None
+    assert result["findings"]
+
+
+def test_presets_say_what_they_cost_and_how_to_run_them(grokscape):
+    out = grokscape("presets").out
+    assert "grokscape run quickstart" in out
+    assert "8 arms × 8 seeds, 1,500 steps" in out
+    listed = json.loads(grokscape("presets", "--json").out)
+    assert {"quickstart", "grok-transformer"} <= {row["name"] for row in listed}
+    assert listed[0]["replicas"] == listed[0]["seeds"] * len(listed[0]["arms"])
+
+
+@pytest.mark.parametrize("command", [(), ("run",), ("resume",), ("show",), ("report",), ("analyze",), ("presets",)])
+def test_help_teaches(grokscape, command):
+    outcome = grokscape(*command, "--help")
+    assert outcome.code == 0
+    assert "Usage: grokscape" in outcome.out
+    if command == ("run",):
+        assert "grokscape run quickstart --seeds 16" in " ".join(outcome.out.split())
+    if not command:
+        assert "130" in outcome.out
+        assert "grokscape run quickstart" in outcome.out
+
+
+def test_a_mistyped_command_is_answered_with_the_near_one(grokscape):
+    outcome = grokscape("rum", "quickstart")
+    assert outcome.code == 2
+    assert 'Did you mean "run"' in outcome.out + outcome.err
