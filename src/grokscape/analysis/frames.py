@@ -48,7 +48,8 @@ def tidy(frame: pl.DataFrame) -> pl.DataFrame:
     if "seed" not in frame.columns:
         frame = frame.with_columns(seed=pl.lit(0))
     if "replica" not in frame.columns:
-        frame = frame.with_columns(replica=pl.struct("arm", "seed").rank("dense").cast(pl.Int64) - 1)
+        runs = frame.select("arm", "seed").unique(maintain_order=True).with_row_index("replica")
+        frame = frame.join(runs, on=["arm", "seed"], how="left", nulls_equal=True, maintain_order="left")
     measures = [name for name in frame.columns if name not in _IDENTITY]
     strange = [name for name in measures if "/" in name and not (frame[name].dtype.is_numeric()
                                                                 or frame[name].dtype in (pl.Null, pl.Boolean))]

@@ -12,10 +12,10 @@ from grokscape.analysis.necessity import Target
 from grokscape.analysis.record import Record
 
 RULE = (
-    "Not sufficient: in some arm at least {held:.0%} of the memorised runs end with the measure as far as the "
-    "baseline had it when it generalised, and at least {held:.0%} of these do not generalise. Consistent with "
-    "sufficient: no such arm, and two different hands that promote the property shorten the delay by more than a "
-    "factor of {ratio:g} (level {alpha:g}, Holm over arms). Else inconclusive."
+    "Not sufficient: in some arm at least {held:.0%} of the memorised runs end with the measure as far as the baseline "
+    "had it when it generalised (within {tolerance:.0%}), and at least {held:.0%} of these do not generalise. "
+    "Consistent with sufficient: no such arm, and two different hands that promote the property shorten the delay by "
+    "more than a factor of {ratio:g} (level {alpha:g}, Holm over arms). Else inconclusive."
 )
 
 OPENINGS = {
@@ -54,7 +54,7 @@ def counterexamples(record: Record, target: Target) -> list[dict[str, object]]:
     for arm in record.arms:
         rows = record.panel.rows(arm.name)
         rows = rows[memorised[rows] & ~record.panel.diverged[rows] & ~np.isnan(levels[rows])]
-        there = rows[sign * levels[rows] <= sign * wanted]
+        there = rows[sign * levels[rows] <= sign * wanted + rules.held_tolerance * abs(wanted)]
         without = int((~generalised[there]).sum())
         if len(there) >= rules.minimum_seeds and len(there) >= rules.held_fraction * len(rows) \
                 and without >= rules.held_fraction * len(there):
@@ -73,11 +73,8 @@ def sufficiency(record: Record, target: Target, found: list[Effect], failed: lis
     if against:
         worst = against[0]
         verdict, n = "not sufficient", int(str(worst["n"]))
-        higher = describe(target.column, record.columns)["direction"] == "higher"
-        side = "high or higher" if higher else "low or lower"
         why = f"in “{worst['title']}” {worst['without']} of {worst['n']} runs reached {title} of " \
-              f"{worst['level']:.3g}, as {side} than " \
-              f"the {worst['wanted']:.3g} that the baseline had when it generalised, and did not " \
+              f"{worst['level']:.3g}, where the baseline had {worst['wanted']:.3g} when it generalised, and did not " \
               f"generalise"
         estimates["runs without generalisation"] = share_interval(int(str(worst["without"])), n, 1 - rules.alpha)
     elif len({item.arm.hand for item in helping}) >= 2:
@@ -101,7 +98,8 @@ def sufficiency(record: Record, target: Target, found: list[Effect], failed: lis
         {"property": target.property_name, "measure": target.measure, "column": target.column},
         f"{OPENINGS[verdict].format(property=target.property_name, title=title)}: {why}.", verdict,
         estimates, n, "one-sided paired t test, Holm over arms" if p is not None else None, p,
-        RULE.format(held=rules.held_fraction, ratio=rules.delay_ratio_margin, alpha=rules.alpha),
+        RULE.format(held=rules.held_fraction, tolerance=rules.held_tolerance,
+                    ratio=rules.delay_ratio_margin, alpha=rules.alpha),
         plain({"counterexamples": against, "promoting": [item.summary() for item in promoting]}))
 
 

@@ -1,0 +1,103 @@
+"""Controls that pass, fail or say nothing, and what their failure does to verdicts."""
+
+import polars as pl
+import pytest
+
+import synthetic
+from grokscape.analysis.controls import controls
+from grokscape.analysis.pipeline import findings_of
+from grokscape.analysis.record import Record
+from synthetic import BASELINE, ArmTruth, clamp
+
+FLAT = "train/relative_flatness"
+HELD = ArmTruth("held", interventions=[clamp("cdnv", 1.5)], floor={"cdnv": 1.5})
+RANDOM = {"role": "control", "control": "random-labels", "extra": {"testbed": {"random_labels": True}}}
+
+
+def record_of(*arms, change=None, **options):
+    made = synthetic.study([BASELINE, *arms], **options)
+    frame = made.frame if change is None else made.frame.with_columns(**change)
+    return Record.of(frame, made.spec, made.columns, made.status)
+
+
+def control(record, name):
+    return {item.id: item for item in controls(record)}[f"control/{name}"]
+
+
+def test_random_labels_that_do_not_generalise_pass_and_show_what_happened_anyway():
+    record = record_of(ArmTruth("random", never=True, geometry=True, final_accuracy=1 / 31, **RANDOM))
+    found = control(record, "random")
+    assert found.verdict == "passed"
+    assert found.data["chance"] == 1 / 31
+    assert found.data["levels"]["train/cdnv"]["control"] < 0.3  # collapsed without generalising
+
+
+def test_random_labels_above_chance_fail_and_void_every_verdict():
+    leak = ArmTruth("random", never=True, final_accuracy=0.3, **RANDOM)
+    record = record_of(HELD, leak, seeds=12)
+    assert control(record, "random").verdict == "failed"
+    found = {item.id: item for item in findings_of(record)}
+    assert found["necessity/collapse"].verdict == "inconclusive"
+    assert "a control failed (Random)" in found["necessity/collapse"].statement
+    assert found["necessity/collapse"].data["failed_controls"] == ["Random"]
+
+
+def test_the_role_follows_from_random_labels_alone():
+    record = record_of(ArmTruth("random", role="control", never=True, final_accuracy=0.03,
+                                extra={"testbed": {"random_labels": True}}))
+    assert control(record, "random").subject["control"] == "random-labels"
+
+
+def test_rescaling_compares_the_first_evaluation_of_both():
+    arm = ArmTruth("rescaled", role="control", control="rescaling", interventions=[{"kind": "rescale", "factor": 2.0}])
+    same = (pl.col("step") == 0)
+    equal = pl.when(same).then(0.1).otherwise(pl.col(FLAT))
+    even = pl.when(same).then(0.03).otherwise(pl.col("test/accuracy"))
+    good = record_of(arm, change={FLAT: equal, "test/accuracy": even})
+    assert control(good, "rescaled").verdict == "passed"
+    off = pl.when(same & (pl.col("arm") == "rescaled") & (pl.col("seed") == 3)).then(0.4).otherwise(equal)
+    bad = record_of(arm, HELD, change={FLAT: off, "test/accuracy": even})
+    assert control(bad, "rescaled").verdict == "failed"
+    assert control(bad, "rescaled").estimates["largest change"]["value"] == pytest.approx(3)
+
+
+def test_failed_rescaling_voids_flatness_only():
+    arm = ArmTruth("rescaled", role="control", control="rescaling")
+    flat = ArmTruth("flat", interventions=[clamp("relative_flatness", 80.0)], floor={"relative_flatness": 80.0})
+    record = record_of(arm, flat, HELD, seeds=12, change={
+        FLAT: pl.when((pl.col("step") == 0) & (pl.col("arm") == "rescaled")).then(9.0).otherwise(pl.col(FLAT))})
+    found = {item.id: item for item in findings_of(record)}
+    assert found["necessity/flatness"].verdict == "inconclusive"
+    assert found["necessity/collapse"].verdict == "not necessary"
+
+
+def test_no_delay_passes_when_the_delay_is_gone():
+    quick = ArmTruth("quick", role="control", control="no-delay", delay_factor=0.1, extra={"optimizer": {"lr": 0.1}})
+    slow = ArmTruth("slow", role="control", control="no-delay", extra={"optimizer": {"lr": 0.02}})
+    record = record_of(quick, slow)
+    assert control(record, "quick").verdict == "passed"
+    assert control(record, "slow").verdict == "failed"
+    assert {arm.name: arm.hand for arm in record.arms}["quick"] == "optimizer.lr"
+
+
+def test_a_task_that_never_groks_passes():
+    never = ArmTruth("hard", role="control", control="no-grokking", never=True, final_accuracy=0.5)
+    assert control(record_of(never), "hard").verdict == "passed"
+
+
+def test_matched_level_fails_when_it_does_not_hold():
+    held = ArmTruth("held", role="control", control="matched-level", interventions=[clamp("loss", 2e-2)],
+                    floor={"loss": 2e-2})
+    loose = ArmTruth("loose", role="control", control="matched-level", interventions=[clamp("loss", 2e-2)])
+    record = record_of(held, loose)
+    assert control(record, "held").verdict == "passed"
+    assert control(record, "loose").verdict == "failed"
+
+
+def test_random_labels_with_the_property_make_it_insufficient():
+    found = {item.id: item for item in findings_of(record_of(
+        HELD, ArmTruth("random", never=True, geometry=True, final_accuracy=1 / 31, **RANDOM)))}
+    item = found["sufficiency/collapse"]
+    assert item.verdict == "not sufficient"
+    assert item.data["counterexamples"][0]["arm"] == "random"
+    assert item.estimates["runs without generalisation"]["value"] == 1

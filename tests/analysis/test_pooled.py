@@ -1,0 +1,94 @@
+"""Pooling: more seeds of one study are joined, several testbeds are summarised with their differences."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from statsmodels.stats.meta_analysis import combine_effects
+
+import synthetic
+from grokscape.analysis import FrameError, Record, analyze
+from grokscape.analysis.pooled import joined, pooled, random_effects
+
+
+def folder_of(tmp_path, name, seed, **options):
+    made = synthetic.study(seed=seed, **options)
+    made.spec["name"] = name
+    made.spec["testbed"] = {**made.spec["testbed"], "operation": name}
+    return synthetic.write(tmp_path / name, made)
+
+
+def test_random_effects_are_those_of_statsmodels():
+    effects, errors = np.array([0.1, 0.5, 0.9, 0.4]), np.array([0.1, 0.2, 0.15, 0.1])
+    found = random_effects(effects, errors)
+    reference = combine_effects(effects, errors**2, method_re="iterated")
+    assert found["value"] == pytest.approx(reference.mean_effect_re)
+    assert found["tau"] ** 2 == pytest.approx(reference.tau2)
+    assert found["high"] - found["value"] == pytest.approx(3.182446 * reference.sd_eff_w_re_hksj)
+
+
+def test_random_effects_interval_covers_at_its_rate_or_above():
+    generator = np.random.default_rng(0)
+    cover = 0
+    for _ in range(1000):
+        errors = generator.uniform(0.1, 0.3, 5)
+        found = random_effects(generator.normal(0.4, np.sqrt(errors**2 + 0.2**2)), errors)
+        cover += found["low"] <= 0.4 <= found["high"]
+    assert cover / 1000 >= 0.92
+
+
+@pytest.mark.parametrize(("effects", "errors", "value"), [
+    ([], [], None), ([0.3], [0.1], 0.3), ([0.3, np.nan], [0.1, 0.1], 0.3), ([0.2, 0.4], [0.0, 0.0], 0.3)])
+def test_too_few_testbeds_give_no_interval(effects, errors, value):
+    found = random_effects(effects, errors)
+    assert found["low"] is None
+    assert found["value"] == (None if value is None else pytest.approx(value))
+
+
+def test_one_study_in_two_runs_becomes_one_with_all_seeds():
+    first, second = synthetic.study(seeds=4, seed=1), synthetic.study(seeds=4, seed=2)
+    apart = second.frame.with_columns(pl.col("seed") + 4)
+    records = [Record.of(first.frame, first.spec, first.columns, first.status),
+               Record.of(apart, second.spec, second.columns)]
+    (record,) = joined(records)
+    assert record.panel.rows("baseline").shape == (8,)
+    assert sorted(record.panel.seeds[record.panel.rows("baseline")]) == list(range(8))
+    assert record.results["generalised"].count() == sum(one.results["generalised"].count() for one in records)
+
+
+def test_the_same_seed_twice_is_refused():
+    made = synthetic.study(seeds=3)
+    record = Record.of(made.frame, made.spec, made.columns)
+    with pytest.raises(FrameError, match="seed 0 of arm 'baseline' is in two of the runs"):
+        joined([record, record])
+
+
+def test_several_testbeds_are_summarised_and_written(tmp_path):
+    folders = [folder_of(tmp_path, name, seed) for seed, name in enumerate(("x+y", "x-y", "x*y"))]
+    found = {item.id: item for item in analyze(folders, out=tmp_path / "pooled.json")}
+    assert json.loads((tmp_path / "pooled.json").read_text())[0]["kind"] == "pooled"
+    item = found["pooled/necessity/flatness"]
+    assert item.verdict == "consistent with necessary"
+    assert item.n == 3
+    assert item.estimates["delay ratio"]["low"] > 1
+    assert [row["study"] for row in item.data["testbeds"]] == ["x+y", "x-y", "x*y"]
+    assert found["pooled/lead_lag/train/cdnv"].verdict == "below one"
+
+
+def test_testbeds_that_differ_are_mixed(tmp_path):
+    harmless = [synthetic.ArmTruth(**{**arm.__dict__, "never": False, "final_accuracy": 1.0})
+                if arm.name.endswith(("30", "2000")) else arm for arm in synthetic.QUICKSTART]
+    studies = [folder_of(tmp_path, "a", 0), folder_of(tmp_path, "b", 1, arms=harmless)]
+    found = {item.id: item for item in analyze(studies)}
+    assert found["pooled/necessity/flatness"].verdict == "mixed"
+
+
+def test_one_folder_in_a_list_is_that_folder(tmp_path):
+    found = analyze([folder_of(tmp_path, "x+y", 0)])
+    assert found[0].id == "onset/baseline"
+
+
+def test_nothing_shared_gives_nothing():
+    made = synthetic.study([synthetic.BASELINE])
+    assert pooled([(Record.of(made.frame, made.spec, made.columns), [])] * 2) == []
