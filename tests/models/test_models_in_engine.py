@@ -22,11 +22,11 @@ class Normed(nn.Module):
 IMAGES = Digits(inputs="image", train_samples=100)
 
 
-def engine_of(model, task, batch_size=None):
+def engine_of(model, task, batch_size=None, refine=None):
     splits = [task.split(seed) for seed in range(3)]
     replicas = tuple(Replica("baseline", s, s, s, splits[s], (), AdamW(lr=1e-2)) for s in range(3))
     network = model.build(task.input_spec, task.num_classes)
-    evaluation = Evaluation(measures=("loss", "relative_flatness", "cdnv"))
+    evaluation = Evaluation(measures=("loss", "relative_flatness", "cdnv"), refine=refine)
     return Engine(Plan(replicas, network, 40, batch_size, evaluation, OnsetRule()))
 
 
@@ -70,13 +70,15 @@ def test_running_statistics_survive_a_checkpoint():
         assert torch.equal(tensor, pack(second.state)[name]), name
 
 
-def test_measuring_one_replica_is_measuring_it_among_all():
-    engine = engine_of(ModuleModel(factory=Normed, head="fc"), IMAGES)
+def test_measuring_moving_replicas_is_measuring_them_among_all():
+    engine = engine_of(ModuleModel(factory=Normed, head="fc"), IMAGES, refine=5)
     for step in range(5):
         engine.step(step)
     everybody, before = engine.measure(5), {k: v.clone() for k, v in pack(engine.state).items()}
-    one = engine.measure(5, row=1)
-    for name, value in one.items():
+    engine.state.moving[:] = torch.arange(len(engine.state.moving)) == 1
+    measured = list(engine.measure_moving(5))
+    assert [rows for rows, _ in measured] == [[1]]
+    for name, value in measured[0][1].items():
         torch.testing.assert_close(value[0], everybody[name][1], rtol=1e-4, atol=1e-6)
     for name in before:
         if name.startswith("buffers/"):

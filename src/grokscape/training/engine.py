@@ -205,22 +205,37 @@ class Engine:
             **{f"cross/{k}": v for k, v in evaluate(test, names["cross"], around=train).items()},
             **{f"params/{k}": v for k, v in evaluate(train, names["params"]).items()},
         }
-        self._note(values, rows)
         return values, train
 
     @torch.no_grad()
-    def measure(self, step: int, row: int | None = None) -> dict[str, Tensor]:
-        """Every measured column, one value a replica (or for the replica in `row` alone), at fixed weights."""
-        if row is not None:
-            return self._measure(step, slice(row, row + 1))[0]
+    def measure(self, step: int) -> dict[str, Tensor]:
+        """Every measured column, one value a replica, at fixed weights."""
         parts = []
         for chunk in self._measuring_chunks:
             values, train = self._measure(step, chunk.rows)
+            self._note(values, torch.arange(chunk.rows.start, chunk.rows.stop, device=self.device))
             self.levers.record_references(self.state.references, train, step, self.state.memorised, chunk)
             parts.append(values)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _note(self, values: dict[str, Tensor], rows: slice) -> None:
+    @torch.no_grad()
+    def measure_moving(self, step: int) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """Extra measurements between two steps of the grid: rows of replicas whose accuracy is on the move, and values.
+
+        A chunk is always measured whole and its moving replicas kept, so that values depend on no other replica.
+        """
+        refine = self.plan.evaluation.refine
+        if refine is None or step % refine:
+            return
+        for chunk in self._training_chunks:
+            due = self.state.moving[chunk.rows].nonzero()[:, 0]
+            if len(due):
+                values = {name: column[due] for name, column in self._measure(step, chunk.rows)[0].items()}
+                self._note(values, due + chunk.rows.start)
+                yield (due + chunk.rows.start).tolist(), values
+
+    def _note(self, values: dict[str, Tensor], rows: Tensor) -> None:
+        """Keep in the state what the measured replicas, in `rows`, have reached."""
         state, onset = self.state, self.plan.onset
         now = torch.stack([values["train/accuracy"], values["test/accuracy"]], 1).to(state.accuracies)
         state.alive[rows] &= values["train/loss"].isfinite()
@@ -229,12 +244,6 @@ class Engine:
         state.memorised[rows] |= now[:, 0] >= onset.train_threshold
         there = now[:, 1] >= onset.test_threshold
         state.streak[rows] = torch.where(there, state.streak[rows] + 1, torch.zeros_like(state.streak[rows]))
-
-    def rows_to_refine(self, step: int) -> Iterator[int]:
-        """Replicas that are due for an extra measurement between two steps of the grid."""
-        refine = self.plan.evaluation.refine
-        if refine is not None and step % refine == 0:
-            yield from self.state.moving.nonzero()[:, 0].tolist()
 
     @property
     def settled(self) -> bool:

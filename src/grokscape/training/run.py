@@ -179,8 +179,7 @@ class Run:
             if step in grid:
                 self._measure_all(step)
             else:
-                for row in engine.rows_to_refine(step):
-                    self._measure_one(step, row)
+                self._measure_moving(step)
             self._measuring += time.monotonic() - before
             if step == plan.steps or (plan.early_stop and engine.settled):
                 break
@@ -222,9 +221,12 @@ class Run:
             arms = tuple(self._plan.replicas[index].arm for index in kept)
             self._progress(Progress(step, self._plan.steps, self._seconds, rate, arms, columns))
 
-    def _measure_one(self, step: int, row: int) -> None:
-        values = self._engine.measure(step, row)
-        self._recorder.add(step, [row], {name: _listed(column, [0]) for name, column in values.items()})
+    def _measure_moving(self, step: int) -> None:
+        for rows, values in self._engine.measure_moving(step):
+            alive = self._engine.state.alive.tolist()
+            kept = [position for position, row in enumerate(rows) if alive[row]]
+            columns = {name: _listed(column, kept) for name, column in values.items()}
+            self._recorder.add(step, [rows[position] for position in kept], columns)
 
     def _status(self, state: str, step: int, **extra: Any) -> None:
         last_good = self._engine.state.last_good.tolist()
