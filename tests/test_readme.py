@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from grokscape.cli import app
+from grokscape.models import QuadraticMLP
 from grokscape.studies import Arm, StudySpec
 from grokscape.testbeds import ModularArithmetic
-from grokscape.models import QuadraticMLP
 from grokscape.training import AdamW
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -8,7 +8,8 @@ A penalty joins the loss. With m the measure of a batch and s the strength,
 
 Every number of a penalty may be a tensor over replicas; m, and then the penalty, has the replicas' shape. The other
 interventions act on features (`NormalizeFeatures`, `Rescale`), on weights after a step (`WeightCap`) or on the
-optimiser (`Unplug`). All of them are frozen and go to JSON and back, so they stand in a study's specification as they are.
+optimiser (`Unplug`). All of them are frozen and go to JSON and back, so they stand in a study's specification as they
+are.
 
 Source: Han et al. 2025 (arXiv 2509.17738), sections 4–6 and appendices, for Suppress, NormalizeFeatures, WeightCap
 and Unplug; the clamp is ours.

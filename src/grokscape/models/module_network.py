@@ -18,7 +18,8 @@ class ModuleNetwork(Network):
 
     Buffers (running statistics and the like) are not parameters: `prepare` makes them, one row per replica, they start
     as the module's own, and change in place as the module changes them while training. Inside
-    `working_on(training=False)` the module is in eval mode. Attention runs written out, so that it can be batched and differentiated twice.
+    `working_on(training=False)` the module is in eval mode. Attention runs written out, so that it can be batched and
+    differentiated twice.
 
     Args:
         make: makes a freshly initialised module from PyTorch's global generator.
