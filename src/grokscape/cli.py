@@ -108,6 +108,8 @@ def run(
     out: Path | None = None,
     seeds: int | None = None,
     steps: int | None = None,
+    scale: Literal["paper", "small"] = "paper",
+    data: str | None = None,
     where: Where = Where(),
     reuse: Annotated[bool, Parameter(negative="")] = False,
     report: bool = True,
@@ -135,6 +137,10 @@ def run(
         Number of paired seeds, in place of the study's.
     steps
         Number of training steps, in place of the study's.
+    scale
+        For experiments of the paper: its own settings and data, or the same design on data that needs no download.
+    data
+        A folder or a name on the Hugging Face hub, in place of the data set that the study names.
     reuse
         If the run folder holds this study already: go on with it, or only say where the report is if it is finished.
     report
@@ -145,7 +151,7 @@ def run(
     from grokscape.workflow import run as run_study
 
     settings = where.settings()
-    spec = _specification(study)
+    spec = _specification(study, scale, data)
     changes = {name: value for name, value in (("seeds", seeds), ("steps", steps)) if value is not None}
     spec = StudySpec.model_validate({**spec.model_dump(), **changes})
     out = out or Path("runs") / spec.name
@@ -257,12 +263,21 @@ def show(folder: Path, /, *, json: Json = False) -> None:
         show_folder(opened, Console())
 
 
-def _specification(study: str):
+def _specification(study: str, scale: Literal["paper", "small"], data: str | None):
     from grokscape.studies import StudySpec, preset
+
+    spec = preset(study, scale) if not study.endswith(".json") else _specification_in(study)
+    if data is None:
+        return spec
+    if not hasattr(spec.testbed, "source"):
+        raise ValueError(f"{spec.name!r} makes its own data ({spec.testbed.kind}); leave `--data {data}` out")
+    return StudySpec.model_validate({**spec.model_dump(), "testbed": {**spec.testbed.model_dump(), "source": data}})
+
+
+def _specification_in(study: str):
+    from grokscape.studies import StudySpec
     from grokscape.workflow import wrong
 
-    if not study.endswith(".json"):
-        return preset(study)
     path = Path(study)
     if not path.exists():
         raise ValueError(f"there is no file {path}; expected a preset's name or a JSON file with a specification")

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from grokscape.models.architectures import BERT, GPT2, Pretrained, ResNet, ViT
 from grokscape.models.cnn import SmallCNN
 from grokscape.models.mlp import MLP
 from grokscape.models.module import ModuleModel
@@ -19,6 +20,22 @@ from grokscape.models.network import Network
 from grokscape.models.quadratic import QuadraticMLP
 from grokscape.models.transformer import Transformer
 
-Model = Annotated[QuadraticMLP | MLP | Transformer | SmallCNN | ModuleModel, Field(discriminator="kind")]
+Model = Annotated[
+    QuadraticMLP | MLP | Transformer | SmallCNN | ModuleModel | ResNet | ViT | BERT | GPT2 | Pretrained,
+    Field(discriminator="kind"),
+]
 
-__all__ = ["MLP", "Model", "ModuleModel", "Network", "QuadraticMLP", "SmallCNN", "Transformer"]
+__all__ = [
+    "BERT",
+    "GPT2",
+    "MLP",
+    "Model",
+    "ModuleModel",
+    "Network",
+    "Pretrained",
+    "QuadraticMLP",
+    "ResNet",
+    "SmallCNN",
+    "Transformer",
+    "ViT",
+]

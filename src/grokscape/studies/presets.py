@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from grokscape.interventions import Clamp, Promote, Rescale
 from grokscape.models import QuadraticMLP, Transformer
+from grokscape.studies.paper import PAPER_PRESETS, SAME_RUNS
+from grokscape.studies.paper_parts import Scale
 from grokscape.studies.spec import DEFAULT_MEASURES, Arm, StudySpec
 from grokscape.testbeds import ModularArithmetic
 from grokscape.training import AdamW, Evaluation
@@ -138,17 +140,27 @@ PRESETS: dict[str, Callable[[], StudySpec]] = {
 
 def presets() -> list[str]:
     """Names of all presets."""
-    return list(PRESETS)
+    return [*PRESETS, *PAPER_PRESETS]
 
 
-def preset(name: str) -> StudySpec:
+def preset(name: str, scale: Scale = "paper") -> StudySpec:
     """The preset's specification.
 
+    Args:
+        name: see `presets`; figures that show the runs of another figure give that one's.
+        scale: for experiments of the paper, "paper" for its settings and data, "small" for the same design on data that
+            ships or is made, in minutes.
+
     Raises:
-        ValueError: there is no such preset; the message lists the near ones.
+        ValueError: there is no such preset (the message lists the near ones), or it has one scale only.
     """
+    name = SAME_RUNS.get(name, name)
+    if name in PAPER_PRESETS:
+        return PAPER_PRESETS[name](scale)
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PRESETS)}."
+        near = difflib.get_close_matches(name, presets(), n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(presets())}."
         raise ValueError(f"no preset is called {name!r}; {hint} `grokscape presets` describes all")
+    if scale != "paper":
+        raise ValueError(f"{name!r} has one scale only; leave `--scale {scale}` out")
     return PRESETS[name]()

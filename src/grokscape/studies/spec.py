@@ -118,6 +118,7 @@ class StudySpec(BaseModel):
         arms: the conditions; the first with role "baseline" is what the others are compared with.
         seeds: number of paired seeds.
         first_seed: initialisation seed of the first pair; the split seed of pair k is `first_split_seed` + k.
+        init_seeds: initialisation seeds of the first pairs, in place of `first_seed` + k.
         first_split_seed: split seed of the first pair.
         same_split: whether all pairs share one split.
         steps: training steps.
@@ -140,6 +141,7 @@ class StudySpec(BaseModel):
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
     seeds: Annotated[int, Field(ge=1, le=100_000)] = 8
     first_seed: Annotated[int, Field(ge=0)] = 0
+    init_seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
     first_split_seed: Annotated[int, Field(ge=0)] = 1000
     same_split: bool = False
     steps: Annotated[int, Field(ge=1)]
@@ -173,7 +175,8 @@ class StudySpec(BaseModel):
 
     def pair(self, k: int) -> tuple[int, int]:
         """Initialisation and split seed of pair k."""
-        return self.first_seed + k, self.first_split_seed + (0 if self.same_split else k)
+        init_seed = self.init_seeds[k] if k < len(self.init_seeds) else self.first_seed + k
+        return init_seed, self.first_split_seed + (0 if self.same_split else k)
 
 
 def _overridden(adapter: TypeAdapter, settings: BaseModel, changes: dict[str, Any]) -> Any:

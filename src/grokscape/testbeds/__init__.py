@@ -10,25 +10,32 @@ from typing import Annotated
 
 from pydantic import Field
 
+from grokscape.testbeds.corpus import Sentiment
 from grokscape.testbeds.digits import Digits
 from grokscape.testbeds.modular import ModularArithmetic
 from grokscape.testbeds.parity import SparseParity
 from grokscape.testbeds.permutations import SymmetricGroup
+from grokscape.testbeds.pictures import Images
 from grokscape.testbeds.tensors import TensorTask
+from grokscape.testbeds.texts import Texts
 from grokscape.testbeds.types import InputSpec, Split
 
 Task = Annotated[
-    ModularArithmetic | SymmetricGroup | SparseParity | Digits | TensorTask, Field(discriminator="kind")
+    ModularArithmetic | SymmetricGroup | SparseParity | Digits | Sentiment | Images | Texts | TensorTask,
+    Field(discriminator="kind"),
 ]
 """Any task, told apart by `kind`."""
 
 __all__ = [
     "Digits",
+    "Images",
     "InputSpec",
     "ModularArithmetic",
+    "Sentiment",
     "SparseParity",
     "Split",
     "SymmetricGroup",
     "Task",
     "TensorTask",
+    "Texts",
 ]

@@ -1,11 +1,13 @@
 """Real images: the 1797 handwritten digits of 8 × 8 pixels that ship with scikit-learn."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from grokscape.testbeds.augmentation import ImageTransform
 from grokscape.testbeds.splits import stratified_split
 from grokscape.testbeds.types import InputSpec, Split
 
@@ -23,6 +25,7 @@ class Digits(BaseModel):
     Attributes:
         train_samples: number of training images, at least one per class.
         inputs: "vector" (64,) or "image" (1, 8, 8).
+        augment: whether training images are shifted by up to a pixel, anew at every step.
         random_labels: the control without structure: all labels are shuffled, by the split's seed.
     """
 
@@ -31,7 +34,14 @@ class Digits(BaseModel):
     kind: Literal["digits"] = "digits"
     train_samples: int = Field(default=200, ge=10, le=10 * SMALLEST_CLASS - 10)
     inputs: Literal["vector", "image"] = "vector"
+    augment: bool = False
     random_labels: bool = False
+
+    @model_validator(mode="after")
+    def _images_are_shifted(self) -> "Digits":
+        if self.augment and self.inputs != "image":
+            raise ValueError("augment=True shifts images; use inputs='image' with it")
+        return self
 
     @property
     def input_spec(self) -> InputSpec:
@@ -53,4 +63,5 @@ class Digits(BaseModel):
 
     def split(self, seed: int) -> Split:
         """A random split with equal classes in training."""
-        return stratified_split(*self.table(), self.train_samples, seed, self)
+        split = stratified_split(*self.table(), self.train_samples, seed, self)
+        return replace(split, transform=ImageTransform((0.0,), (1.0,), crop=1)) if self.augment else split

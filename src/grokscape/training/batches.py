@@ -42,7 +42,8 @@ class Batches:
         self._owner = torch.tensor(owner, device=device)
         self._order_seeds = [r.init_seed for r in replicas]
         self.batch_size = batch_size
-        self.device = device
+        self.device, self._dtype = device, dtype
+        self._transforms = [split.transform for split in kept]
 
         def stack(name: str) -> Tensor:
             tensor = torch.stack([getattr(split, name) for split in kept])
@@ -70,11 +71,25 @@ class Batches:
     def at(self, step: int, rows: slice) -> tuple[Tensor, Tensor]:
         """The batch of the replicas in `rows` at a step, counted from 0."""
         if self.batch_size is None:
-            return self.all("train", rows)
+            inputs, labels = self.all("train", rows)
+            return self.seen(inputs, rows, step), labels
         epoch, position = divmod(step, self.steps_per_epoch)
         index = self._epoch_order(epoch)[rows, position * self.batch_size : (position + 1) * self.batch_size]
         owner = self._owner[rows, None]
-        return self._train[0][owner, index], self._train[1][owner, index]
+        return self.seen(self._train[0][owner, index], rows, step), self._train[1][owner, index]
+
+    def seen(self, inputs: Tensor, rows: slice, step: int | None = None) -> Tensor:
+        """Stored inputs (r, N, …) of the replicas in `rows` as their networks see them; augmented if for a step."""
+        if not any(self._transforms):
+            return inputs
+        seen = []
+        for images, owner, seed in zip(inputs, self._owner[rows].tolist(), self._order_seeds[rows], strict=True):
+            transform = self._transforms[owner]
+            if transform is not None:
+                images = images if step is None else transform.augmented(images, seed, step)
+                images = transform.inputs(images, self._dtype)
+            seen.append(images)
+        return torch.stack(seen)
 
     def _epoch_order(self, epoch: int) -> Tensor:
         """Order of the training set in an epoch, (R, N); the last one asked for is kept."""

@@ -17,6 +17,7 @@ from grokscape.training.optimisers import Layout, Rates, orthogonal_gradient, sa
 from grokscape.training.plan import Plan
 
 _CHUNK = 32768  # samples × replicas in one forward pass of an evaluation
+_CHUNK_NUMBERS = 2**24  # and so many numbers that enter
 _CACHE = 2**19  # features of one training pass that stay in a CPU's cache; more replicas go through in several passes
 _WIDER = 8  # an evaluation has no backward pass and many small operations: it takes this many times more replicas
 _MOVING = 0.03  # change of an accuracy between two measurements from which on a replica is measured more often
@@ -187,9 +188,10 @@ class Engine:
         """The snapshot of all samples of a side, computed in pieces, of the replicas in `rows`."""
         parameters = self.layout.view(self.state.flat[rows])
         inputs, labels = self.batches.all(side, rows, self.plan.evaluation.max_samples)
-        size = max(1, _CHUNK // len(labels))
+        size = max(1, min(_CHUNK, _CHUNK_NUMBERS // inputs[0, 0].numel()) // len(labels))
         several = inputs.split(size, dim=1) if labels.shape[1] > size else (inputs,)
-        pieces = [self.snapshot(parameters, some, labels, step, rows) for some in several]
+        seen = (self.batches.seen(some, rows) for some in several)
+        pieces = [self.snapshot(parameters, some, labels, step, rows) for some in seen]
         if len(pieces) == 1:
             return pieces[0]
         features, logits = (torch.cat([getattr(p, name) for p in pieces], 1) for name in ("features", "logits"))

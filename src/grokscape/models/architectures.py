@@ -1,0 +1,324 @@
+"""ResNet, ViT, BERT and GPT-2 of `transformers`, from configuration or with pretrained weights, as networks of studies.
+
+The body comes from transformers (an optional dependency), the head is one linear layer of our own. Nothing is dropped
+out at random. Images of another size than asked for are scaled in the network.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from grokscape.models.module_network import ModuleNetwork
+from grokscape.testbeds.types import InputSpec
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+_NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def transformers_package() -> Any:
+    """The package `transformers`.
+
+    Raises:
+        ImportError: it is not installed; the message says how to install it.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(f"this model needs transformers ({error}): pip install 'grokscape[hf]'") from error
+    return transformers
+
+
+class Classifier(nn.Module):
+    """A body, a choice of features in what it puts out, and a linear head.
+
+    Args:
+        body: of transformers.
+        features: body and inputs → (N, d).
+        width: d.
+        num_classes: K.
+        head_std: standard deviation of the head's initial weights, with biases at zero; None for PyTorch's own.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        features: Callable[[nn.Module, Tensor], Tensor],
+        width: int,
+        num_classes: int,
+        head_std: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self._features = features
+        self.head = nn.Linear(width, num_classes)
+        if head_std is not None:
+            nn.init.normal_(self.head.weight, std=head_std)
+            nn.init.zeros_(self.head.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        return self.head(self._features(self.body, inputs))
+
+
+def _scaled(images: Tensor, pixels: int | None) -> Tensor:
+    if pixels is None or images.shape[-1] == pixels:
+        return images
+    return F.interpolate(images, size=(pixels, pixels), mode="bilinear", align_corners=False)
+
+
+def _pooled_image(body: nn.Module, images: Tensor, *, pixels: int | None) -> Tensor:
+    return body(pixel_values=_scaled(images, pixels)).pooler_output.flatten(1)
+
+
+def _first_token_of_image(body: nn.Module, images: Tensor, *, pixels: int | None) -> Tensor:
+    return body(pixel_values=_scaled(images, pixels)).last_hidden_state[:, 0]
+
+
+def _present(tokens: Tensor, padding: int | None) -> Tensor:
+    """Which positions hold a token, (N, T)."""
+    return torch.ones_like(tokens, dtype=torch.bool) if padding is None else tokens != padding
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What to add to attention scores: 0 where visible, the most negative number elsewhere."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def _pooled_text(body: nn.Module, tokens: Tensor, *, padding: int | None) -> Tensor:
+    seen = _present(tokens, padding)[:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
+    output = body(input_ids=tokens, attention_mask=_additive(seen, _dtype(body)))
+    pooled = getattr(output, "pooler_output", None)
+    return output.last_hidden_state[:, 0] if pooled is None else pooled
+
+
+def _last_token(body: nn.Module, tokens: Tensor, *, padding: int | None) -> Tensor:
+    present = _present(tokens, padding)
+    causal = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).tril()
+    mask = _additive(causal & present[:, None, None, :], _dtype(body))
+    hidden = body(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+    last = (present.sum(1) - 1).clamp(min=0)
+    return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1])).squeeze(1)
+
+
+def _dtype(body: nn.Module) -> torch.dtype:
+    return next(body.parameters()).dtype
+
+
+class _Architecture(BaseModel):
+    model_config = _FROZEN
+
+    def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
+        """One module, initialised from PyTorch's global generator."""
+        raise NotImplementedError
+
+    def build(self, input_spec: InputSpec, num_classes: int) -> ModuleNetwork:
+        """The network for inputs of the given kind and K classes.
+
+        Raises:
+            ValueError: the inputs are of another kind.
+            ImportError: transformers is not installed.
+        """
+        return ModuleNetwork(partial(self.make, input_spec, num_classes), "head", input_spec, num_classes)
+
+
+def _need(kind: str, input_spec: InputSpec, model: str) -> None:
+    if input_spec.kind != kind:
+        raise ValueError(f"a {model} needs {kind} inputs, got {input_spec.kind!r} inputs; choose a testbed with {kind}")
+
+
+class ResNet(_Architecture):
+    """ResNet with basic blocks (He et al. 2016); the defaults are ResNet-18.
+
+    Attributes:
+        widths: channels of each stage; the last is the number of features d.
+        depths: blocks of each stage.
+        stem: "imagenet" is torchvision's (7 × 7, stride 2, max-pooling), "cifar" is 3 × 3 with stride 1.
+        pixels: size that images are scaled to; None for their own.
+    """
+
+    kind: Literal["resnet"] = "resnet"
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    pixels: int | None = Field(default=None, ge=8)
+
+    def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
+        """One ResNet."""
+        _need("image", input_spec, "resnet")
+        hf = transformers_package()
+        config = hf.ResNetConfig(
+            num_channels=input_spec.shape[0],
+            embedding_size=self.widths[0],
+            hidden_sizes=list(self.widths),
+            depths=list(self.depths),
+            layer_type="basic",
+        )
+        body = hf.ResNetModel(config)
+        if self.stem == "cifar":
+            first = nn.Conv2d(input_spec.shape[0], self.widths[0], 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
+            body.embedder.embedder.convolution = first
+            body.embedder.pooler = nn.Identity()
+        return Classifier(body, partial(_pooled_image, pixels=self.pixels), self.widths[-1], num_classes)
+
+
+class ViT(_Architecture):
+    """Vision transformer (Dosovitskiy et al. 2021); the defaults are ViT-tiny with 16 × 16 patches.
+
+    Attributes:
+        patch: pixels of a patch's side.
+        width: d.
+        layers, heads: of the encoder.
+        mlp_ratio: hidden units of a block's MLP, in multiples of `width`.
+        pixels: size that images are scaled to; None for their own.
+    """
+
+    kind: Literal["vit"] = "vit"
+    patch: int = Field(default=16, ge=1)
+    width: int = Field(default=192, ge=1)
+    layers: int = Field(default=12, ge=1)
+    heads: int = Field(default=3, ge=1)
+    mlp_ratio: int = Field(default=4, ge=1)
+    pixels: int | None = Field(default=None, ge=1)
+
+    def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
+        """One ViT."""
+        _need("image", input_spec, "vit")
+        hf = transformers_package()
+        config = hf.ViTConfig(
+            image_size=self.pixels or input_spec.shape[-1],
+            num_channels=input_spec.shape[0],
+            patch_size=self.patch,
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            intermediate_size=self.mlp_ratio * self.width,
+            **_NO_DROPOUT,
+        )
+        body = hf.ViTModel(config, add_pooling_layer=False)
+        return Classifier(body, partial(_first_token_of_image, pixels=self.pixels), self.width, num_classes, 0.02)
+
+
+class BERT(_Architecture):
+    """BERT encoder with its pooler (Devlin et al. 2019); the defaults are TinyBERT's shape (Jiao et al. 2020).
+
+    Attributes:
+        width: d.
+        layers, heads: of the encoder.
+        hidden: hidden units of a block's MLP.
+        vocabulary: tokens; None for the testbed's.
+    """
+
+    kind: Literal["bert"] = "bert"
+    width: int = Field(default=312, ge=1)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=12, ge=1)
+    hidden: int = Field(default=1200, ge=1)
+    vocabulary: int | None = Field(default=None, ge=1)
+
+    def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
+        """One BERT."""
+        _need("tokens", input_spec, "bert")
+        hf = transformers_package()
+        config = hf.BertConfig(
+            vocab_size=self.vocabulary or input_spec.vocabulary,
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            intermediate_size=self.hidden,
+            max_position_embeddings=max(input_spec.shape[0], 8),
+            pad_token_id=input_spec.padding,
+            **_NO_DROPOUT,
+        )
+        features = partial(_pooled_text, padding=input_spec.padding)
+        return Classifier(hf.BertModel(config), features, self.width, num_classes, 0.02)
+
+
+class GPT2(_Architecture):
+    """GPT-2 decoder read at the last token (Radford et al. 2019); the defaults are DistilGPT2's shape.
+
+    Attributes:
+        width: d.
+        layers, heads: of the decoder.
+        vocabulary: tokens; None for the testbed's.
+    """
+
+    kind: Literal["gpt2"] = "gpt2"
+    width: int = Field(default=768, ge=1)
+    layers: int = Field(default=6, ge=1)
+    heads: int = Field(default=12, ge=1)
+    vocabulary: int | None = Field(default=None, ge=1)
+
+    def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
+        """One GPT-2."""
+        _need("tokens", input_spec, "gpt2")
+        hf = transformers_package()
+        config = hf.GPT2Config(
+            vocab_size=self.vocabulary or input_spec.vocabulary,
+            n_embd=self.width,
+            n_layer=self.layers,
+            n_head=self.heads,
+            n_positions=max(input_spec.shape[0], 8),
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=input_spec.padding,
+        )
+        features = partial(_last_token, padding=input_spec.padding)
+        return Classifier(hf.GPT2Model(config), features, self.width, num_classes, 0.02)
+
+
+class Pretrained(_Architecture):
+    """The body of a pretrained model by name or folder, with a fresh linear head.
+
+    Every seed starts from the same body; only the head is drawn.
+
+    Attributes:
+        name: on the hub, such as "distilgpt2", or a folder made by `save_pretrained`.
+        features: where the features come from: "pooled" (the model's own pooling), "first" or "last" token; "auto" for
+            the last token of decoders, else pooled where the model pools, else the first.
+        pixels: size that images are scaled to; None for the model's.
+    """
+
+    kind: Literal["pretrained"] = "pretrained"
+    name: str
+    features: Literal["auto", "pooled", "first", "last"] = "auto"
+    pixels: int | None = Field(default=None, ge=1)
+
+    def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
+        """The pretrained body with a new head."""
+        hf = transformers_package()
+        try:
+            body = hf.AutoModel.from_pretrained(self.name)
+        except OSError as error:
+            first = str(error).strip().splitlines()[0]
+            raise FileNotFoundError(
+                f"the model {self.name!r} is not on this machine, and the hub did not give it ({first}). Where there "
+                f"is a connection: `hf download {self.name} --local-dir models/{self.name.split('/')[-1]}`; then bring "
+                f"the folder here and give it as the model's name"
+            ) from error
+        for part in body.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0
+        config = body.config
+        width = getattr(config, "hidden_size", None) or config.hidden_sizes[-1]
+        pixels = self.pixels or getattr(config, "image_size", None)
+        return Classifier(body, self._pick(config, input_spec, pixels), width, num_classes, 0.02)
+
+    def _pick(self, config: Any, input_spec: InputSpec, pixels: int | None) -> Callable[[nn.Module, Tensor], Tensor]:
+        if input_spec.kind == "image":
+            chosen = _first_token_of_image if self.features in ("first", "last") else _pooled_image
+            if self.features == "auto" and not hasattr(config, "hidden_sizes"):
+                chosen = _first_token_of_image
+            return partial(chosen, pixels=pixels)
+        _need("tokens", input_spec, "pretrained language model")
+        decodes = config.model_type in ("gpt2", "gpt_neo", "gpt_neox", "llama", "mistral", "qwen2", "opt")
+        last = self.features == "last" or (self.features == "auto" and decodes)
+        return partial(_last_token if last else _pooled_text, padding=input_spec.padding)

@@ -1,0 +1,137 @@
+"""Data sets of the Hugging Face hub or of a local folder, read by `datasets`.
+
+A local folder may hold images in one folder per class (under `train/` and `test/`, or `validation/`), CSV files, or
+Parquet files; which split a file belongs to follows from its name. `datasets` is an optional dependency.
+"""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+_HELD_OUT = ("test", "validation", "valid", "val", "dev")
+_EXTRA = "pip install 'grokscape[hf]'"
+
+
+class DataNotHere(FileNotFoundError):
+    """A data set that is neither on this machine nor within reach; the message says how to get it."""
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(f"data sets of the hub or of a folder need the package `datasets`: {_EXTRA}") from error
+    return datasets
+
+
+def load_tables(source: str, config: str | None = None) -> tuple[Any, Any]:
+    """Train and held-out table of a data set.
+
+    Args:
+        source: a folder, or a name on the hub such as "uoft-cs/cifar10".
+        config: which of the hub's configurations.
+
+    Returns:
+        Two `datasets.Dataset`s.
+
+    Raises:
+        DataNotHere: it is no folder, not in the cache, and the hub cannot be reached or does not have it.
+        ValueError: there is no training split, no held-out split, or no data in the folder.
+        ImportError: `datasets` is not installed.
+    """
+    datasets = _datasets()
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        found = _from_folder(datasets, folder)
+    elif source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise DataNotHere(f"the folder {source} does not exist; give a folder with data, or a name on the hub")
+    else:
+        found = _from_hub(datasets, source, config)
+    names = list(found)
+    held_out = next((name for name in _HELD_OUT if name in names), None)
+    if "train" not in names or held_out is None:
+        raise ValueError(
+            f"expected a train split and one of {', '.join(_HELD_OUT)} in {source}, found {', '.join(names) or 'none'}"
+        )
+    return found["train"], found[held_out]
+
+
+def _from_folder(datasets: Any, folder: Path) -> Any:
+    progress = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        for kind, suffix in (("parquet", ".parquet"), ("csv", ".csv")):
+            files = sorted(folder.rglob(f"*{suffix}"))
+            if files:
+                return datasets.load_dataset(kind, data_files=_by_split(folder, files))
+        if any((folder / name).is_dir() for name in ("train", *_HELD_OUT)):
+            return datasets.load_dataset("imagefolder", data_dir=str(folder))
+    finally:
+        if progress:
+            datasets.enable_progress_bars()
+    raise ValueError(
+        f"{folder} holds no data that is understood here: expected folders train/ and test/ with one folder of images "
+        f"per class, or CSV or Parquet files with train and test in their names"
+    )
+
+
+def _by_split(folder: Path, files: list[Path]) -> dict[str, list[str]]:
+    """Files by the split that their path names."""
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        path = str(file.relative_to(folder)).lower()
+        name = next((name for name in ("train", *_HELD_OUT) if name in path), None)
+        if name is not None:
+            splits.setdefault(name, []).append(str(file))
+    return splits
+
+
+def _from_hub(datasets: Any, source: str, config: str | None) -> Any:
+    import huggingface_hub.constants as hub
+
+    offline = hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    if not _reachable(hub.ENDPOINT):
+        hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True  # ask the cache only, and do not wait
+    try:
+        return datasets.load_dataset(source, config)
+    except (OSError, ValueError) as error:
+        raise DataNotHere(_how_to_get(source, error)) from None
+    finally:
+        hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = offline
+
+
+def _reachable(endpoint: str) -> bool:
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return True
+    address = urlparse(endpoint)
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _how_to_get(source: str, error: Exception) -> str:
+    place = f"data/{source.split('/')[-1]}"
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (
+        f"the data set {source!r} is not on this machine, and the hub did not give it ({first}). Where there is a "
+        f"connection: `hf download {source} --repo-type dataset --local-dir {place}`; then bring the folder here and "
+        f"add `--data {place}` to the command. Or run the same design on data that ships: `--scale small`"
+    )
+
+
+def column_of(table: Any, wanted: str | None, usual: tuple[str, ...], what: str) -> str:
+    """A column by name, or the first of the usual names that is there.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = list(table.column_names)
+    found = wanted if wanted in names else None if wanted else next((name for name in usual if name in names), None)
+    if found is None:
+        expected = repr(wanted or " or ".join(usual))
+        raise ValueError(f"found no column {expected} for {what}; the columns are {', '.join(names)}")
+    return found

@@ -1,0 +1,103 @@
+"""Image classification on data sets of the hub or of a folder."""
+
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from grokscape.testbeds.augmentation import ImageTransform, channel_statistics
+from grokscape.testbeds.hub import column_of, load_tables
+from grokscape.testbeds.splits import shuffled
+from grokscape.testbeds.types import InputSpec, Split
+
+
+class Images(BaseModel):
+    """Images of a data set, kept as bytes and normalised per channel by the training set's mean and deviation.
+
+    Attributes:
+        source: name on the hub, or a folder (see `grokscape.testbeds.hub`).
+        config: the hub's configuration, where there are several.
+        pixels: height and width; images are scaled by their shorter side, and cut in the middle.
+        augment: "crop_flip" cuts windows from images with a border of an eighth of `pixels`, and mirrors half of them.
+        train_samples, test_samples: so many random samples, by the split's seed; None for all.
+        image_column, label_column: where they are not called "image" or "img", and "label" or "fine_label".
+        random_labels: the control without structure: all labels are shuffled, by the split's seed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["images"] = "images"
+    source: str
+    config: str | None = None
+    pixels: int = Field(default=32, ge=1)
+    augment: Literal["none", "crop_flip"] = "none"
+    train_samples: int | None = Field(default=None, ge=1)
+    test_samples: int | None = Field(default=None, ge=1)
+    image_column: str | None = None
+    label_column: str | None = None
+    random_labels: bool = False
+
+    def split(self, seed: int) -> Split:
+        """Train and held-out images; the seed chooses samples, where not all are wanted."""
+        train, test, num_classes = _tables(
+            self.source, self.config, self.pixels, self.image_column, self.label_column
+        )
+        train_images, train_labels = some(*train, self.train_samples, seed)
+        test_images, test_labels = some(*test, self.test_samples, seed)
+        if self.random_labels:
+            train_labels, test_labels = shuffled(train_labels, seed), shuffled(test_labels, seed + 1)
+        border = self.pixels // 8 if self.augment == "crop_flip" else 0
+        transform = ImageTransform(*channel_statistics(train_images), crop=border, flip=self.augment == "crop_flip")
+        spec = InputSpec("image", tuple(train_images.shape[1:]))
+        return Split(train_images, train_labels, test_images, test_labels, spec, num_classes, transform)
+
+
+def some(inputs: Tensor, labels: Tensor, count: int | None, seed: int) -> tuple[Tensor, Tensor]:
+    """So many random samples."""
+    if count is None or count >= len(labels):
+        return inputs, labels
+    chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:count]
+    return inputs[chosen], labels[chosen]
+
+
+@lru_cache(maxsize=2)
+def _tables(
+    source: str, config: str | None, pixels: int, image_column: str | None, label_column: str | None
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], int]:
+    """Images (N, C, H, W) uint8 and labels of both splits, and the number of classes."""
+    read, names = [], None
+    for table in load_tables(source, config):
+        image = column_of(table, image_column, ("image", "img", "images"), "images")
+        label = column_of(table, label_column, ("label", "fine_label", "labels"), "labels")
+        names = getattr(table.features[label], "names", None) or names
+        labels = torch.tensor(table[label], dtype=torch.int64)
+        read.append((_pixels(table, image, pixels), labels))
+    num_classes = len(names) if names else int(max(labels.max() for _, labels in read)) + 1
+    if min(int(labels.min()) for _, labels in read) < 0:
+        raise ValueError(f"{source} has samples without a label (−1); use a split with labels")
+    return read[0], read[1], num_classes
+
+
+def _pixels(table: Any, column: str, pixels: int) -> Tensor:
+    """All images of a column at one size."""
+    first = _fitted(table[0][column], pixels)
+    images = torch.empty((len(table), *first.shape), dtype=torch.uint8)
+    for index, row in enumerate(table):
+        images[index] = _fitted(row[column], pixels, grey=first.shape[0] == 1)
+    return images
+
+
+def _fitted(image: Any, pixels: int, grey: bool | None = None) -> Tensor:
+    """A PIL image as (C, pixels, pixels) bytes, scaled by its shorter side and cut in the middle."""
+    grey = image.mode in ("L", "1") if grey is None else grey
+    image = image.convert("L" if grey else "RGB")
+    scale = pixels / min(image.size)
+    if scale != 1:
+        image = image.resize([max(pixels, round(side * scale)) for side in image.size])
+    left, top = (image.width - pixels) // 2, (image.height - pixels) // 2
+    image = image.crop((left, top, left + pixels, top + pixels))
+    array = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return array[None] if grey else array.permute(2, 0, 1)

@@ -1,0 +1,75 @@
+"""Architectures of transformers as networks: the features are those of the model itself."""
+
+import pytest
+import torch
+
+from grokscape.models import BERT, GPT2, Pretrained, ResNet, ViT
+from grokscape.testbeds.types import InputSpec
+
+transformers = pytest.importorskip("transformers")
+IMAGE, TOKENS = InputSpec("image", (1, 8, 8)), InputSpec("tokens", (6,), 20, 0)
+SMALL = [
+    (ResNet(widths=(4, 8), depths=(1, 1), pixels=16), IMAGE, 8),
+    (ResNet(widths=(4, 8), depths=(1, 1), stem="cifar"), IMAGE, 8),
+    (ViT(patch=4, width=8, layers=1, heads=2), IMAGE, 8),
+    (BERT(width=8, layers=1, heads=2, hidden=8), TOKENS, 8),
+    (GPT2(width=8, layers=1, heads=2), TOKENS, 8),
+]
+
+
+@pytest.mark.parametrize(("model", "spec", "width"), SMALL, ids=lambda v: getattr(v, "kind", ""))
+def test_features_of_several_replicas(model, spec, width):
+    network = model.build(spec, 5)
+    first, second = (network.init(torch.Generator().manual_seed(s)) for s in (0, 1))
+    parameters = {name: torch.stack([first[name], second[name]]) for name in first}
+    inputs = torch.rand(2, 4, *spec.shape) if spec is IMAGE else torch.randint(1, 20, (2, 4, 6))
+    network.prepare(2, torch.device("cpu"), torch.float32)
+    features = network.features(parameters, inputs)
+    assert features.shape == (2, 4, width)
+    assert network.head == ("head.weight", "head.bias")
+    again = network.init(torch.Generator().manual_seed(0))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("model", ["bert", "gpt2"])
+def test_padding_does_not_matter(model):
+    chosen = {"bert": BERT(width=8, layers=1, heads=2, hidden=8), "gpt2": GPT2(width=8, layers=1, heads=2)}[model]
+    module = chosen.make(TOKENS, 3).eval()
+    short, long = torch.tensor([[3, 4, 5]]), torch.tensor([[3, 4, 5, 0, 0, 0]])
+    torch.testing.assert_close(module(short), module(long))
+
+
+def test_the_body_is_the_one_of_transformers():
+    torch.manual_seed(0)
+    module = BERT(width=8, layers=1, heads=2, hidden=8).make(TOKENS, 3).eval()
+    tokens = torch.tensor([[3, 4, 5, 0, 0, 0], [1, 2, 3, 4, 5, 6]])
+    expected = module.body(input_ids=tokens, attention_mask=(tokens != 0).long()).pooler_output
+    torch.testing.assert_close(module(tokens), module.head(expected))
+
+
+def test_resnet18_has_the_size_of_resnet18():
+    network = ResNet().make(InputSpec("image", (3, 32, 32)), 10)
+    assert sum(p.numel() for p in network.parameters()) == 11_181_642  # torchvision's resnet18(num_classes=10)
+
+
+def test_pretrained_from_a_folder(tmp_path):
+    config = transformers.GPT2Config(
+        vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=8, bos_token_id=1, eos_token_id=1
+    )
+    body = transformers.GPT2Model(config).eval()
+    body.save_pretrained(tmp_path)
+    module = Pretrained(name=str(tmp_path)).make(TOKENS, 3).eval()
+    tokens = torch.tensor([[3, 4, 5, 0, 0, 0]])
+    expected = body(input_ids=tokens[:, :3]).last_hidden_state[:, -1]
+    torch.testing.assert_close(module(tokens), module.head(expected))
+
+
+def test_a_pretrained_model_that_is_not_here(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"hf download .*nothing --local-dir models/nothing"):
+        Pretrained(name=str(tmp_path / "nothing")).make(TOKENS, 3)
+
+
+@pytest.mark.parametrize(("model", "spec"), [(ResNet(), TOKENS), (ViT(), TOKENS), (BERT(), IMAGE), (GPT2(), IMAGE)])
+def test_inputs_of_another_kind(model, spec):
+    with pytest.raises(ValueError, match="choose a testbed with"):
+        model.make(spec, 3)

@@ -1,0 +1,82 @@
+"""The presets of the paper's experiments: complete, at the paper's settings, and trainable at small scale."""
+
+import json
+
+import pytest
+import torch
+
+import grokscape as gs
+from grokscape.studies import StudySpec
+from grokscape.studies.launch import plan
+from grokscape.studies.paper import PAPER_PRESETS, SAME_RUNS
+from grokscape.training import Engine
+
+pytest.importorskip("transformers")
+FIGURES = {f"fig{number}" for number in range(1, 21)}
+
+
+def test_every_figure_has_its_runs():
+    assert {*PAPER_PRESETS, *SAME_RUNS} >= FIGURES
+    assert set(SAME_RUNS.values()) <= set(PAPER_PRESETS)
+    assert gs.preset("fig9").name == "fig4"
+    assert set(PAPER_PRESETS) <= set(gs.presets())
+
+
+@pytest.mark.parametrize("scale", ["paper", "small"])
+@pytest.mark.parametrize("name", PAPER_PRESETS)
+def test_a_preset_is_a_specification_that_survives_json(name, scale):
+    spec = gs.preset(name, scale=scale)
+    again = StudySpec.model_validate(json.loads(spec.model_dump_json()))
+    assert again == spec
+    assert spec.seeds == 3
+    for part in (f"grokscape run {name}", "2509.17738", "Cost:"):
+        assert part in spec.description
+    assert ("--scale small" in spec.description) == (scale == "small")
+
+
+def test_settings_of_the_paper():
+    """Numbers of the paper, written down a second time."""
+    fig4, fig2, fig13 = (gs.preset(name) for name in ("fig4", "fig2", "fig13"))
+    assert [fig4.pair(k)[0] for k in range(3)] == [1, 42, 15213]
+    assert (fig4.optimizer.lr, fig4.optimizer.momentum, fig4.optimizer.weight_decay) == (0.01, 0.9, 0.0)
+    assert fig4.batch_size == 64
+    assert fig4.steps == 400 * 781
+    penalty, normalise, cap, unplug = fig4.arms[2].interventions
+    assert (penalty.measure, penalty.strength, penalty.temperature) == ("relative_flatness_bound", 1e-2, 2.0)
+    assert normalise.radius == 1
+    assert cap.at_most == 50
+    assert (unplug.step, unplug.lr, unplug.cosine, unplug.weight_decay) == (200 * 781, 0.1, True, 2e-4)
+    assert fig2.steps == 250 * 781
+    assert [i.strength for arm in fig2.arms[1:] for i in arm.interventions] == [1e-3]
+    assert (fig13.batch_size, fig13.arms[1].interventions[2].at_most) == (256, 150)
+    assert fig13.arms[2].interventions[-1].lr == 5e-2
+    bert, gpt2 = gs.preset("fig16"), gs.preset("fig18")
+    penalty, _, cap = bert.arms[1].interventions
+    assert (bert.batch_size, penalty.strength, cap.at_most) == (32, 0.3, 30)
+    assert (gpt2.batch_size, gpt2.arms[1].interventions[0].strength) == (64, 0.03)
+    fig1, code = gs.preset("fig1"), gs.preset("fig1-code")
+    assert (fig1.steps, fig1.testbed.train_fraction, fig1.optimizer.lr) == (10**6, 0.5, 1e-4)
+    assert (code.steps, code.testbed.train_fraction) == (10**5, 0.2)
+
+
+@pytest.mark.parametrize("name", ["fig2", "fig4", "fig7", "fig13", "fig16", "fig18"])
+def test_a_small_preset_trains_and_measures(name):
+    spec = gs.preset(name, scale="small")
+    spec = StudySpec.model_validate({**spec.model_dump(), "seeds": 1, "arms": spec.model_dump()["arms"][:2]})
+    engine = Engine(plan(spec))
+    before = engine.state.flat.clone()
+    for step in range(2):
+        engine.step(step)
+    values = engine.measure(2)
+    assert engine.state.alive.all()
+    assert not torch.equal(engine.state.flat[0], engine.state.flat[1])
+    assert not torch.equal(engine.state.flat, before)
+    assert values["train/relative_flatness_bound"].isfinite().all()
+    assert values["test/accuracy"].isfinite().all()
+
+
+def test_one_scale_only():
+    with pytest.raises(ValueError, match="'quickstart' has one scale only"):
+        gs.preset("quickstart", scale="small")
+    with pytest.raises(ValueError, match="did you mean"):
+        gs.preset("fig21")
