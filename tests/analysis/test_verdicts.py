@@ -72,6 +72,28 @@ def test_agreement_is_void_where_a_third_hand_disagrees():
     assert found.verdict == "belongs to the manipulation"
 
 
+def test_an_arm_that_stops_generalisation_by_other_means_is_no_second_hand():
+    stopped = ArmTruth("dropout", extra={"model": {"dropout": 0.5}}, never=True, final_accuracy=0.6)
+    found, _ = verdict(harmed("a", 60.0), stopped)
+    assert {dose["arm"]: dose["blocked_share"] for dose in found.data["doses"]}["dropout"] > 0.8  # κ stays up
+    assert found.verdict == "inconclusive"
+    assert "no second hand" in found.statement
+
+
+def test_harm_done_by_blocking_another_property_does_not_count():
+    other = ArmTruth("other", interventions=[clamp("relative_flatness", 60.0)], never=True, final_accuracy=0.6,
+                     floor={"cdnv": 1.5, "relative_flatness": 60.0})
+    held = ArmTruth("collapse", interventions=[clamp("cdnv", 1.5)], floor={"cdnv": 1.5})
+    _, found = verdict(other, held, seeds=12)
+    assert found["necessity/collapse"].verdict == "not necessary"
+    assert found["necessity/flatness"].verdict == "inconclusive"
+
+
+def test_a_control_at_the_matched_level_can_agree():
+    found, _ = verdict(harmed("a", 80.0), harmed("b", 80.0, "loss"))
+    assert found.verdict == "consistent with necessary"
+
+
 def test_blocked_and_intact_is_not_necessary():
     found, _ = verdict(arm("a", 80.0), seeds=12)
     assert found.verdict == "not necessary"

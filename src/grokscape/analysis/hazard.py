@@ -22,10 +22,10 @@ from grokscape.analysis.transitions import on_log_scale
 
 RULE = (
     "Cox model of the hazard of generalising, time from memorisation, stratified by arm, covariates as last seen "
-    "before; hazard ratios per standard deviation of the log measure. Intervals: jackknife over groups of seeds, "
-    "Student's t. Concordance: share of pairs in which the run that generalises is ranked above one that has not, "
-    "coefficients fitted without its seed. Foretells beyond the loss: p of the adjusted coefficient, Holm over "
-    "measures, at most {alpha:g}."
+    "before; hazard ratios per standard deviation of the measure (its logarithm unless it takes both signs). "
+    "Intervals: jackknife over groups of seeds, Student's t. Concordance: share of pairs in which the run that "
+    "generalises is ranked above one that has not, coefficients fitted without its seed. Foretells beyond the "
+    "loss: p of the adjusted coefficient, Holm over measures, at most {alpha:g}."
 )
 GROUPS = 10
 
@@ -198,7 +198,7 @@ def _measure_finding(record: Record, row: dict[str, Any], rule: str, seeds: int)
         text, verdict = f"{row['title']} ({row['split']}) cannot be told apart from the train loss", "inconclusive"
     else:
         span = "" if adjusted["low"] is None else f" (interval {adjusted['low']:.2g} to {adjusted['high']:.2g})"
-        text = f"At equal train loss, one standard deviation more of log {row['title']} ({row['split']}) multiplies " \
+        text = f"At equal train loss, one standard deviation more of {row['title']} ({row['split']}) multiplies " \
                f"the chance of generalising next by {adjusted['value']:.2g}{span}"
     return Finding(
         f"hazard/{row['column']}", "hazard", {key: row[key] for key in ("column", "measure", "property", "split")},

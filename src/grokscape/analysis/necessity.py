@@ -1,9 +1,13 @@
 """Is a property necessary for generalisation? Arms that block it, dose by dose and hand by hand.
 
-An arm *blocks* a measure if its runs settle a factor away from the baseline's level, on the side where the property
-is absent, whatever hand brought them there. Two arms are *matched* if their levels lie within that factor. A *hand*
-is what takes hold of training: a penalty on one measure, a cap, another optimiser setting; doses of one hand are one
-hand.
+An arm *blocks* a measure if it holds it by design, or if its runs settle a factor away from the baseline's level, on
+the side where the property is absent, whatever hand brought them there. Two arms are *matched* if their levels lie
+within that factor. A *hand* is what takes hold of training: a penalty on one measure, a cap, another optimiser setting;
+doses of one hand are one hand.
+
+Whatever stops generalisation also leaves the measures of it where they were. So only an arm that was made to block the
+property can harm through it, and only another such arm, or a control made to match its level, can agree; but any arm
+that generalises in spite of the level contradicts.
 """
 
 from dataclasses import dataclass
@@ -23,11 +27,11 @@ from grokscape.analysis.record import Record
 RULE = (
     "An arm harms if final test accuracy falls by more than {accuracy:g} or the delay grows by more than a factor of "
     "{ratio:g}; it is intact if neither is so (TOST on accuracy, upwards open; one-sided t on the delay; level "
-    "{alpha:g}, Holm over all arms). Consistent with necessary: at one level two different hands harm, and no hand at "
-    "that level or beyond leaves generalisation intact. Belongs to the manipulation: one hand harms while another, at "
-    "the same level or beyond, does not. Not necessary: nothing harms, and the strongest arm that was made to block it "
-    "is intact and takes back at least {blocked:.0%} of the way that the measure goes in the baseline after "
-    "memorisation. Else inconclusive, also when a control fails."
+    "{alpha:g}, Holm over all arms). Consistent with necessary: at one level two different hands that were made to "
+    "bring it there harm, and no hand at that level or beyond leaves generalisation intact. Belongs to the "
+    "manipulation: one hand harms while another, at the same level or beyond, does not. Not necessary: no arm made to "
+    "block it harms, and the strongest of them is intact and takes back at least {blocked:.0%} of the way that the "
+    "measure goes in the baseline after memorisation. Else inconclusive, also when a control fails."
 )
 
 OPENINGS = {
@@ -50,6 +54,7 @@ class Level:
             if it lies beyond the level at memorisation; NaN if the baseline goes no such way).
         loss: settled train loss, median over seeds.
         aimed: whether it was made to block this measure's property.
+        matching: whether it is a control made to match a level.
     """
 
     effect: Effect
@@ -58,6 +63,7 @@ class Level:
     share: float
     loss: float
     aimed: bool
+    matching: bool
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,8 @@ def levels(record: Record, target: Target, found: list[Effect]) -> list[Level]:
             aim.goal == "block" and aim.column == target.column for aim in item.arm.aims)
         if item.check.valid and shift >= (0.0 if held else np.log(record.rules.match_ratio)):
             share = shift / way if way > 0 else np.nan
-            result.append(Level(item, middle(values[rows]), shift, share, middle(losses[rows]), aimed))
+            result.append(Level(item, middle(values[rows]), shift, share, middle(losses[rows]), aimed,
+                                item.arm.control == "matched-level"))
     return sorted(result, key=lambda level: level.blocked)
 
 
@@ -120,16 +127,16 @@ def baseline_way(record: Record, target: Target) -> float:
 
 
 def comparisons(record: Record, found: list[Level]) -> list[dict[str, Any]]:
-    """Pairs of arms of different hands whose levels match, or of which an intact one lies beyond a harmed one."""
+    """Pairs of an arm that harms and another hand that agrees (same level) or contradicts (same level or beyond)."""
     near = np.log(record.rules.match_ratio)
     result = []
     for one in found:
         for two in found:
             gap = two.blocked - one.blocked
-            if one is two or one.effect.arm.hand == two.effect.arm.hand or one.effect.call != "harmed":
+            if one.effect.arm.hand == two.effect.arm.hand or one.effect.call != "harmed" or not one.aimed:
                 continue
             matched = abs(gap) <= near
-            agree = matched and two.effect.call == "harmed"
+            agree = matched and two.effect.call == "harmed" and (two.aimed or two.matching)
             contradict = gap >= -near and two.effect.call in ("intact", "hastened")
             if agree or contradict:
                 losses = abs(float(np.log(two.loss / one.loss))) if one.loss > 0 and two.loss > 0 else np.nan
@@ -152,7 +159,7 @@ def _verdict(found: list[Level], pairs: list[dict[str, Any]], enough: float) -> 
                 f"two different hands ({one.effect.arm.hand}; {two.effect.arm.hand}) that brought it to the same "
                 f"level "
                 f"({one.value:.3g} and {two.value:.3g}) both harmed generalisation")
-    harmed = [level for level in found if level.effect.call == "harmed"]
+    harmed = [level for level in found if level.effect.call == "harmed" and level.aimed]
     disputed = [level for level in harmed if level.effect.arm.name in contradicted]
     if disputed:
         one, two = disputed[-1], by_name[contradicted[disputed[-1].effect.arm.name]]
