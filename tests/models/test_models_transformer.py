@@ -126,9 +126,9 @@ def test_attention_sees_the_past_only(positions):
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(2, 3, 2, 8, generator=generator)
     keys_values = torch.randn(2, 3, positions, 16, generator=generator)
-    before = causal_attention(query, [keys_values], 2)
+    before = causal_attention(query, keys_values, 2)
     keys_values[:, :, -1] += 5
-    after = causal_attention(query, [keys_values], 2)
+    after = causal_attention(query, keys_values, 2)
     assert torch.equal(before[:, :, 0], after[:, :, 0])
     assert not torch.equal(before[:, :, 1], after[:, :, 1])
 

@@ -230,12 +230,12 @@ class TransformerNetwork(SpecifiedNetwork):
             prefix, rest = states.split(self._linear(parameters, norm, qkv, rows))
             query, keys = _per_sample(states.second, rest).split(sizes, -1)
             prefix_query, prefix_keys = prefix.split(sizes, -1)
-        if states.first is None:
-            return causal_attention(query, [keys], heads).flatten(1, 2)
-        attended = causal_attention(query, [_per_sample(states.first, prefix_keys), keys], heads).flatten(1, 2)
-        if prefix_query is None:
+        if states.first is not None:
+            keys = torch.cat([_per_sample(states.first, prefix_keys), keys], 2)
+        attended = causal_attention(query, keys, heads).flatten(1, 2)
+        if prefix_query is None or states.first is None:
             return attended
-        return torch.cat([causal_attention(prefix_query, [prefix_keys], heads).flatten(1, 2), attended], 1)
+        return torch.cat([causal_attention(prefix_query, prefix_keys, heads).flatten(1, 2), attended], 1)
 
     def _standardised(self, x: Tensor) -> Tensor:
         """Rows of mean 0 and variance 1 before a sub-layer, if the network has norms there, else `x` itself."""
