@@ -243,6 +243,52 @@ def report(folder: Path, *, style: Literal["paper", "talk"] = "paper", quiet: Qu
 
 
 @app.command(help_epilogue="")
+def figure(
+    name: str, folder: Path, /, *, style: Literal["paper", "talk"] = "paper", quiet: Quiet = False, json: Json = False
+) -> None:
+    """Draw a figure of the paper (Han et al. 2025) from a run, as SVG, PDF and PNG.
+
+    Example: `grokscape figure fig1 runs/grok-transformer`
+
+    Parameters
+    ----------
+    name
+        fig1, fig2, …
+    folder
+        The run folder; the files go into its figures/.
+    style
+        How large lines and letters are.
+    """
+    from grokscape.report import figure as draw
+
+    paths = draw(name, folder, style)
+    if json:
+        _print_json([str(path) for path in paths])
+    elif not quiet:
+        print(*paths, sep="\n")
+
+
+@app.command(help_epilogue="")
+def compare(folders: list[Path], /, *, out: Path = Path("comparison.html"), quiet: Quiet = False) -> None:
+    """Put several runs side by side in one page.
+
+    Example: `grokscape compare runs/quickstart runs/grok-transformer --out comparison.html`
+
+    Parameters
+    ----------
+    folders
+        Two run folders or more.
+    out
+        The page.
+    """
+    from grokscape.report import write_comparison
+
+    path = write_comparison(folders, out)
+    if not quiet:
+        print(f"comparison: {path}")
+
+
+@app.command(help_epilogue="")
 def show(folder: Path, /, *, json: Json = False) -> None:
     """Show a run in the terminal: its arms, its verdicts, and where its files are.
 

@@ -9,7 +9,6 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from grokscape.analysis import summary_table
 from grokscape.store import RunFolder
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -51,6 +50,8 @@ def duration(seconds: float) -> str:
 
 def show(folder: RunFolder, console: Console) -> None:
     """Print a run: how far it is, its arms, its verdicts, its files."""
+    from grokscape.analysis import summary_table
+
     console.print(head(folder), soft_wrap=True)
     frame = folder.trajectory()
     if frame.is_empty():

@@ -5,19 +5,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import torch
 from pydantic import ValidationError
 
-from grokscape.analysis import Finding, analyze
-from grokscape.report import write_figures, write_report
 from grokscape.store import RunFolder, RunFolderError
 from grokscape.studies import StudySpec, plan, preset
 from grokscape.studies.launchers import launch
 from grokscape.trackers import Trackers
 from grokscape.training import Progress
+
+if TYPE_CHECKING:  # analysis and report are imported when they are due: seconds that a run need not wait for
+    from grokscape.analysis import Finding
 
 CHECKPOINT_SECONDS = 20.0
 
@@ -58,8 +59,10 @@ class Study:
         return self.folder.trajectory()
 
     @cached_property
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list["Finding"]:
         """What the analysis found; empty before it ran."""
+        from grokscape.analysis import Finding
+
         return [Finding(**finding) for finding in self.folder.findings]
 
     @property
@@ -214,10 +217,14 @@ def _train(
 
 def finish(folder: RunFolder, *, report: bool = True) -> Study:
     """Analyse a run folder and write its figures and report."""
+    from grokscape.analysis import analyze
+
     if folder.trajectory().is_empty():
         raise RunFolderError(f"{folder.path} holds no measurements yet; go on with: grokscape resume {folder.path}")
     analyze(folder)
     if report:
+        from grokscape.report import write_figures, write_report
+
         write_figures(folder)
         write_report(folder)
     return Study(folder)

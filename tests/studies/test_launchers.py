@@ -1,0 +1,280 @@
+"""Shards of seeds, trained anywhere, give the run that one process would have made; workers may die on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tiny
+from grokscape import studies
+from grokscape.store import KEYS, RunFolder, RunFolderError
+from grokscape.studies import StudySpec, plan, train
+from grokscape.studies.launchers import Inline, Order, Processes, Slurm, launch
+from grokscape.studies.shards import STOP, shard_spec, shards_of, train_shard
+from grokscape.training import Interrupted
+
+SPEC = tiny.spec(("baseline", "held", "paper"), seeds=5, precision="float64", steps=20)
+
+
+def new_folder(path, spec=SPEC):
+    return RunFolder.create(path, spec.model_dump(mode="json"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run in one process."""
+    folder = new_folder(tmp_path_factory.mktemp("whole") / "run")
+    train(SPEC, folder)
+    return folder
+
+
+def assert_same_run(folder, whole):
+    ours, theirs = folder.trajectory(), whole.trajectory()
+    assert ours.columns == theirs.columns
+    assert ours.select(KEYS).equals(theirs.select(KEYS))
+    for name in set(ours.columns) - set(KEYS):
+        error = (ours[name] - theirs[name]).abs().max()
+        assert error is None or error < 1e-9 or error != error, name
+        assert ours[name].is_nan().equals(theirs[name].is_nan()), name
+    assert folder.columns() == whole.columns()
+    assert folder.status["replicas"] == whole.status["replicas"]
+    assert folder.status["state"] == "finished"
+    assert folder.status["step"] == whole.status["step"]
+
+
+class Scripted(Inline):
+    """Trains here, after what the script says for each call; two at a time."""
+
+    def __init__(self, script=None):
+        super().__init__(Order())
+        self.workers = 2
+        self.script = script or (lambda shard, call: None)
+        self.calls: list[str] = []
+
+    def __call__(self, shard):
+        self.calls.append(shard.name)
+        self.script(shard, self.calls.count(shard.name))
+        super().__call__(shard)
+
+
+def test_a_shard_is_the_study_of_its_seeds_alone():
+    for same_split in (False, True):
+        spec = tiny.spec(seeds=5, same_split=same_split, first_seed=7, first_split_seed=70)
+        shard = shard_spec(spec, 2, 4)
+        assert [shard.pair(k) for k in range(shard.seeds)] == [spec.pair(k) for k in (2, 3)]
+        assert StudySpec.model_validate(shard.model_dump()) == shard
+        assert [r.seed for r in plan(shard).replicas] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [5]), (2, [2, 3]), (3, [1, 2, 2]), (9, [1] * 5)])
+def test_shards_cover_all_seeds_once(tmp_path, count, sizes):
+    folder = new_folder(tmp_path / "run")
+    shards = shards_of(folder, SPEC, count)
+    assert [shard.stop - shard.first for shard in shards] == sizes
+    assert [k for shard in shards for k in range(shard.first, shard.stop)] == list(range(5))
+    assert shards_of(folder, SPEC, 4) == shards, "once cut, it stays cut"
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_shards_together_are_the_run(tmp_path, whole, workers):
+    folder = new_folder(tmp_path / "run")
+    launcher = Scripted()
+    launcher.workers = workers
+    seen = []
+    launch(SPEC, folder, launcher, progress=seen.append)
+    assert_same_run(folder, whole)
+    assert len(launcher.calls) == workers
+    assert folder.status["launcher"] == "scripted"
+    assert folder.status["workers"] == workers
+    assert seen[-1].step == 20
+    assert len(seen[-1].arms) == 15
+    assert not (folder.path / "shards" / STOP).exists()
+
+
+def test_processes_give_the_same_run(tmp_path, whole):
+    folder = new_folder(tmp_path / "run")
+    launch(SPEC, folder, "processes", workers=2)
+    assert_same_run(folder, whole)
+    assert {(shard.folder.status["threads"]) for shard in shards_of(folder, SPEC, 2)} == {1}
+
+
+def killed_once(shard, call):
+    """A worker that trains up to step 7, saves, and is lost."""
+    if call == 1 and shard.name == "seeds-00002-00005":
+        count = iter(range(100))
+        train_shard(str(shard), stop=lambda: next(count) == 7)
+        raise RuntimeError("worker lost")
+
+
+def test_a_lost_worker_costs_nothing_but_time(tmp_path, whole):
+    folder = new_folder(tmp_path / "run")
+    launcher = Scripted(killed_once)
+    launch(SPEC, folder, launcher)
+    assert sorted(launcher.calls) == ["seeds-00000-00002", "seeds-00002-00005", "seeds-00002-00005"]
+    assert_same_run(folder, whole)
+
+
+def always_lost(shard, call):
+    if shard.name == "seeds-00000-00002":
+        raise RuntimeError("no such machine")
+
+
+def test_a_shard_that_always_fails_is_named_and_the_others_are_kept(tmp_path, whole):
+    folder = new_folder(tmp_path / "run")
+    launcher = Scripted(always_lost)
+    with pytest.raises(RunFolderError, match=r"1 of 2 shards failed.*00000-00002 failed 3 times.*no such machine"):
+        launch(SPEC, folder, launcher)
+    assert launcher.calls.count("seeds-00000-00002") == 3
+    assert folder.status["state"] == "failed"
+    assert folder.status["shards"] == {"seeds-00000-00002": "waiting", "seeds-00002-00005": "finished"}
+    assert set(folder.trajectory()["seed"].unique()) == {2, 3, 4}
+    again = Scripted()
+    launch(SPEC, folder, again)
+    assert again.calls == ["seeds-00000-00002"]
+    assert_same_run(folder, whole)
+
+
+def unusable(shard, call):
+    raise ValueError("no such queue")
+
+
+def test_settings_that_cannot_work_are_not_tried_again(tmp_path):
+    launcher = Scripted(unusable)
+    with pytest.raises(ValueError, match="no such queue"):
+        launch(SPEC, new_folder(tmp_path / "run"), launcher)
+    assert len(launcher.calls) == 2
+
+
+def test_stopping_stops_all_shards_and_going_on_finishes_them(tmp_path, whole, monkeypatch):
+    def interrupt(shard, call):
+        count = iter(range(100))
+        train_shard(str(shard), stop=lambda: next(count) == 9)
+        if shard.name == "seeds-00000-00002":
+            os.kill(os.getpid(), signal.SIGINT)
+        while not (shard.parent / STOP).exists():
+            time.sleep(0.01)
+
+    folder = new_folder(tmp_path / "run")
+    with pytest.raises(Interrupted, match="Go on with: grokscape resume"):
+        launch(SPEC, folder, Scripted(interrupt))
+    assert folder.status["state"] == "interrupted"
+    assert folder.status["step"] == 9
+    assert folder.trajectory()["step"].max() < 9
+    launch(SPEC, folder, "inline")
+    assert_same_run(folder, whole)
+
+
+def test_a_run_begun_in_one_process_stays_in_one(tmp_path):
+    folder = new_folder(tmp_path / "run")
+    count = iter(range(100))
+    with pytest.raises(Interrupted):
+        train(SPEC, folder, stop=lambda: next(count) == 5)
+    with pytest.raises(RunFolderError, match=r"was begun in one process; .*--launcher inline"):
+        launch(SPEC, folder, "processes")
+
+
+def test_unknown_launchers_and_missing_packages_say_what_there_is(tmp_path, monkeypatch):
+    folder = new_folder(tmp_path / "run")
+    with pytest.raises(ValueError, match="expected a launcher among inline, processes, ray, slurm, got 'cloud'"):
+        launch(SPEC, folder, "cloud")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"needs ray, which is not installed: pip install 'grokscape\[ray\]'"):
+        launch(SPEC, folder, "ray")
+
+
+def test_a_cut_that_was_killed_half_way_is_made_anew(tmp_path):
+    folder = new_folder(tmp_path / "run")
+    half = folder.path / ".shards.making.tmp" / "seeds-00000-00004"
+    half.mkdir(parents=True)
+    assert [shard.first for shard in shards_of(folder, SPEC, 2)] == [0, 2]
+    assert not half.parent.exists()
+
+
+def worker_pids(folder: Path) -> list[int]:
+    """Processes that train shards of the folder, from /proc."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = place.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"grokscape.studies.worker" in words and str(folder).encode() in b" ".join(words):
+            found.append(int(place.parent.name))
+    return found
+
+
+LONG = tiny.spec(("baseline", "held", "paper"), seeds=4, precision="float64", steps=150)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds workers in /proc")
+def test_workers_killed_by_the_system_are_replaced(tmp_path):
+    whole, folder = new_folder(tmp_path / "whole", LONG), new_folder(tmp_path / "run", LONG)
+    train(LONG, whole)
+    killed = []
+
+    def kill_one(measured):
+        pids = worker_pids(folder.path)
+        if not killed and measured.step > 5 and pids:
+            os.kill(pids[0], signal.SIGKILL)
+            killed.append(pids[0])
+
+    launch(LONG, folder, "processes", workers=2, progress=kill_one, checkpoint_seconds=0.05)
+    assert killed
+    assert_same_run(folder, whole)
+
+
+DRIVER = """
+import sys
+from grokscape.store import RunFolder
+from grokscape.studies import StudySpec
+from grokscape.studies.launchers import launch
+folder = RunFolder.open(sys.argv[1])
+launch(StudySpec.model_validate(folder.spec), folder, "processes", workers=2, checkpoint_seconds=0.05)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds workers in /proc")
+def test_workers_save_and_stop_when_the_process_that_started_them_is_killed(tmp_path):
+    spec = LONG.model_copy(update={"steps": 3000})
+    folder = new_folder(tmp_path / "run", spec)
+    sources = str(Path(studies.__file__).parents[2])
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, folder.path], env={**os.environ, "PYTHONPATH": sources})
+    wait_until(lambda: len(list(folder.path.glob("shards/*/progress.json"))) == 2)
+    driver.kill()
+    driver.wait()
+    wait_until(lambda: not worker_pids(folder.path))
+    states = [shard.folder.status["state"] for shard in shards_of(folder, spec, 2)]
+    assert states == ["interrupted", "interrupted"]
+
+
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_gpus_are_taken_in_turn(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    launcher = Processes(Order(device="cuda", workers=3))
+    assert [launcher._devices.get() for _ in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert Processes(Order(device="cuda")).workers == 2
+
+
+def test_slurm_says_so_where_there_is_none(tmp_path):
+    pytest.importorskip("submitit")
+    with pytest.raises(ValueError, match=r"no Slurm here .*choose another --launcher"):
+        launch(SPEC, new_folder(tmp_path / "run"), "slurm")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_submitit_gives_the_same_run(tmp_path, whole):
+    pytest.importorskip("submitit")
+    folder = new_folder(tmp_path / "run")
+    launch(SPEC, folder, Slurm(Order(workers=2), cluster="local"))
+    assert_same_run(folder, whole)
