@@ -23,8 +23,7 @@ from grokscape.store import RunFolder, write_bytes
 LEAD = (
     "In grokking, a network first memorises its training samples and only much later gets unseen ones right. What "
     "generalisation needs must arrive with that second moment, and holding it back must hold generalisation back. Each "
-    "arm below holds one thing back, or pushes it, and is compared seed by seed with a baseline that shares its "
-    "initialisation and its data."
+    "arm holds one thing back, or pushes it, and is compared seed by seed with a baseline."
 )
 
 

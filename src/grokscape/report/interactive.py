@@ -32,7 +32,11 @@ def escaped(text: str) -> str:
 
 def figure_for_page(plate: Plate) -> dict[str, Any]:
     """A plate as traces and layout, and the layout for narrow screens: one column, less room for names."""
-    narrow = plotly_figure(replace(plate, columns=1), width=NARROW)
+    panels = list(plate.panels)
+    for place, panel in enumerate(panels):  # names that stand at the left of a row have to stand at each panel
+        if place and panel.y.categories and not any(panel.y.categories):
+            panels[place] = replace(panel, y=panels[place - 1].y)
+    narrow = plotly_figure(replace(plate, panels=tuple(panels), columns=1), width=NARROW)
     return {**plotly_figure(plate), "narrow": {"layout": narrow["layout"], "height": narrow["height"]}}
 
 
@@ -216,7 +220,8 @@ def _traces(layer: Layer) -> list[dict[str, Any]]:
         return [{**edge, "y": list(layer.low)}, {**edge, "y": list(layer.high), **fill}]
     if isinstance(layer, Line):
         line = {"color": themed(layer.colour), "width": layer.width, "dash": DASHES[layer.dash], **_shape(layer.stairs)}
-        named = {"name": escaped(layer.label)} if layer.label else {"hoverinfo": "skip"}
+        hover = "%{fullData.name}: %{y:.4~g} at %{x:.4~g}<extra></extra>"
+        named = {"name": escaped(layer.label), "hovertemplate": hover} if layer.label else {"hoverinfo": "skip"}
         return [
             {
                 "mode": "lines",
@@ -290,8 +295,9 @@ def _add_rule(layout: dict[str, Any], rule: Rule, panel: Panel, suffix: str) -> 
         return
     axis = panel.x if vertical else panel.y
     at = log10(rule.at) if axis.log else rule.at
+    above = sum(1 for note in layout["annotations"] if note["xref"] == along)  # labels of a panel take turns in height
     where = (
-        {"x": at, "y": 1, "xanchor": "center", "yanchor": "bottom"}
+        {"x": at, "y": 1, "xanchor": "center", "yanchor": "bottom", "yshift": 11 * (above % 2)}
         if vertical
         else {"x": 1, "y": at, "xanchor": "right", "yanchor": "bottom"}
     )

@@ -36,7 +36,9 @@ def lead_lag_plate(run: Run) -> Plate | Missing:
     early = _memorisation(run)
     if early:
         layers.append(Rule(early, label="memorises"))
-    layers += [_lag(run, finding, rows) for finding in moved]
+    centres = [exp(f["estimates"]["log lag"]["value"]) for f in moved] + ([early] if early else [])
+    limits = (min([*centres, 1.0]) / 1.4, max([*centres, 1.0]) * 1.4)
+    layers += [_lag(run, finding, rows, limits) for finding in moved]
     still = sorted(
         {
             run.measure_short(f["subject"]["measure"])
@@ -48,12 +50,12 @@ def lead_lag_plate(run: Run) -> Plate | Missing:
         "In the baseline, the step at which a measure is half-way (on a log scale) between its level at memorisation "
         "and its last, over the step of generalisation: left of 1 it moves before, right of 1 after. Means over seeds "
         "with bootstrap intervals. Filled circles: training samples; hollow: held-out samples; diamonds: held-out "
-        "around training means; squares: parameters. Coming before is not causing."
+        "around training means; squares: parameters. Intervals are cut at the edges. Coming before is not causing."
     )
     if still:
         caption += f" On some samples these hardly move after memorisation: {', '.join(still)}."
     names = _names(run, rows)
-    x = Axis("Half-way step over step of generalisation", log=True)
+    x = Axis("Half-way step over step of generalisation", log=True, limits=limits)
     panel = Panel(x, names, tuple(layers), height=max(0.7, 0.085 * len(rows)))
     alt = f"{LAG_TITLE}. " + " ".join(str(f["statement"]) for f in moved[:12])
     return Plate(
@@ -73,9 +75,10 @@ def _memorisation(run: Run) -> float | None:
     return sorted(pairs)[len(pairs) // 2] if pairs else None
 
 
-def _lag(run: Run, finding: Mapping[str, Any], rows: Sequence[str]) -> Points:
+def _lag(run: Run, finding: Mapping[str, Any], rows: Sequence[str], limits: tuple[float, float]) -> Points:
     subject, lag = finding["subject"], finding["estimates"]["log lag"]
-    ends = (exp(lag["low"]), exp(lag["high"])) if lag["low"] is not None else (None, None)
+    known = lag["low"] is not None and lag["high"] is not None
+    ends = (max(_exp(lag["low"]), limits[0]), min(_exp(lag["high"]), limits[1])) if known else (None, None)
     split = subject["split"]
     steps = finding["estimates"]["lag"]["value"]
     side = "before" if steps < 0 else "after"
@@ -89,6 +92,10 @@ def _lag(run: Run, finding: Mapping[str, Any], rows: Sequence[str]) -> Points:
         x_ends=[ends],
         hover=[text],
     )
+
+
+def _exp(value: float) -> float:
+    return exp(min(value, 100.0))
 
 
 def ranking_plate(run: Run) -> Plate | Missing:

@@ -16,7 +16,6 @@ def outcome_table(run: Run, found: Outcomes) -> dict[str, Any]:
     measures = [m for m in DEFAULT_MEASURES if m not in ("accuracy",) and m in run.measures()]
     titled = [
         ("Arm", None),
-        ("What was done", None),
         ("Held?", "def-held"),
         ("Memorised", "def-onset"),
         ("Generalised", "def-onset"),
@@ -24,9 +23,9 @@ def outcome_table(run: Run, found: Outcomes) -> dict[str, Any]:
         ("Final test accuracy", "def-final-accuracy"),
         *((wording.sentence(f"{run.measure_short(m)} at the end"), f"def-{m}") for m in measures),
     ]
-    heads = [{"text": text, "link": link, "words": text == "What was done"} for text, link in titled]
+    heads = [{"text": text, "link": link, "words": False} for text, link in titled]
     rows = [
-        {"arm": arm.name, "title": arm.title, "cells": _outcome_cells(run, found, arm.name, measures)}
+        {"arm": arm.name, "title": arm.title, "done": arm.done, "cells": _outcome_cells(run, found, arm.name, measures)}
         for arm in run.arms
     ]
     caption = (
@@ -38,14 +37,13 @@ def outcome_table(run: Run, found: Outcomes) -> dict[str, Any]:
 
 def _outcome_cells(run: Run, found: Outcomes, arm: str, measures: Sequence[str]) -> list[dict[str, Any]]:
     row = found.summary.get(arm)
-    cells = [_text(run.arm_by_name[arm].done or "nothing", words=True)]
     if row is None:
-        return [*cells, *(_text("–") for _ in range(5 + len(measures)))]
-    cells.append(_held(run, row))
+        return [_text("–") for _ in range(5 + len(measures))]
+    cells = [_held(run, row)]
     for what in ("memorised", "generalised"):
         step = row[f"{what}_step"]
         cells.append(_text(f"{row[what]} of {row['n']}", "no median" if step is None else f"step {step:.0f}"))
-    cells.append(_text("–" if row["delay"] is None else f"{row['delay']:.0f}", "" if row["delay"] is None else "steps"))
+    cells.append(_text("–" if row["delay"] is None else f"{row['delay']:.0f}"))
     accuracy, low, high = (row[f"final_accuracy{end}"] for end in ("", "_low", "_high"))
     interval = "" if low is None or high is None else f"{100 * low:.1f} to {min(100 * high, 100):.1f}"
     cells.append(_text("–" if accuracy is None else f"{100 * accuracy:.1f} %", interval))
@@ -53,8 +51,8 @@ def _outcome_cells(run: Run, found: Outcomes, arm: str, measures: Sequence[str])
     return cells
 
 
-def _text(text: str, small: str = "", *, words: bool = False) -> dict[str, Any]:
-    return {"text": text, "small": small, "words": words}
+def _text(text: str, small: str = "") -> dict[str, Any]:
+    return {"text": text, "small": small, "words": False}
 
 
 def _held(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:

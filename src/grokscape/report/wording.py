@@ -84,20 +84,25 @@ _FORMATS: dict[str, Callable[[float | None], str]] = {
 
 
 def sentence(text: str) -> str:
-    """A text that starts with a capital letter, where its first letter has one."""
-    return text[:1].upper() + text[1:]
+    """A text with its first letter in capitals, unless that is a symbol such as κ, whose capital means something else."""
+    return text[:1].upper() + text[1:] if text[:1].isascii() else text
 
 
 def basis(finding: Mapping[str, Any]) -> str:
     """What a finding rests on: seeds, test, p value."""
     parts = []
-    if n := finding.get("n"):
-        parts.append(f"{n} seeds" if n != 1 else "1 seed")
+    if finding.get("n"):
+        parts.append(seeds(finding["n"]))
     if finding.get("test"):
         parts.append(str(finding["test"]))
     if finding.get("p") is not None:
         parts.append(p_value(finding["p"]))
     return ", ".join(parts)
+
+
+def seeds(n: int | None) -> str:
+    """A number of seeds; "" for none."""
+    return "" if not n else f"{n} seeds" if n != 1 else "1 seed"
 
 
 def p_value(p: float) -> str:

@@ -33,21 +33,26 @@
 
   // ---- plates: figures that were laid out before ----
   const drawn = new Map(); // element → function that draws it anew
-  // On a narrow screen long names of rows take two lines.
+  // On a narrow screen long names of rows and axes take two lines.
+  const halved = (name, longest) => {
+    const spaces = [...name.matchAll(/ /g)].map((match) => match.index);
+    if (name.length <= longest || !spaces.length) return name;
+    const middle = spaces.reduce((a, b) => (Math.abs(b - name.length / 2) < Math.abs(a - name.length / 2) ? b : a));
+    return `${name.slice(0, middle)}<br>${name.slice(middle + 1)}`;
+  };
   const wrap = (layout) => {
-    for (const axis of Object.keys(layout).filter((name) => name.startsWith("yaxis") && layout[name].ticktext)) {
-      layout[axis].ticktext = layout[axis].ticktext.map((text) => text.replace(/>([^<]{15,})</, (_, name) => {
-        const spaces = [...name.matchAll(/ /g)].map((match) => match.index);
-        if (!spaces.length) return `>${name}<`;
-        const middle = spaces.reduce((a, b) => (Math.abs(b - name.length / 2) < Math.abs(a - name.length / 2) ? b : a));
-        return `>${name.slice(0, middle)}<br>${name.slice(middle + 1)}<`;
-      }));
-      layout[axis].tickfont = { size: 11 };
+    for (const name of Object.keys(layout).filter((key) => /^[xy]axis/.test(key))) {
+      const axis = layout[name];
+      if (axis.title?.text) axis.title = { ...axis.title, text: halved(axis.title.text, 26) };
+      if (!name.startsWith("yaxis") || !axis.ticktext) continue;
+      axis.ticktext = axis.ticktext.map((text) => text.replace(/>([^<]+)</, (_, label) => `>${halved(label, 15)}<`));
+      axis.tickfont = { size: 11 };
     }
+    layout.margin = { ...layout.margin, b: 62 };
   };
   const plate = (element) => {
     const figure = data.plates[element.dataset.plate];
-    const narrow = element.clientWidth < 520;
+    const narrow = element.clientWidth < 640;
     const spec = resolve(figure);
     const traces = spec.data.map((trace) => ({ ...trace, type: "scatter", visible: shown(trace) }));
     const layout = { ...skin(), ...spec.layout, height: figure.height };
@@ -169,6 +174,8 @@
     const inside = Number.isFinite(at) && at >= -1 && at <= layout.xaxis._length + 1;
     line.style.cssText = inside ? `display:block;left:${layout.xaxis._offset + at}px;top:${layout.yaxis._offset}px;height:${layout.yaxis._length}px` : "";
   };
+  // Titles of doses differ at their ends, so what is left out is the middle.
+  const clipped = (title) => (title.length > 17 ? `${title.slice(0, 7).trim()}…${title.slice(-8).trim()}` : title);
   const reader = () => {
     for (const element of panels()) {
       const body = element.parentElement.querySelector(".values tbody");
@@ -176,7 +183,7 @@
       for (const arm of T.arms.filter((a) => !hidden.has(a.name))) {
         const row = body.insertRow();
         const name = document.createElement("th");
-        name.scope = "row"; name.append(key(arm), arm.title); name.title = arm.title;
+        name.scope = "row"; name.append(key(arm), window.innerWidth < 560 ? clipped(arm.title) : arm.title); name.title = arm.title;
         row.append(name);
         const cell = row.insertCell();
         cell.dataset.read = element.dataset.measure; cell.dataset.arm = arm.name;
