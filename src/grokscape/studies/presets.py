@@ -71,7 +71,7 @@ def _necessity() -> StudySpec:
             "The testbed of `quickstart` with 23 arms × 8 paired seeds. A clamp moves more than its measure, so each "
             "property is brought to the same levels in different ways: flatness through κ, through its surrogate κ̄ and "
             "through the training loss; collapse through CDNV, the scatter ratio and normalised within-class scatter. "
-            "Controls: random labels, rescaled weights, an optimiser that shortens the delay. About four minutes on 2 CPU cores."
+            "Controls: random labels, rescaled weights, a faster optimiser. About four minutes on 2 CPU cores."
         ),
         arms=(
             BASELINE,
