@@ -45,6 +45,8 @@ def select_rows(table: Tensor, index: Tensor) -> Tensor:
         (..., N, d).
     """
     *lead, classes, width = table.shape
+    if _by_products(table, classes):
+        return _one_hot(index, classes, table.dtype) @ table
     return table.reshape(-1, width).index_select(0, _flat_index(index, classes)).reshape(*lead, -1, width)
 
 
@@ -59,11 +61,26 @@ def sum_by_class(values: Tensor, index: Tensor, num_classes: int) -> Tensor:
     Returns:
         (..., K, d).
     """
+    if _by_products(values, num_classes):
+        return _one_hot(index, num_classes, values.dtype).mT @ values
     *lead, _, width = values.shape
     replicas = index[..., 0].numel() if index.dim() > 1 else 1
     sums = values.new_zeros(replicas * num_classes, width)
     sums = sums.index_add(0, _flat_index(index, num_classes), values.reshape(-1, width))
     return sums.reshape(*lead, num_classes, width)
+
+
+PRODUCTS_UP_TO = 1024
+"""Up to so many classes, sums by class are matrix products where adding by index has no fixed order."""
+
+
+def _by_products(tensor: Tensor, num_classes: int) -> bool:
+    """Whether to use products: a GPU adds by index in any order, and the last bits change from run to run."""
+    return tensor.device.type != "cpu" and num_classes <= PRODUCTS_UP_TO
+
+
+def _one_hot(index: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    return (index[..., None] == torch.arange(num_classes, device=index.device)).to(dtype)
 
 
 def _flat_index(index: Tensor, num_classes: int) -> Tensor:

@@ -1,10 +1,13 @@
 """Every measure of neural collapse against its formula written out with loops in NumPy float64."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from grokscape.measures import MEASURES, MeasureWarning, Snapshot, cdnv, evaluate, neural_collapse
+from grokscape.measures import MEASURES, MeasureWarning, Snapshot, cdnv, collapse_by_class, evaluate, neural_collapse
 from grokscape.measures import statistics as statistics_module
 
 
@@ -148,6 +151,42 @@ def test_bias_counts_in_nc4():
     weight = torch.tensor([[-1.0], [1.0]])
     assert neural_collapse(features, labels, weight)["nc4"] == 0
     assert neural_collapse(features, labels, weight, torch.tensor([5.0, 0.0]))["nc4"] == 0.5
+
+
+def test_single_classes():
+    features, labels, *_ = data(counts=(6, 0, 5, 1, 4))
+    found = collapse_by_class(features, labels, num_classes=5)
+    assert found["count"].tolist() == [6, 0, 5, 1, 4]
+    kept = [0, 2, 4]
+    mu = {c: features[labels == c].mean(0) for c in kept}
+    centre = torch.cat([features[labels == c] for c in kept]).mean(0)
+    V = {c: (features[labels == c] - mu[c]).square().sum(1).mean() for c in kept}
+    for c in kept:
+        others = [(V[c] + V[o]) / (2 * (mu[c] - mu[o]).square().sum()) for o in kept if o != c]
+        assert float(found["variance"][c]) == pytest.approx(float(V[c]), rel=1e-10)
+        assert float(found["mean_norm"][c]) == pytest.approx(float((mu[c] - centre).norm()), rel=1e-10)
+        assert float(found["cdnv"][c]) == pytest.approx(float(sum(others) / 2), rel=1e-10)
+    assert all(found[name][[1, 3]].isnan().all() for name in ("variance", "mean_norm", "cdnv"))
+    assert float(found["cdnv"].nanmean()) == pytest.approx(float(cdnv(features, labels, num_classes=5)), rel=1e-12)
+
+
+PEAK = """
+import resource, torch
+from grokscape.measures import neural_collapse
+torch.set_num_threads(2)
+labels = torch.arange(20_000).repeat(3)
+features, weight = torch.randn(60_000, 64), torch.randn(20_000, 64)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = neural_collapse(features, labels, weight)
+assert all(value.isfinite() for value in found.values())
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_twenty_thousand_classes_fit_in_memory():
+    answer = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    assert float(answer.stdout) < 700  # MiB; one table of all pairs would take 1600 in float32
 
 
 def test_means_that_coincide_are_named():

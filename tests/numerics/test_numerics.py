@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from grokscape import numerics
 from grokscape.numerics import Estimate, full_precision, rademacher, select_rows, squared_distances, sum_by_class
 
 
@@ -26,8 +27,10 @@ def test_the_same_row_twice_has_distance_zero():
     assert (distances == 0).sum() == 160
 
 
+@pytest.mark.parametrize("products", [False, True])
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
-def test_sums_and_rows_by_class(lead):
+def test_sums_and_rows_by_class(monkeypatch, lead, products):
+    monkeypatch.setattr(numerics, "_by_products", lambda *_: products)
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(*lead, 11, 4, generator=generator)
     index = torch.randint(5, (*lead, 11), generator=generator)

@@ -2,7 +2,13 @@
 
 from grokscape.measures.checks import MeasureWarning
 from grokscape.measures.curvature import hessian_eigenvalues, hessian_trace, sharpness
-from grokscape.measures.functional import cdnv, neural_collapse, relative_flatness, relative_flatness_bound
+from grokscape.measures.functional import (
+    cdnv,
+    collapse_by_class,
+    neural_collapse,
+    relative_flatness,
+    relative_flatness_bound,
+)
 from grokscape.measures.layers import layer_flatness
 from grokscape.measures.measurement import Measurement
 from grokscape.measures.measuring import measure
@@ -25,6 +31,7 @@ __all__ = [
     "Probe",
     "Snapshot",
     "cdnv",
+    "collapse_by_class",
     "collapse_flatness",
     "collapse_flatness_bound",
     "collapse_theory",

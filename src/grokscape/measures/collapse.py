@@ -23,8 +23,13 @@ NAN = float("nan")
 def _pairs(statistics: ClassMeans, block: slice) -> Tensor:
     """Pairs of different classes that both take part, the first from a block: (..., block, K)."""
     present = statistics.present
-    different = ~torch.eye(present.shape[-1], dtype=torch.bool, device=present.device)
-    return present[..., block, None] & present[..., None, :] & different[block]
+    return present[..., block, None] & present[..., None, :] & ~_diagonal(statistics, block)
+
+
+def _diagonal(statistics: ClassMeans, block: slice) -> Tensor:
+    """Where a class of the block meets itself, bool (block, K)."""
+    index = torch.arange(statistics.present.shape[-1], device=statistics.present.device)
+    return index[block, None] == index
 
 
 def _sum_over_pairs(statistics: ClassMeans, term: Callable[[slice, Tensor], Tensor]) -> Tensor:
@@ -76,6 +81,16 @@ def classes(statistics: ClassMeans) -> Tensor:
 def cdnv(statistics: ClassMeans) -> Tensor:
     """Class-distance normalised variance: mean over pairs c ≠ c' of (V_c + V_c')/(2‖μ_c − μ_c'‖²)."""
     return _mean_over_pairs(statistics, _normalised(statistics, statistics.variances))
+
+
+def cdnv_by_class(statistics: ClassMeans) -> Tensor:
+    """For each class the mean over the others of (V_c + V_c')/(2‖μ_c − μ_c'‖²), (..., K); `cdnv` is their mean."""
+    term = _normalised(statistics, statistics.variances)
+    rows = []
+    for block in statistics.blocks():
+        pairs = _pairs(statistics, block)
+        rows.append(term(block, pairs).where(pairs, 0).sum(-1))
+    return torch.cat(rows, -1) / (statistics.number_present[..., None] - 1)
 
 
 def cdnv_sum(statistics: ClassMeans) -> Tensor:
@@ -189,10 +204,10 @@ def nc2_etf(statistics: ClassMeans) -> Tensor:
     size = torch.linalg.matrix_norm(means.mT @ means)[..., None, None]
     present = statistics.present.to(means.dtype)
     count = statistics.number_present[..., None, None]
-    unit = torch.eye(means.shape[-2], dtype=means.dtype, device=means.device)
     total = torch.zeros_like(statistics.number_present)
     for block in statistics.blocks():
-        simplex = present[..., block, None] * (unit[block] - present[..., None, :] / count)
+        diagonal = _diagonal(statistics, block).to(means.dtype)
+        simplex = present[..., block, None] * (diagonal - present[..., None, :] / count)
         apart = means[..., block, :] @ means.mT / size - simplex / (count - 1).sqrt()
         total = total + apart.square().sum((-2, -1))
     return total.sqrt()

@@ -207,6 +207,35 @@ def neural_collapse(
     return values
 
 
+@full_precision()
+def collapse_by_class(
+    features: Tensor, labels: Tensor, *, num_classes: int | None = None, around: tuple[Tensor, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """What single classes contribute to neural collapse.
+
+    Args:
+        features: (..., N, d).
+        labels: class indices, (..., N).
+        num_classes: K; by default the largest label + 1.
+        around: as in `neural_collapse`.
+
+    Returns:
+        "count" n_c, "variance" V_c, "mean_norm" ‖μ_c − μ_G‖ and "cdnv", the mean over other classes of
+        (V_c + V_c')/(2‖μ_c − μ_c'‖²), each (..., K); NaN for classes with fewer than two samples.
+
+    Raises:
+        TypeError, ValueError: as in `neural_collapse`.
+    """
+    statistics = class_statistics(features, labels, num_classes=num_classes, around=around)
+    values = {
+        "variance": statistics.variances,
+        "mean_norm": torch.linalg.vector_norm(statistics.centred_means, dim=-1),
+        "cdnv": collapse.cdnv_by_class(statistics),
+    }
+    nan = float("nan")
+    return {"count": statistics.counts, **{k: v.where(statistics.present, nan) for k, v in values.items()}}
+
+
 def class_statistics(
     features: Tensor,
     labels: Tensor,
