@@ -33,7 +33,7 @@ def test_bootstrap_interval_of_a_mean_covers_at_its_rate(n):
     assert 0.92 <= np.mean([one["low"] <= 4 <= one["high"] for one in found]) <= 0.98
 
 
-def test_bootstrap_is_students_interval_below_five_seeds():
+def test_bootstrap_is_students_interval_below_eight_seeds():
     values = np.array([1.0, 2.0, 4.0])
     assert bootstrap_interval(mean_and_error, values) == pytest.approx(mean_interval(values))
 

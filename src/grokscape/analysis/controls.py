@@ -120,4 +120,4 @@ def _matched(record: Record, arm: Arm) -> Judged:
     found = check(record, arm)
     if found.valid:
         return "passed", f"it held what it was to hold ({found.state}), and memorisation is intact", {}, {}
-    return "failed", ", ".join(found.reasons), {}, {}
+    return "inconclusive" if found.state == "idle" else "failed", ", ".join(found.reasons), {}, {}

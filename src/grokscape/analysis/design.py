@@ -44,6 +44,8 @@ class Rules:
         memorised_fraction: share of an arm's seeds whose memorisation must be intact.
         match_ratio: two levels within this factor are the same level; a level further off is another.
         moved_factor: a measure that changes by less than this factor did not move.
+        reached_fraction: share of the baseline's way (log scale) from memorisation to its level at generalisation that
+            a run must have gone to have the property as the baseline had it.
         blocked_fraction: share of the baseline's way (log scale) from memorisation to its settled level that the
             strongest arm must take back before "not necessary" can be said.
         minimum_seeds: pairs of seeds below which no verdict is given.
@@ -64,6 +66,7 @@ class Rules:
     memorised_fraction: float = 0.75
     match_ratio: float = 2.0
     moved_factor: float = 1.25
+    reached_fraction: float = 0.95
     blocked_fraction: float = 0.5
     minimum_seeds: int = 5
     final_evaluations: int = 5

@@ -60,8 +60,8 @@ def bootstrap_interval(statistic: Statistic, *samples: Array, confidence: float 
 
     Seeds are drawn with replacement, the same ones in every sample; the quantiles of (draw − estimate)/error replace
     those of Student's t (bootstrap-t, Efron & Tibshirani 1993, ch. 12), which keeps its coverage with a handful of
-    seeds where plain percentiles are too narrow. Below five seeds there are too few different draws, and Student's t
-    is used.
+    seeds where plain percentiles are too narrow. Below eight seeds many draws hold one or two seeds only, and Student's
+    t is used.
 
     Args:
         statistic: samples (..., n) in, value and standard error (...) out.
@@ -79,7 +79,7 @@ def bootstrap_interval(statistic: Statistic, *samples: Array, confidence: float 
         if n < 2 or np.isnan(error):
             return estimate(value, unit=unit)
         quantiles = stats.t.ppf(tails, n - 1)
-        if n >= 5 and error > 0:
+        if n >= 8 and error > 0:
             picks = np.random.default_rng(seed).integers(0, n, size=(resamples, n))
             draws, errors = statistic(*(sample[picks] for sample in samples))
             some = errors > 1e-9 * error

@@ -15,8 +15,8 @@ from grokscape.analysis.record import Record
 RULE = (
     "Held: in at least {held:.0%} of the seeds the goal is met, within {tolerance:.0%} of its level, at {held:.0%} of "
     "the evaluations from memorisation to the end of the intervention; an intervention without a level must move the "
-    "measure by a factor of {factor:g} against the same seed's baseline. Idle: the baseline meets the goal by itself. "
-    "Memorised: {memorised:.0%} of the seeds reach train accuracy {train:g}, keep it, and do not diverge."
+    "measure by a factor of {factor:g} against the same seed's baseline. Idle: the baseline settles where the goal is "
+    "met anyway. Memorised: {memorised:.0%} of the seeds reach train accuracy {train:g}, keep it, and do not diverge."
 )
 
 
@@ -129,13 +129,13 @@ def _state(record: Record, arm: Arm) -> tuple[str, float]:
     return ("idle" if idle and all(idle) and len(idle) == len(aims) else "held"), held
 
 
-def goal_share(record: Record, aim: Aim, rows: NDArray[np.int64], until: Array | None = None) -> Array:
+def goal_share(record: Record, aim: Aim, rows: NDArray[np.int64]) -> Array:
     """Share of evaluations from memorisation to the end of the intervention at which its goal is met, per row."""
     values = record.series(aim.column, aim.relative_to)
     slack = record.rules.held_tolerance
     low = -np.inf if aim.at_least is None else aim.at_least - slack * abs(aim.at_least)
     high = np.inf if aim.at_most is None else aim.at_most + slack * abs(aim.at_most)
-    end = np.full(len(values), np.nan if aim.until is None else aim.until) if until is None else until
+    end = np.full(len(values), np.nan if aim.until is None else aim.until)
     start = np.maximum(record.moment("memorised"), aim.start)
     inside = (record.window(start, end) & ~np.isnan(values))[rows]
     count = inside.sum(axis=1)
@@ -145,13 +145,21 @@ def goal_share(record: Record, aim: Aim, rows: NDArray[np.int64], until: Array |
 
 
 def _idle(record: Record, aim: Aim) -> bool:
-    """Whether most baseline runs meet the aim by themselves (for "promote": before they generalise)."""
+    """Whether most baseline runs meet the aim by themselves: where they settle, or for "promote" before generalising.
+
+    Without tolerance: a goal just beyond where the baseline settles is a goal.
+    """
     if record.baseline is None:
         return False
     rows = record.panel.rows(record.baseline.name)
-    until = record.moment("generalised") if aim.goal == "promote" else None
-    share = goal_share(record, aim, rows, until) if len(rows) else np.array([])
-    return len(rows) > 0 and float((share >= record.rules.held_fraction).mean()) >= record.rules.held_fraction
+    levels = settled(record, aim.column, aim.relative_to)[rows]
+    if aim.goal == "promote":
+        early = record.window(record.moment("memorised"), record.moment("generalised"))
+        levels = geometric_median(np.where(early, record.series(aim.column, aim.relative_to), np.nan))[rows]
+    with np.errstate(invalid="ignore"):
+        met = (levels >= (-np.inf if aim.at_least is None else aim.at_least)) & (
+            levels <= (np.inf if aim.at_most is None else aim.at_most))
+    return len(rows) > 0 and float(met.mean()) >= record.rules.held_fraction
 
 
 def moved(record: Record, arm: Arm, aim: Aim) -> Flags:

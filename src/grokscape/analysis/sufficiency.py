@@ -7,15 +7,16 @@ from grokscape.analysis.effects import Effect, worded
 from grokscape.analysis.estimation import geometric_median, plain, share_interval
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import Array
-from grokscape.analysis.manipulation import middle
+from grokscape.analysis.manipulation import at_memorisation, log_ratio, middle
 from grokscape.analysis.necessity import Target
 from grokscape.analysis.record import Record
 
 RULE = (
     "Not sufficient: in some arm at least {held:.0%} of the memorised runs end with the measure as far as the baseline "
-    "had it when it generalised (within {tolerance:.0%}), and at least {held:.0%} of these do not generalise. "
-    "Consistent with sufficient: no such arm, and two different hands that promote the property shorten the delay by "
-    "more than a factor of {ratio:g} (level {alpha:g}, Holm over arms). Else inconclusive."
+    "had it when it generalised (at least {reached:.0%} of the way from memorisation, log scale), and at least "
+    "{held:.0%} of these neither generalise nor come within {accuracy:g} of it. Consistent with sufficient: no such "
+    "arm, and two different hands that promote the property shorten the delay by more than a factor of {ratio:g} "
+    "(level {alpha:g}, Holm over arms). Else inconclusive."
 )
 
 OPENINGS = {
@@ -44,22 +45,28 @@ def final_level(record: Record, column: str) -> Array:
 
 def counterexamples(record: Record, target: Target) -> list[dict[str, object]]:
     """Arms whose runs have the property as the generalising baseline had it, and do not generalise."""
+    assert record.baseline is not None
+    base, rules = record.panel.rows(record.baseline.name), record.rules
     wanted = middle(level_at_generalisation(record, target.column))
-    if np.isnan(wanted):
-        return []
+    way = log_ratio(at_memorisation(record, target.column)[base], np.full(len(base), wanted))
     sign = -1.0 if describe(target.column, record.columns)["direction"] == "higher" else 1.0
-    levels, rules = final_level(record, target.column), record.rules
-    memorised, generalised = ~np.isnan(record.moment("memorised")), ~np.isnan(record.moment("generalised"))
+    if not sign * middle(way) > 0:
+        return []
+    levels, accuracy = final_level(record, target.column), record.moment("final_accuracy")
+    short = (1 - rules.reached_fraction) * sign * middle(way)
+    reached = sign * log_ratio(levels, np.full(len(levels), wanted)) <= short
+    memorised = ~np.isnan(record.moment("memorised")) & ~record.panel.diverged
+    without = np.isnan(record.moment("generalised")) & (accuracy < rules.test_threshold - rules.accuracy_margin)
     result: list[dict[str, object]] = []
     for arm in record.arms:
         rows = record.panel.rows(arm.name)
-        rows = rows[memorised[rows] & ~record.panel.diverged[rows] & ~np.isnan(levels[rows])]
-        there = rows[sign * levels[rows] <= sign * wanted + rules.held_tolerance * abs(wanted)]
-        without = int((~generalised[there]).sum())
-        if len(there) >= rules.minimum_seeds and len(there) >= rules.held_fraction * len(rows) \
-                and without >= rules.held_fraction * len(there):
+        rows = rows[memorised[rows] & ~np.isnan(levels[rows])]
+        there = rows[reached[rows]]
+        count = int(without[there].sum())
+        if len(there) >= max(rules.minimum_seeds, rules.held_fraction * len(rows)) \
+                and count >= rules.held_fraction * len(there):
             result.append({"arm": arm.name, "title": arm.title, "level": middle(levels[there]), "wanted": wanted,
-                           "n": len(there), "without": without})
+                           "n": len(there), "without": count})
     return result
 
 
@@ -98,7 +105,7 @@ def sufficiency(record: Record, target: Target, found: list[Effect], failed: lis
         {"property": target.property_name, "measure": target.measure, "column": target.column},
         f"{OPENINGS[verdict].format(property=target.property_name, title=title)}: {why}.", verdict,
         estimates, n, "one-sided paired t test, Holm over arms" if p is not None else None, p,
-        RULE.format(held=rules.held_fraction, tolerance=rules.held_tolerance,
+        RULE.format(held=rules.held_fraction, reached=rules.reached_fraction, accuracy=rules.accuracy_margin,
                     ratio=rules.delay_ratio_margin, alpha=rules.alpha),
         plain({"counterexamples": against, "promoting": [item.summary() for item in promoting]}))
 
