@@ -1,8 +1,9 @@
 """How fast the measures are, against the straightforward way of computing the same numbers, in one process.
 
-    python benchmarks/measures.py [--threads 2] [--quick] [--out benchmarks/results/measures.json]
+    python benchmarks/measures.py [--threads 1] [--quick] [--out benchmarks/results/measures.json]
 
-Each pair is checked to agree before it is timed. The slow ways are written here from the definitions:
+Each pair is checked to agree. Times are processor time of this process, so that other work on the machine counts
+little, with one thread unless asked otherwise. The slow ways are written here from the definitions:
 
 * relative flatness by automatic differentiation: one gradient of a gradient for each entry of the head's weight, in a
   double loop, filling the tensor (K, d, K, d) of second derivatives, as published code does;
@@ -76,25 +77,24 @@ def pairwise_cdnv(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     return total / (classes * (classes - 1))
 
 
-def seconds(function: Callable[[], object], repeats: int) -> float:
-    """Median wall time of a call, after one to warm up."""
-    function()
+def timed(function: Callable[[], Tensor], repeats: int) -> tuple[Tensor, float]:
+    """What a function gives, and the median of its processor times; the first call of several warms up."""
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        start = time.process_time()
+        value = function()
+        times.append(time.process_time() - start)
+    return value, statistics.median(times[1:] or times)
 
 
 def compare(name: str, fast: Callable[[], Tensor], slow: dict[str, tuple[Callable[[], Tensor], int]]) -> dict:
     """Check that all ways agree, time them, and print the ratios."""
-    value, quick = fast(), seconds(fast, 15)
+    value, quick = timed(fast, 30)
     print(f"{name}: {quick * 1e3:.3g} ms")
     row: dict = {"seconds": quick, "others": {}}
     for other, (function, repeats) in slow.items():
-        torch.testing.assert_close(function(), value, rtol=2e-3, atol=0)
-        taken = seconds(function, repeats)
+        again, taken = timed(function, repeats)
+        torch.testing.assert_close(again, value, rtol=2e-3, atol=0)
         row["others"][other] = {"seconds": taken, "ratio": taken / quick}
         print(f"    {other}: {taken * 1e3:.4g} ms, {taken / quick:.4g} times as long")
     return row
@@ -147,14 +147,15 @@ def machine() -> dict:
     """What the numbers were measured on."""
     model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                   if line.startswith("model name")), platform.processor())
-    return {"processor": model, "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "python": platform.python_version(), "date": datetime.date.today().isoformat()}
+    return {"processor": model, "threads": torch.get_num_threads(), "clock": "processor time",
+            "torch": torch.__version__, "python": platform.python_version(),
+            "date": datetime.date.today().isoformat()}
 
 
 def main() -> None:
     """Run everything and, if asked, keep the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="small sizes, seconds instead of minutes")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

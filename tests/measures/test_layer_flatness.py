@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from grokscape.measures import layer_flatness
+from grokscape.measures import layer_flatness, relative_flatness
 
 
 def dense_kappa(model, parameter_name, inputs, labels, *, groups=1, transposed=False, tied=()):
@@ -137,3 +137,69 @@ def test_standard_errors_shrink_with_probes():
     model, inputs, labels, _, _ = build("conv2d")
     few, many = (layer_flatness(model, (inputs, labels), ["0"], probes, exact=False)["0"] for probes in (16, 256))
     assert math.log(few.stderr / many.stderr) == pytest.approx(math.log(4), abs=math.log(2))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(training):
+    model, inputs, labels, _, _ = build("normalised")
+    model.train(training)
+    model[4].weight.requires_grad_(False)
+    mean = model[1].running_mean.clone()
+    layer_flatness(model, (inputs, labels), probes=2)
+    assert model.training is training
+    assert [p.requires_grad for p in model.parameters()] == [True, True, True, True, False, True]
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(model[1].running_mean, mean)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_names_default_to_every_layer_and_the_seed_is_the_generators():
+    model, inputs, labels, _, _ = build("attention")
+    first, same, other = (
+        layer_flatness(model, (inputs, labels), probes=3, exact=False, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    )
+    assert set(first) == {"attend", "attend.out_proj", "head"}
+    assert first == same
+    assert first != other
+
+
+def test_the_batches_of_a_data_set_do_not_matter():
+    model, inputs, labels, _, _ = build("mlp")
+    whole, cut = (layer_flatness(model, (inputs, labels), exact=True, batch_size=size) for size in (3, 1))
+    for name, estimate in whole.items():
+        assert cut[name].value == pytest.approx(estimate.value, rel=1e-10)
+
+
+def test_progress_is_told():
+    model, inputs, labels, _, _ = build("mlp")
+    told = []
+    layer_flatness(model, (inputs, labels), ["0"], batch_size=2, progress=told.append)
+    assert told == ["layer flatness: batch 1, 2 samples, 1 layers", "layer flatness: batch 2, 3 samples, 1 layers"]
+
+
+@pytest.mark.parametrize(("call", "text"), [
+    (lambda m, x, y: layer_flatness(m, (x, y), ["9"]), r"the model has no layer '9'; named_modules\(\) has 0, 1, 2"),
+    (lambda m, x, y: layer_flatness(m, (x, y), ["1"]), "layer '1' is a ReLU, which has no linear weight; supp"),
+    (lambda m, x, y: layer_flatness(m[1:2], (x, y)), "the model has no layer with a linear weight"),
+    (lambda m, x, y: layer_flatness(m, (x, y), probes=0), "probes must be at least 1, got 0"),
+    (lambda m, x, y: layer_flatness(m, (x[:0], y[:0])), "there are no samples to measure"),
+    (lambda m, x, y: layer_flatness(m, (x, y), loss="squared_error"), "squared_error needs targets of the shape"),
+    (lambda m, x, y: layer_flatness(m, (x, y), loss="hinge"), "loss must be one of cross_entropy, binary"),
+])
+def test_errors_say_what_to_do(call, text):
+    model, inputs, labels, _, _ = build("mlp")
+    with pytest.raises(ValueError, match=text):
+        call(model, inputs, labels)
+
+
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "squared_error", "a function"])
+def test_other_losses_of_the_last_layer_are_the_head_s(loss):
+    model, inputs, _, _, _ = build("mlp")
+    targets = torch.rand(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    loss = loss if loss != "a function" else lambda z, y: (z - y).pow(4).sum(-1)
+    found = layer_flatness(model, (inputs, targets), ["2"], exact=True, loss=loss)
+    hidden = model[:2](inputs).detach()
+    weight, bias = model[2].weight.detach(), model[2].bias.detach()
+    expected = relative_flatness(hidden, weight, bias=bias, loss=loss, targets=targets)
+    assert found["2"].value == pytest.approx(float(expected), rel=1e-10)

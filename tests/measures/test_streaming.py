@@ -78,3 +78,17 @@ def test_what_does_not_fit_is_refused():
         moments.update(torch.zeros(1, 2), torch.tensor([3]))
     with pytest.raises(ValueError, match=r"\(3, 2\) and \(3, 4\) \(classes, features\) do not merge"):
         moments.merge(ClassMoments.empty(3, 4))
+
+
+def test_around_others_a_class_unknown_to_them_leaves_no_pooled_scatter():
+    features, labels, weight = data()
+    others = ClassMoments.empty(5, 6).update(features[labels < 4], labels[labels < 4])
+    here = ClassMoments.empty(5, 6).update(features, labels)
+    found = here.around(others)
+    assert found.present.tolist() == [True] * 4 + [False]
+    kept = labels < 4
+    expected = neural_collapse(
+        features[kept].double(), labels[kept], weight[:4].double(), around=(features[kept].double(), labels[kept])
+    )
+    assert float(MEASURES["cdnv"].function(found)) == pytest.approx(float(expected["cdnv"]), rel=1e-9)
+    assert MEASURES["nc1"].function(found).isnan()

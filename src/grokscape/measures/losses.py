@@ -16,6 +16,12 @@ LossName = Literal["cross_entropy", "binary_cross_entropy", "squared_error"]
 Loss = LossName | Callable[[Tensor, Tensor | None], Tensor]
 
 
+def check_loss(loss: Loss) -> None:
+    """Raise ValueError unless a loss is a function or has a known name."""
+    if not callable(loss) and loss not in get_args(LossName):
+        raise ValueError(f"loss must be one of {', '.join(get_args(LossName))} or a function, got {loss!r}")
+
+
 def curvature(loss: Loss, weight: Tensor, logits: Tensor, targets: Tensor | None = None) -> Tensor:
     """Tr(Wᵀ G_i W) of every sample, (..., N).
 
@@ -30,6 +36,7 @@ def curvature(loss: Loss, weight: Tensor, logits: Tensor, targets: Tensor | None
     Raises:
         ValueError: the loss has no such name.
     """
+    check_loss(loss)
     if callable(loss):
         return _by_autodiff(loss, weight, logits, targets)
     if loss == "cross_entropy":
@@ -39,9 +46,7 @@ def curvature(loss: Loss, weight: Tensor, logits: Tensor, targets: Tensor | None
         norms = weight.square().sum(-1)
         slope = torch.sigmoid(logits) * torch.sigmoid(-logits)
         return (slope @ norms[..., None]).squeeze(-1) / outputs
-    if loss == "squared_error":
-        return (2 / outputs * weight.square().sum((-2, -1)))[..., None].expand(logits.shape[:-1])
-    raise ValueError(f"loss must be one of {', '.join(get_args(LossName))} or a function, got {loss!r}")
+    return (2 / outputs * weight.square().sum((-2, -1)))[..., None].expand(logits.shape[:-1])
 
 
 def _by_autodiff(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grokscape.measures.batches import IGNORED, Batch, logits_of, shifts_labels
-from grokscape.measures.losses import Loss
+from grokscape.measures.losses import Loss, check_loss
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:
@@ -57,8 +57,9 @@ def total_loss(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Tensor, int]
     """Sum of the losses of a batch's samples, and their number.
 
     Raises:
-        ValueError: labels do not fit the loss or the logits.
+        ValueError: an unknown loss; labels that do not fit the loss or the logits.
     """
+    check_loss(loss)
     logits = forward(model, batch)
     labels = batch.labels
     if callable(loss):
@@ -80,6 +81,4 @@ def _dense_loss(loss: Any, logits: Tensor, targets: Tensor) -> Tensor:
         return -(targets * torch.log_softmax(logits, -1)).sum(-1)
     if loss == "binary_cross_entropy":
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1)
-    if loss == "squared_error":
-        return (logits - targets).square().mean(-1)
-    raise ValueError(f"loss must be cross_entropy, binary_cross_entropy, squared_error or a function, got {loss!r}")
+    return (logits - targets).square().mean(-1)
