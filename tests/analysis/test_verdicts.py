@@ -67,6 +67,16 @@ def test_an_intact_hand_far_below_the_level_contradicts_nothing():
     assert found.verdict == "consistent with necessary"
 
 
+def test_hands_may_agree_at_one_level_and_disagree_at_a_lower_one():
+    found, all_found = verdict(harmed("a", 80.0), harmed("b", 1000.0), harmed("c", 1000.0, "relative_flatness_bound"),
+                               arm("d", 85.0, "loss"))
+    assert found.verdict == "consistent with necessary"
+    assert set(found.data["deciding"]) == {"b", "c"}
+    assert "the hands disagree" in found.statement
+    assert "no hand of another kind" in found.statement
+    assert all_found["convergence/flatness"].verdict == "hands agree at some levels"
+
+
 def test_agreement_is_void_where_a_third_hand_disagrees():
     found, _ = verdict(harmed("a", 80.0), harmed("b", 80.0, "relative_flatness_bound"), arm("c", 85.0, "loss"))
     assert found.verdict == "belongs to the manipulation"

@@ -153,40 +153,56 @@ def _verdict(found: list[Level], pairs: list[dict[str, Any]], enough: float) -> 
     by_name = {level.effect.arm.name: level for level in found}
     contradicted = {pair["arms"][0]: pair["arms"][1] for pair in pairs if not pair["agree"]}
     for pair in pairs:
-        if pair["agree"] and not contradicted.keys() & set(pair["arms"]):
-            one, two = (by_name[name] for name in pair["arms"])
-            return "consistent with necessary", [one, two], (
-                f"two different hands ({one.effect.arm.hand}; {two.effect.arm.hand}) that brought it to the same "
-                f"level "
-                f"({one.value:.3g} and {two.value:.3g}) both harmed generalisation")
+        if _clean(pair, contradicted):
+            chosen = [by_name[name] for name in pair["arms"]]
+            return "consistent with necessary", chosen, _agreement(chosen, [by_name[name] for name in contradicted])
     harmed = [level for level in found if level.effect.call == "harmed" and level.aimed]
     disputed = [level for level in harmed if level.effect.arm.name in contradicted]
     if disputed:
         one, two = disputed[-1], by_name[contradicted[disputed[-1].effect.arm.name]]
         return "belongs to the manipulation", [one, two], (
             f"“{one.effect.arm.title}” harmed generalisation at a level of {one.value:.3g}, but "
-            f"“{two.effect.arm.title}” brought it to {two.value:.3g} by another hand and left generalisation "
-            f"intact, so the harm belongs to the "
-            f"manipulation and not to the level")
+            f"“{two.effect.arm.title}” brought it to {two.value:.3g} by another hand and left generalisation intact, "
+            f"so the harm belongs to the manipulation and not to the level")
     if harmed:
         return "inconclusive", harmed[-1:], (
             f"“{harmed[-1].effect.arm.title}” harmed generalisation, but no second hand brought the measure to the "
-            f"same "
-            f"level, so the harm may belong to the manipulation")
-    aimed = [level for level in found if level.aimed]
-    if aimed and aimed[-1].effect.call in ("intact", "hastened"):
-        blocked = "" if np.isnan(aimed[-1].share) else \
-            f", which takes back {aimed[-1].share:.0%} of the way it goes in the baseline after memorisation " \
-            f"(log scale),"
-        kept = f"“{aimed[-1].effect.arm.title}” kept it at {aimed[-1].value:.3g}{blocked} and generalisation stayed " \
-               f"intact within the margins"
-        if aimed[-1].share < enough:
-            return "inconclusive", aimed[-1:], f"{kept}, but too little of it was blocked (less than {enough:.0%})"
-        return "not necessary", aimed[-1:], kept
-    if aimed:
-        return "inconclusive", aimed[-1:], (
-            f"the effect of “{aimed[-1].effect.arm.title}” is neither clearly within nor clearly beyond the margins")
-    return "inconclusive", [], "no arm both blocked it and left memorisation intact"
+            f"same level, so the harm may belong to the manipulation")
+    return _unharmed([level for level in found if level.aimed], enough)
+
+
+def _clean(pair: dict[str, Any], contradicted: dict[str, str]) -> bool:
+    """Whether the two hands agree and nothing contradicts either."""
+    return pair["agree"] and not contradicted.keys() & set(pair["arms"])
+
+
+def _agreement(chosen: list[Level], disputed: list[Level]) -> str:
+    """Two hands that agree, in words, with what limits it: hands of one kind, and levels at which hands disagree."""
+    one, two = chosen
+    text = f"two different hands ({one.effect.arm.hand}; {two.effect.arm.hand}) that brought it to the same level " \
+           f"({one.value:.3g} and {two.value:.3g}) both harmed generalisation"
+    if all(level.aimed for level in chosen):
+        text += ", though both press on measures of this property and no hand of another kind reached the level"
+    if disputed:
+        text += f"; at a level of {disputed[-1].value:.3g} the hands disagree, and the harm belongs to the manipulation"
+    return text
+
+
+def _unharmed(aimed: list[Level], enough: float) -> tuple[str, list[Level], str]:
+    """Verdict where no arm made to block the measure harms."""
+    if not aimed:
+        return "inconclusive", [], "no arm both blocked it and left memorisation intact"
+    last = aimed[-1]
+    if last.effect.call not in ("intact", "hastened"):
+        return "inconclusive", [last], (
+            f"the effect of “{last.effect.arm.title}” is neither clearly within nor clearly beyond the margins")
+    blocked = "" if np.isnan(last.share) else \
+        f", which takes back {last.share:.0%} of the way it goes in the baseline after memorisation (log scale),"
+    kept = f"“{last.effect.arm.title}” kept it at {last.value:.3g}{blocked} and generalisation stayed intact within " \
+           f"the margins"
+    if last.share < enough:
+        return "inconclusive", [last], f"{kept}, but too little of it was blocked (less than {enough:.0%})"
+    return "not necessary", [last], kept
 
 
 def necessity(record: Record, target: Target, found: list[Effect], failed: list[str]) -> list[Finding]:
@@ -267,16 +283,19 @@ def _convergence(record: Record, target: Target, found: list[Level], pairs: list
     hands = sorted({level.effect.arm.hand for level in found})
     agreeing = [pair for pair in pairs if pair["agree"]]
     against = [pair for pair in pairs if not pair["agree"]]
-    verdict = "hands disagree" if against else "hands agree" if agreeing else "not tested"
+    clean = [pair for pair in pairs if _clean(pair, {pair["arms"][0]: "" for pair in against})]
+    verdict = "not tested" if not pairs else "hands agree" if not against else \
+        "hands agree at some levels" if clean else "hands disagree"
     title = record.title(target.column)
     if not pairs:
         text = f"{len(hands)} hand{'s' * (len(hands) != 1)} moved {title} away from the baseline; none harms beside " \
                f"another at the same level, so there is nothing to compare"
     else:
-        shown = (against or agreeing)[0]
-        text = f"{title} at {shown['levels'][0]:.3g} by {shown['hands'][0]} and at {shown['levels'][1]:.3g} by " \
-               f"{shown['hands'][1]}: generalisation {shown['calls'][0]} and {shown['calls'][1]}" \
-               f" (train loss {'alike' if shown['matched_loss'] else 'not alike'})"
+        text = "; ".join(
+            f"{title} at {pair['levels'][0]:.3g} by {pair['hands'][0]} and at {pair['levels'][1]:.3g} by "
+            f"{pair['hands'][1]}: generalisation {pair['calls'][0]} and {pair['calls'][1]}"
+            f" (train loss {'alike' if pair['matched_loss'] else 'not alike'})"
+            for pair in [*clean[:1], *against[-1:]] or agreeing[:1])
     rule = f"Levels match within a factor of {record.rules.match_ratio:g}; hands agree if both harm, and disagree " \
            f"if one harms while another, at the same level or beyond, leaves generalisation intact."
     return Finding(f"convergence/{target.id}", "convergence",
