@@ -64,6 +64,39 @@ def test_keeps_the_dtype(name, dtype):
     torch.testing.assert_close(value.double(), MEASURES[name](snapshot()), rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "weight_norm"])
+def test_half_precision_is_worked_on_in_float32(name):
+    narrow = snapshot(dtype=torch.bfloat16)
+    fields = (narrow.features, narrow.logits, narrow.labels, narrow.weight, narrow.bias)
+    wide = Snapshot(*(x.float() if x.is_floating_point() else x for x in fields))
+    value = MEASURES[name](narrow)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, MEASURES[name](wide), rtol=0, atol=0, equal_nan=True)
+
+
+def test_fast_products_outside_do_not_reach_in():
+    s = snapshot(samples=200, width=64, dtype=torch.float32)
+    exact = evaluate(s, NAMES)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            for name, value in evaluate(s, NAMES).items():
+                assert torch.equal(value, exact[name]), name
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_replicas_can_be_mapped_over():
+    s = snapshot()
+    many = torch.stack([s.features, 2 * s.features + 1, s.features.flip(0)])
+
+    def values(features):
+        return torch.stack([MEASURES[name](rebuilt(features, s.weight, s.bias, s.labels)) for name in ("cdnv", "nc1")])
+
+    torch.testing.assert_close(torch.vmap(values)(many), torch.stack([values(features) for features in many]))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_is_positive_where_it_says_so(name):
     values = torch.stack([MEASURES[name](snapshot(seed)) for seed in range(10)])

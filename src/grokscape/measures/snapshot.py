@@ -4,7 +4,7 @@ Shapes here and in every measure: `...` any leading replica axes, N samples, d f
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from grokscape.measures.representation import spectrum
 from grokscape.measures.representativeness import smoothing_excess
 from grokscape.measures.softmax import Softmax
 from grokscape.measures.statistics import ClassMeans, ClassStatistics
-from grokscape.numerics import full_precision
+from grokscape.numerics import full_precision, widen
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,14 @@ class Snapshot:
         return self.logits.shape[-1]
 
 
+def _widened(snapshot: Snapshot) -> Snapshot:
+    """The snapshot with half precision as float32; itself where there is none."""
+    fields = {name: getattr(snapshot, name) for name in ("features", "logits", "weight", "bias")}
+    wide = {name: widen(value) for name, value in fields.items() if value is not None}
+    changed = any(wide[name] is not fields[name] for name in wide)
+    return replace(snapshot, **wide) if changed else snapshot
+
+
 class Quantities:
     """What many measures need from one snapshot, each computed when first asked for and then kept.
 
@@ -58,7 +66,7 @@ class Quantities:
     def __init__(
         self, snapshot: Snapshot, around: "Quantities | None" = None, statistics: ClassMeans | None = None
     ) -> None:
-        self._snapshot = snapshot
+        self._snapshot = _widened(snapshot)
         self._around = around
         if statistics is not None:
             self.__dict__["statistics"] = statistics
