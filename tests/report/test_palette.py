@@ -5,7 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from grokscape.report.palette import FAMILY_COLOURS, GROUND, INK, MUTED, arm_style, contrast
+from grokscape.report.arms import arms_of
+from grokscape.report.palette import FAMILY_COLOURS, GROUND, INK, MUTED, contrast
 
 # Machado, Oliveira & Fernandes 2009, severity 1.0, on linear RGB.
 DEFICIENCIES = {
@@ -53,7 +54,28 @@ def test_families_differ_for_every_eye(theme: str, eye: str) -> None:
         assert np.linalg.norm(a - b) > 14, (one, two)
 
 
-def test_members_of_a_family_repeat_only_after_every_combination() -> None:
-    styles = [arm_style("flatness", rank) for rank in range(12)]
-    assert len(set(styles)) == 12
-    assert arm_style("baseline", 0)[1] == "solid"
+def test_hands_differ_in_dash_and_doses_in_shade() -> None:
+    def clamp(name: str, measure: str, level: float) -> dict[str, object]:
+        return {
+            "name": name,
+            "role": "manipulation",
+            "interventions": [{"kind": "clamp", "measure": measure, "at_least": level}],
+        }
+
+    listed = [clamp(f"k{level}", "kappa", level) for level in (3, 10, 30, 100)]
+    listed += [clamp(f"b{level}", "bound", level) for level in (300, 900)]
+    arms = {arm.name: arm for arm in arms_of({"arms": listed}, [], {"kappa": "flatness", "bound": "flatness"}, {})}
+    assert {arm.dash for name, arm in arms.items() if name[0] == "k"} == {"solid"}
+    assert {arm.dash for name, arm in arms.items() if name[0] == "b"} == {"dash"}
+    light = [contrast(arms[f"k{level}"].colour.light, "#ffffff") for level in (3, 10, 30, 100)]
+    assert light == sorted(light)
+    assert len(set(light)) == 4
+
+
+def test_no_two_arms_of_a_family_look_alike_and_all_stand_out() -> None:
+    listed = [{"name": f"a{k}", "role": "control", "optimizer": {f"setting{k}": k}} for k in range(30)]
+    arms = arms_of({"arms": listed}, [], {}, {})
+    assert len({(arm.colour, arm.dash) for arm in arms}) == 30
+    for arm in arms:
+        assert contrast(arm.colour.light, GROUND.light) >= 3
+        assert contrast(arm.colour.dark, GROUND.dark) >= 3

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from grokscape.report.palette import FAMILY_TITLES, Colour, Dash, Family, arm_style
+from grokscape.report.palette import DASHES, FAMILY_TITLES, Colour, Dash, Family, arm_style, ramp
 
+Style = tuple[Colour, Dash]
 _FAMILY_OF_PROPERTY: dict[str, Family] = {"flatness": "flatness", "curvature": "flatness", "collapse": "collapse"}
 
 
@@ -49,12 +50,42 @@ def arms_of(
     families = {name: _family(name, arm, properties) for name, arm in listed.items()}
     arms = []
     for family in FAMILY_TITLES:
-        members = [name for name in listed if families[name] == family]
-        for rank, name in enumerate(members):
-            arm, (colour, dash) = listed[name], arm_style(family, rank)
+        members = {name: listed[name] for name in listed if families[name] == family}
+        for name, (colour, dash) in _styles(family, members).items():
+            arm = listed[name]
             title, role = str(arm.get("title") or name), str(arm.get("role") or "")
             arms.append(Arm(name, title, role, family, colour, dash, in_words(arm, titles)))
     return tuple(arms)
+
+
+def _styles(family: Family, members: Mapping[str, Mapping[str, Any]]) -> dict[str, Style]:
+    """Colour and dash of a family's arms; no two alike, if need be by a shade that no dose has."""
+    hands: dict[str, list[str]] = {}
+    for name, arm in members.items():
+        hands.setdefault(_hand(name, arm), []).append(name)
+    found: dict[str, Style] = {}
+    for hand, names in enumerate(hands.values()):
+        for dose, name in enumerate(names):
+            style = arm_style(family, hand, dose, len(names))
+            found[name] = _unlike(style, family, found) if style in found.values() else style
+    return {name: found[name] for name in members}
+
+
+def _unlike(style: Style, family: Family, taken: Mapping[str, Style]) -> Style:
+    """A style of the family that no arm has yet; after 36 arms they repeat."""
+    for place in range(9):
+        for dash in DASHES:
+            other = (ramp(family, place / 8), dash)
+            if other not in taken.values():
+                return other
+    return style
+
+
+def _hand(name: str, arm: Mapping[str, Any]) -> str:
+    """What takes hold of training: kinds and measures, without their levels; else the settings that differ."""
+    hands = [f"{item.get('kind')} {item.get('measure', '')}" for item in _interventions(arm)]
+    hands += [key for place in ("optimizer", "testbed", "model") for key in arm.get(place) or {}]
+    return " + ".join(hands) or name
 
 
 def _interventions(arm: Mapping[str, Any]) -> list[Mapping[str, Any]]:

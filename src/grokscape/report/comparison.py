@@ -161,12 +161,12 @@ def verdict_matrix(runs: Sequence[Run], pooled: Sequence[Mapping[str, Any]]) -> 
             "title": _title(run),
             "link": wording.anchor(run.path.name),
             "together": False,
-            "cells": [_cell(name, row.get(name)) for name in properties],
+            "cells": [_cell(run, name, row.get(name)) for name in properties],
         }
         for run, row in zip(runs, found)
     ]
     if shared:
-        cells = [_cell(name, shared.get(name)) for name in properties]
+        cells = [_cell(runs[0], name, shared.get(name)) for name in properties]
         rows.append({"title": "All together", "link": "", "together": True, "cells": cells})
     heads = [f"Is {PROPERTY_TITLES.get(name, name)} necessary?" for name in properties]
     return {"heads": heads, "rows": rows if properties else []}
@@ -176,14 +176,14 @@ def _property(finding: Mapping[str, Any]) -> str:
     return str((finding.get("subject") or {}).get("property") or "")
 
 
-def _cell(property_: str, finding: Mapping[str, Any] | None) -> dict[str, str]:
+def _cell(run: Run, property_: str, finding: Mapping[str, Any] | None) -> dict[str, str]:
     if finding is None:
         return {"verdict": "", "why": "", "glyph": "", "hue": ""}
     verdict = str(finding.get("verdict") or "not judged")
     why = str((finding.get("data") or {}).get("reason") or finding.get("statement") or "")
     return {
         "verdict": wording.sentence(VERDICT_TITLES.get(verdict, verdict)),
-        "why": wording.sentence(why),
+        "why": wording.sentence(run.readable(why)),
         "glyph": GLYPHS.get(verdict, "half"),
         "hue": themed(wording.property_colour(property_)),
     }
@@ -202,7 +202,7 @@ def _pooled(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], str]:
 def _entry(finding: Mapping[str, Any], run: Run) -> dict[str, Any]:
     return {
         "anchor": wording.anchor(finding["id"]),
-        "statement": finding["statement"],
+        "statement": run.readable(finding["statement"]),
         "verdict": finding["verdict"],
         "basis": wording.basis({**finding, "n": 0}),
     }

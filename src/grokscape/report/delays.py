@@ -92,4 +92,4 @@ def _ratios(run: Run) -> Panel | None:
             )
         )
     names = Axis(categories=tuple(arm.title for arm in arms), colours=tuple(arm.colour for arm in arms))
-    return Panel(Axis("Delay over the baseline's"), names, tuple(layers))
+    return Panel(Axis("Delay over the baseline's"), names, tuple(layers), height=max(1.0, 0.07 * len(arms)))

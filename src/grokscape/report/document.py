@@ -78,13 +78,19 @@ def page(run: Run) -> str:
 
 def evidence(run: Run) -> list[dict[str, Any]]:
     """The figures behind the verdicts, section by section: {"id", "short", "title", "plates"}."""
+    doses = dose_plates(run)
+    first = sum(str(f.get("id")).count("/") < 2 for f in run.of_kind("necessity")) or 1
     titled: list[tuple[str, str, str, list[Plate | Missing]]] = [
         ("delays", "Delay", "How long generalisation takes", [survival_plate(run)]),
-        ("dose-response", "Dose and response", "Does more of it do more?", dose_plates(run)),
+        ("dose-response", "Dose and response", "Does more of it do more?", doses),
         ("order", "Order in time", "What moves first, and what foretells", [lead_lag_plate(run), ranking_plate(run)]),
         ("geometry", "Geometry", "Geometry and theory", [angle_plate(run), theory_plate(run)]),
     ]
-    return [{"id": id_, "short": short, "title": title, "plates": plates} for id_, short, title, plates in titled]
+    folded = {"dose-response": first}  # measures beside the one that stands for its property
+    return [
+        {"id": id_, "short": short, "title": title, "plates": plates, "open": folded.get(id_, len(plates))}
+        for id_, short, title, plates in titled
+    ]
 
 
 def contents(sections: Sequence[Mapping[str, Any]], *, disputed: bool) -> list[dict[str, str]]:

@@ -11,7 +11,8 @@ from grokscape.report.run import Run
 
 def dose_plates(run: Run) -> list[Plate | Missing]:
     """One plate per measure that arms held back: level against final accuracy, and against the delay."""
-    plates = [plate for finding in run.of_kind("necessity") if (plate := _plate(run, finding)) is not None]
+    ordered = sorted(run.of_kind("necessity"), key=lambda finding: str(finding.get("id")).count("/"))
+    plates = [plate for finding in ordered if (plate := _plate(run, finding)) is not None]
     if plates:
         return list(plates)
     reason = "The run has not been analysed." if not run.findings else "No arm of this study holds a property back."
@@ -36,8 +37,9 @@ def _plate(run: Run, finding: Mapping[str, Any]) -> Plate | None:
         f"baseline's with intervals. Two arms at one level that differ in height show an effect of the hand, not of "
         f"the level."
     )
-    trend = " ".join(_trend(item) for item in data.get("trend") or [])
-    alt = f"Final test accuracy and delay against the settled level of {title}. {finding.get('statement', '')}"
+    trend = " ".join(_trend(run, item) for item in data.get("trend") or [])
+    statement = run.readable(str(finding.get("statement", "")))
+    alt = f"Final test accuracy and delay against the settled level of {title}. {statement}"
     key = wording.anchor(f"dose-{measure}")
     return Plate(
         key,
@@ -50,15 +52,13 @@ def _plate(run: Run, finding: Mapping[str, Any]) -> Plate | None:
     )
 
 
-def _trend(item: Mapping[str, Any]) -> str:
+def _trend(run: Run, item: Mapping[str, Any]) -> str:
     parts = [
         f"{what} {wording.p_value(item[key])}"
         for key, what in (("p_accuracy", "accuracy falling"), ("p_delay", "delay growing"))
         if item.get(key) is not None
     ]
-    return (
-        f"Trend over the doses of {item['hand'].replace('_', ' ')} (Page's test): {', '.join(parts)}." if parts else ""
-    )
+    return f"Trend over the doses of {run.readable(item['hand'])} (Page's test): {', '.join(parts)}." if parts else ""
 
 
 def _accuracy(run: Run, doses: Sequence[Mapping[str, Any]], x: Axis) -> Panel:

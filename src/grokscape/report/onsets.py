@@ -1,5 +1,6 @@
 """When each replica memorised and generalised, as the analysis sees it, and the figure that shows it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from grokscape.report.plate import Axis, Missing, Panel, Plate, Points, Symbol
 from grokscape.report.run import Run
 from grokscape.report.trajectories import panel, shown_steps, step_axis
 
+MOST_KEY_ARMS = 8
 ONSET_SYMBOLS: dict[str, Symbol] = {"memorised": "circle-open", "generalised": "circle"}
 
 
@@ -57,7 +59,8 @@ class Outcomes:
 def hero(run: Run, found: Outcomes) -> Plate | Missing:
     """Test accuracy over steps, and below it every replica's two onsets, arm by arm: the whole study at a glance."""
     steps = shown_steps(run)
-    top = panel(run, "accuracy", "test", steps)
+    arms = key_arms(run)
+    top = panel(run, "accuracy", "test", steps, arms=arms)
     if top is None or not found.known:
         return Missing(
             "hero",
@@ -65,14 +68,16 @@ def hero(run: Run, found: Outcomes) -> Plate | Missing:
             "The trajectory holds no column train/accuracy and test/accuracy yet.",
             "Both are measured at every evaluation; write the report again once the run has measured.",
         )
-    strip = _strip(run, found)
+    strip = _strip(run, found, arms)
     caption = (
         "Above: accuracy on held-out samples, median over seeds with the range from the 10th to the 90th percentile; "
         "dotted, accuracy on training samples. Below: each mark is one seed. "
         "Hollow, the step at which it had memorised; filled, the step at "
         "which it generalised; a cross at the right end, a seed that never did."
     )
-    alt = "Test accuracy over training steps by arm. " + " ".join(_sentence(run, found, arm) for arm in run.arms)
+    if len(arms) < len(run.arms):
+        caption += f" Of {len(run.arms)} arms, the baseline and those that the verdicts turn on."
+    alt = "Test accuracy over training steps by arm. " + " ".join(_sentence(run, found, arm) for arm in arms)
     return Plate(
         "hero",
         "",
@@ -85,6 +90,20 @@ def hero(run: Run, found: Outcomes) -> Plate | Missing:
     )
 
 
+def key_arms(run: Run) -> tuple[Arm, ...]:
+    """The arms of the first figure: all if they are few; else the baseline and those that decided a verdict."""
+    if len(run.arms) <= MOST_KEY_ARMS:
+        return run.arms
+    wanted = [arm.name for arm in run.arms if arm.role == "baseline"]
+    for finding in run.of_kind("necessity"):
+        wanted += (finding.get("data") or {}).get("deciding") or []
+    for finding in run.of_kind("sufficiency"):
+        wanted += [item.get("arm") for item in (finding.get("data") or {}).get("promoting") or []]
+    wanted += [arm.name for arm in run.arms if arm.role == "manipulation"]
+    chosen = set(list(dict.fromkeys(wanted))[:MOST_KEY_ARMS])
+    return tuple(arm for arm in run.arms if arm.name in chosen)
+
+
 def _sentence(run: Run, found: Outcomes, arm: Arm) -> str:
     rows = found.rows(arm.name)
     median = found.median_onset(arm.name, "generalised")
@@ -92,9 +111,9 @@ def _sentence(run: Run, found: Outcomes, arm: Arm) -> str:
     return f"{arm.title}: {rows['generalised'].count()} of {rows.height} seeds generalised{when}."
 
 
-def _strip(run: Run, found: Outcomes) -> Panel:
+def _strip(run: Run, found: Outcomes, arms: Sequence[Arm]) -> Panel:
     layers: list[Points] = []
-    for position, arm in enumerate(run.arms):
+    for position, arm in enumerate(arms):
         rows = found.rows(arm.name)
         spread = np.linspace(-0.26, 0.26, rows.height) if rows.height > 1 else np.zeros(rows.height)
         for what, symbol in ONSET_SYMBOLS.items():
@@ -117,5 +136,5 @@ def _strip(run: Run, found: Outcomes) -> Panel:
             )
         )
     axis = step_axis(run)
-    y = Axis(categories=tuple(arm.title for arm in run.arms), colours=tuple(arm.colour for arm in run.arms))
-    return Panel(axis, y, tuple(layers), height=max(0.5, 0.115 * len(run.arms)))
+    y = Axis(categories=tuple(arm.title for arm in arms), colours=tuple(arm.colour for arm in arms))
+    return Panel(axis, y, tuple(layers), height=max(0.5, 0.115 * len(arms)))

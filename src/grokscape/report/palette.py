@@ -1,7 +1,7 @@
 """Colours that mean the same thing in every panel, on light and on dark ground, for every kind of eye.
 
 The hues follow Okabe and Ito (2008), darkened or lightened until each stands out against its ground by at least 3:1
-(WCAG 2.2, 1.4.11). A family of arms has one hue; its members differ in lightness and, redundantly, in dash.
+(WCAG 2.2, 1.4.11). A family of arms has one hue; hands differ in dash, doses of one hand in shade.
 """
 
 from dataclasses import dataclass
@@ -48,10 +48,31 @@ FAMILY_COLOURS: dict[Family, tuple[Colour, ...]] = {
 DASHES: tuple[Dash, ...] = ("solid", "dash", "longdash", "dashdot")
 
 
-def arm_style(family: Family, rank: int) -> tuple[Colour, Dash]:
-    """Colour and dash of the `rank`-th arm of a family; with 3 shades and 4 dashes the pairs repeat after 12 arms."""
+def arm_style(family: Family, hand: int, dose: int, doses: int) -> tuple[Colour, Dash]:
+    """Colour and dash of an arm: the family gives the hue, the hand the dash, the dose the shade, light to strong.
+
+    Args:
+        family: the arm's family.
+        hand: rank, within the family, of what takes hold of training.
+        dose: rank of the arm among the doses of this hand.
+        doses: how many doses the hand has.
+    """
     shades = FAMILY_COLOURS[family]
-    return shades[rank % len(shades)], DASHES[rank % len(DASHES)]
+    colour = shades[0] if doses < 2 else ramp(family, dose / (doses - 1))
+    return colour, DASHES[hand % len(DASHES)]
+
+
+def ramp(family: Family, place: float) -> Colour:
+    """A family's shade between its weakest (0) and its strongest (1) on each ground."""
+    main, strong, *rest = FAMILY_COLOURS[family]
+    weak = rest[0] if rest else main
+    first, second, share = (weak, main, 2 * place) if place <= 0.5 else (main, strong, 2 * place - 1)
+    return Colour(_between(first.light, second.light, share), _between(first.dark, second.dark, share))
+
+
+def _between(first: str, second: str, share: float) -> str:
+    channels = [(int(first[i : i + 2], 16), int(second[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in channels)
 
 
 def contrast(first: str, second: str) -> float:

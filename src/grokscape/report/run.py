@@ -1,5 +1,6 @@
 """A run folder as the report sees it: arms with their colours, the columns and what they mean, the findings by kind."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,6 +144,14 @@ class Run:
     def measure_short(self, measure: str) -> str:
         """A measure's symbol where it has a usual one, for headings of columns; else its title."""
         return SHORT.get(measure) or self.measure_title(measure)
+
+    def readable(self, text: str) -> str:
+        """A text of the analysis with measures called by their symbols instead of their columns."""
+        return re.sub(r"\b[a-z]+[a-z0-9]*(?:_[a-z0-9]+)*\b", lambda word: self._symbol(word[0]), text)
+
+    def _symbol(self, word: str) -> str:
+        known = word in SHORT and ("_" in word or word in ("cdnv", "nc1", "nc3", "nc4", "rnc1", "ildr"))
+        return SHORT[word] if known else word
 
     def measure_property(self, measure: str) -> str:
         """The family of properties a measure belongs to, "" if unknown."""

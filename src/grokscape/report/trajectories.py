@@ -15,6 +15,7 @@ from grokscape.report.run import Run
 from grokscape.report.wording import sentence
 
 SEEDS_SHOWN = 12
+ARMS_WITH_SEEDS = 9
 MOST_STEPS = 320
 SPREAD = (0.1, 0.9)
 
@@ -108,24 +109,33 @@ def layers(arm: Arm, steps: np.ndarray, summary: Summary, *, faint: bool = False
 
 
 def panel(
-    run: Run, measure: str, split: str, steps: np.ndarray, *, title: str = "", seeds_shown: int = SEEDS_SHOWN
+    run: Run,
+    measure: str,
+    split: str,
+    steps: np.ndarray,
+    *,
+    title: str = "",
+    seeds_shown: int = SEEDS_SHOWN,
+    arms: Sequence[Arm] | None = None,
 ) -> Panel | None:
-    """A measure on one split over the steps, every arm; accuracy and loss show training faintly. None if absent."""
+    """A measure on one split over the steps, all arms or some; accuracy and loss show training faintly. None if "
+    "absent."""
     column = f"{split}/{measure}"
     if column not in run.frame.columns:
         return None
-    summaries = summarise(run, column, steps, seeds_shown)
+    arms = run.arms if arms is None else arms
+    summaries = summarise(run, column, steps, seeds_shown if len(arms) <= ARMS_WITH_SEEDS else 0)
     drawn: list[Band | Line] = []
     if measure in ("accuracy", "loss") and split == "test" and f"train/{measure}" in run.frame.columns:
         train = summarise(run, f"train/{measure}", steps, 0)
-        drawn += [x for arm in run.arms if arm.name in train for x in layers(arm, steps, train[arm.name], faint=True)]
-    for arm in run.arms:
+        drawn += [x for arm in arms if arm.name in train for x in layers(arm, steps, train[arm.name], faint=True)]
+    for arm in arms:
         if arm.name in summaries:
             drawn += layers(arm, steps, summaries[arm.name])
     percent = measure == "accuracy"
     y = Axis(
         sentence(run.measure_title(measure)),
-        log=not percent and is_logarithmic(list(summaries.values())),
+        log=not percent and is_logarithmic([summaries[arm.name] for arm in arms if arm.name in summaries]),
         percent=percent,
         limits=(-0.02, 1.02) if percent else None,
     )

@@ -29,14 +29,14 @@ def cards(run: Run) -> list[dict[str, Any]]:
             continue
         measure = run.measure_title(str(subject.get("measure"))) if subject.get("measure") else ""
         verdict = str(finding.get("verdict") or "not judged")
-        reason = str((finding.get("data") or {}).get("reason") or "")
+        reason = run.readable(str((finding.get("data") or {}).get("reason") or ""))
         made.append(
             {
                 "heading": f"Is {PROPERTY_TITLES.get(property_, property_) or measure} necessary?",
                 "measure": measure,
                 "verdict": wording.sentence(VERDICT_TITLES.get(verdict, verdict)),
                 "glyph": GLYPHS.get(verdict, "half"),
-                "statement": f"{wording.sentence(reason)}." if reason else finding.get("statement", ""),
+                "statement": f"{wording.sentence(reason)}." if reason else run.readable(finding.get("statement", "")),
                 "groups": wording.grouped(wording.estimates(finding, run)),
                 "seeds": wording.seeds(finding.get("n")),
                 "p": "" if finding.get("p") is None else wording.p_value(finding["p"]),
@@ -126,7 +126,7 @@ def findings(run: Run) -> dict[str, Any]:
 def _entry(finding: dict[str, Any], run: Run, rules: list[str]) -> dict[str, Any]:
     return {
         "anchor": wording.anchor(finding.get("id")),
-        "statement": finding.get("statement", ""),
+        "statement": run.readable(finding.get("statement", "")),
         "verdict": finding.get("verdict") or "",
         "numbers": wording.estimates(finding, run),
         "rule": finding.get("rule", "") if len(rules) > 1 else "",
@@ -136,7 +136,10 @@ def _entry(finding: dict[str, Any], run: Run, rules: list[str]) -> dict[str, Any
 
 def alarms(run: Run) -> list[str]:
     """What a reader must know before believing anything else: controls that failed, replicas that broke down."""
-    messages = [str(f["statement"]) for f in run.of_kind("control") if f.get("verdict") == "failed"]
+    known = [
+        f for f in run.of_kind("control") if (f.get("subject") or {}).get("control") not in (None, "matched-level")
+    ]
+    messages = [run.readable(str(f["statement"])) for f in known if f.get("verdict") == "failed"]
     gone = [replica for replica in run.status.get("replicas") or [] if replica.get("diverged_at") is not None]
     if gone:
         arms = ", ".join(dict.fromkeys(run.title_of(replica.get("arm")) for replica in gone))

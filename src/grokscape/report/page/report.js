@@ -93,6 +93,10 @@
     };
   });
   const trajectory = (element) => {
+    const rows = T.arms.length - hidden.size;
+    const wide = window.innerWidth >= 560;
+    element.style.height = wide ? `${Math.min(340, Math.max(190, 19 * rows + 10))}px` : "";
+    element.nextElementSibling.style.maxHeight = wide ? element.style.height : "";
     const measure = element.dataset.measure;
     const about = T.measures[measure];
     const split = panelColumn(measure);
