@@ -83,8 +83,13 @@ class VerdictRule(BaseModel):
         alpha: level of tests after correction; intervals have confidence 1 − alpha.
         held_fraction: share of evaluations, and of seeds, for which a manipulation must have done its work.
         held_tolerance: share by which a level may miss its goal and still count as held.
+        memorised_fraction: share of an arm's seeds whose memorisation must be intact.
         match_factor: two levels of a measure within this factor are the same level.
-        moved_factor: a measure that changes by less than this factor after memorisation did not move.
+        moved_factor: a measure that changes by less than this factor did not move.
+        reached_fraction: share of the baseline's way (log scale) from memorisation to its level at generalisation that
+            a run must have gone to have the property as the baseline had it.
+        blocked_fraction: share of the baseline's way (log scale) from memorisation to its settled level that the
+            strongest arm must take back before "not necessary" can be said.
         minimum_seeds: pairs of seeds below which no verdict is given.
         final_evaluations: evaluations at the end that make the final accuracy.
         rescaling_tolerance: relative change of κ that a rescaling control may show.
@@ -99,8 +104,11 @@ class VerdictRule(BaseModel):
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     held_fraction: Annotated[float, Field(gt=0, le=1)] = 0.8
     held_tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    memorised_fraction: Annotated[float, Field(gt=0, le=1)] = 0.75
     match_factor: Annotated[float, Field(ge=1)] = 2.0
-    moved_factor: Annotated[float, Field(ge=1)] = 2.0
+    moved_factor: Annotated[float, Field(ge=1)] = 1.25
+    reached_fraction: Annotated[float, Field(gt=0, le=1)] = 0.95
+    blocked_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
     minimum_seeds: Annotated[int, Field(ge=2)] = 5
     final_evaluations: Annotated[int, Field(ge=1)] = 5
     rescaling_tolerance: Annotated[float, Field(gt=0)] = 0.05
