@@ -64,6 +64,13 @@ def test_the_same_seed_twice_is_refused():
         joined([record, record])
 
 
+def test_one_study_under_other_rules_is_refused():
+    first, second = synthetic.study(seeds=3), synthetic.study(seeds=3, verdict={"alpha": 0.01})
+    apart = second.frame.with_columns(pl.col("seed") + 3)
+    with pytest.raises(FrameError, match="differ in verdict"):
+        joined([Record.of(first.frame, first.spec), Record.of(apart, second.spec)])
+
+
 def test_several_testbeds_are_summarised_and_written(tmp_path):
     folders = [folder_of(tmp_path, name, seed) for seed, name in enumerate(("x+y", "x-y", "x*y"))]
     found = {item.id: item for item in analyze(folders, out=tmp_path / "pooled.json")}

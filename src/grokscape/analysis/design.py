@@ -42,7 +42,7 @@ class Rules:
         held_fraction: share of evaluations, and of seeds, for which a manipulation must have done its work.
         held_tolerance: share by which a level may miss its goal and still count as held.
         memorised_fraction: share of an arm's seeds whose memorisation must be intact.
-        match_ratio: two levels within this factor are the same level; a level further off is another.
+        match_factor: two levels within this factor are the same level; a level further off is another.
         moved_factor: a measure that changes by less than this factor did not move.
         reached_fraction: share of the baseline's way (log scale) from memorisation to its level at generalisation that
             a run must have gone to have the property as the baseline had it.
@@ -64,7 +64,7 @@ class Rules:
     held_fraction: float = 0.8
     held_tolerance: float = 0.2
     memorised_fraction: float = 0.75
-    match_ratio: float = 2.0
+    match_factor: float = 2.0
     moved_factor: float = 1.25
     reached_fraction: float = 0.95
     blocked_fraction: float = 0.5

@@ -110,7 +110,7 @@ def levels(record: Record, target: Target, found: list[Effect]) -> list[Level]:
             aim.goal == "block" and aim.property == target.property_name for aim in item.arm.aims)
         held = item.check.state == "held" and any(
             aim.goal == "block" and aim.column == target.column for aim in item.arm.aims)
-        if item.check.valid and shift >= (0.0 if held else np.log(record.rules.match_ratio)):
+        if item.check.valid and shift >= (0.0 if held else np.log(record.rules.match_factor)):
             share = shift / way if way > 0 else np.nan
             result.append(Level(item, middle(values[rows]), shift, share, middle(losses[rows]), aimed,
                                 item.arm.control == "matched-level"))
@@ -128,7 +128,7 @@ def baseline_way(record: Record, target: Target) -> float:
 
 def comparisons(record: Record, found: list[Level]) -> list[dict[str, Any]]:
     """Pairs of an arm that harms and another hand that agrees (same level) or contradicts (same level or beyond)."""
-    near = np.log(record.rules.match_ratio)
+    near = np.log(record.rules.match_factor)
     result = []
     for one in found:
         for two in found:
@@ -296,7 +296,7 @@ def _convergence(record: Record, target: Target, found: list[Level], pairs: list
             f"{pair['hands'][1]}: generalisation {pair['calls'][0]} and {pair['calls'][1]}"
             f" (train loss {'alike' if pair['matched_loss'] else 'not alike'})"
             for pair in [*clean[:1], *against[-1:]] or agreeing[:1])
-    rule = f"Levels match within a factor of {record.rules.match_ratio:g}; hands agree if both harm, and disagree " \
+    rule = f"Levels match within a factor of {record.rules.match_factor:g}; hands agree if both harm, and disagree " \
            f"if one harms while another, at the same level or beyond, leaves generalisation intact."
     return Finding(f"convergence/{target.id}", "convergence",
                    {"property": target.property_name, "measure": target.measure},

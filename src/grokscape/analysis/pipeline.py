@@ -28,7 +28,7 @@ Source = RunFolder | str | Path
 def analyze(source: Source | Sequence[Source], *, out: str | Path | None = None) -> list[Finding]:
     """Analyse a run folder, and write its findings.json; or pool several.
 
-    Several runs of one study (same testbed, model, optimiser and rules, other seeds) become one with more seeds; if
+    Several runs of one study (same testbed, model and optimiser, other seeds) become one with more seeds; if
     only one study is left, its findings are returned, else what the testbeds say together.
 
     Args:
@@ -37,7 +37,7 @@ def analyze(source: Source | Sequence[Source], *, out: str | Path | None = None)
 
     Raises:
         RunFolderError: there is no run folder at a place.
-        FrameError: two runs of one study share a seed.
+        FrameError: two runs of one study share a seed, or differ in their rules.
     """
     if isinstance(source, RunFolder | str | Path):
         folder = source if isinstance(source, RunFolder) else RunFolder.open(source)

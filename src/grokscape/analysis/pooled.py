@@ -20,14 +20,16 @@ RULE = (
     "that all testbeds with a clear verdict share, if there are at least two of them; mixed if they differ; else "
     "inconclusive."
 )
-_SAME = ("testbed", "model", "optimizer", "onset", "verdict", "batch_size", "steps")
+_SAME = ("testbed", "model", "optimizer", "batch_size")
+_RULES = ("onset", "verdict", "steps")
 
 
 def joined(records: Sequence[Record]) -> list[Record]:
-    """Records of the same testbed, model, optimiser and rules made one with all their seeds; the others as they are.
+    """Records of the same testbed, model and optimiser made one with all their seeds; the others as they are.
 
     Raises:
-        FrameError: two runs of one study hold the same seed of the same arm, which would count it twice.
+        FrameError: two runs of one study hold the same seed of the same arm, which would count it twice, or were
+            planned with different rules or lengths.
     """
     groups: dict[str, list[Record]] = {}
     for place, record in enumerate(records):
@@ -42,6 +44,10 @@ def _joined(group: list[Record]) -> Record:
     arms: dict[str, Any] = {}
     columns: dict[str, Any] = {}
     for record in group:
+        other = [name for name in _RULES if record.spec.get(name) != group[0].spec.get(name)]
+        if other:
+            raise FrameError(f"{group[0].name} and {record.name} train the same network on the same task but differ in "
+                             f"{', '.join(other)}; runs to be joined need the same, so analyse them one by one")
         replicas = record.panel.replicas
         for arm, seed in replicas.select("arm", "seed").iter_rows():
             if (arm, seed) in seen:
@@ -135,8 +141,8 @@ def _pool_verdicts(studies: Sequence[tuple[Record, list[Finding]]], kind: str, n
     estimates = {"accuracy difference": _shown(accuracy, "difference in test accuracy", log=False),
                  "delay ratio": _shown(ratio, "times the baseline's delay", log=True)}
     subject = items[0][1].subject
-    said = ", ".join(f"{verdict} in {times}" for verdict, times in counts.most_common())
-    text = f"Over {len(items)} testbeds, {subject['property']} ({subject['measure']}), {kind}: {said}"
+    said = ", ".join(f"{one} in {times}" for one, times in counts.most_common())
+    text = f"Over {len(items)} testbeds, {kind} of {subject['property']} ({subject['measure']}): {said}"
     if estimates["delay ratio"]["value"] is not None:
         text += f"; the arms that decide multiply the delay by {estimates['delay ratio']['value']:.2f}" \
                 + _span(estimates["delay ratio"])
@@ -145,7 +151,8 @@ def _pool_verdicts(studies: Sequence[tuple[Record, list[Finding]]], kind: str, n
               "delay ratio": _strongest(item, "delay ratio")} for record, item in items]
     return Finding(f"pooled/{name}", "pooled", {**subject, "of": kind}, text + ".", verdict, estimates, len(items),
                    "random effects over testbeds", rule=RULE,
-                   data={"testbeds": table, "heterogeneity": {"accuracy difference": accuracy, "delay ratio": ratio}})
+                   data={"reason": text, "testbeds": table,
+                         "heterogeneity": {"accuracy difference": accuracy, "delay ratio": ratio}})
 
 
 def _strongest(item: Finding, what: str) -> dict[str, Any] | None:
@@ -171,7 +178,8 @@ def _pool_estimate(studies: Sequence[tuple[Record, list[Finding]]], kind: str, n
     text = f"Over {len(items)} testbeds, {words} of {subject['measure']} ({subject['split']}): " \
            f"{shown['value']:.3g}{_span(shown)}"
     return Finding(f"pooled/{name}", "pooled", {**subject, "of": kind}, text + ".", verdict, {what: shown}, len(items),
-                   "random effects over testbeds", rule=RULE, data={"testbeds": table, "heterogeneity": result})
+                   "random effects over testbeds", rule=RULE,
+                   data={"reason": text, "testbeds": table, "heterogeneity": result})
 
 
 def _shown(result: dict[str, Any], unit: str, log: bool) -> dict[str, Any]:

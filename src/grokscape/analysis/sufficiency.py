@@ -107,7 +107,7 @@ def sufficiency(record: Record, target: Target, found: list[Effect], failed: lis
         estimates, n, "one-sided paired t test, Holm over arms" if p is not None else None, p,
         RULE.format(held=rules.held_fraction, reached=rules.reached_fraction, accuracy=rules.accuracy_margin,
                     ratio=rules.delay_ratio_margin, alpha=rules.alpha),
-        plain({"counterexamples": against, "promoting": [item.summary() for item in promoting]}))
+        plain({"reason": why, "counterexamples": against, "promoting": [item.summary() for item in promoting]}))
 
 
 def _promotes(item: Effect, property_name: str) -> bool:
