@@ -120,10 +120,12 @@ class ClassStatistics(ClassMeans):
     Attributes:
         labels: int64 (..., N).
         deviations: φ_i − μ_{y_i}, zero for samples of classes that do not take part, (..., N, d).
+        distances: their norms, (..., N).
     """
 
     labels: Tensor
     deviations: Tensor
+    distances: Tensor
 
     @classmethod
     def of(
@@ -148,12 +150,13 @@ class ClassStatistics(ClassMeans):
         else:
             present = around.present & (counts >= 1)
             means = around.means
-        deviations = select_rows(means, labels).neg_().add_(shifted)
+        deviations = select_rows(-means, labels).add_(shifted)
         if around is not None:
             deviations = deviations * select_rows(present[..., None].to(deviations.dtype), labels)
-        squares = torch.linalg.vector_norm(deviations, dim=-1, keepdim=True).square()
-        variances = sum_by_class(squares, labels, num_classes).squeeze(-1) / counts.clamp(min=1)
-        return cls(counts, present, means, variances.where(present, 0), offset, weighting, labels, deviations)
+        distances = torch.linalg.vector_norm(deviations, dim=-1)
+        squares = sum_by_class(distances.square()[..., None], labels, num_classes).squeeze(-1)
+        variances = (squares / counts.clamp(min=1)).where(present, 0)
+        return cls(counts, present, means, variances, offset, weighting, labels, deviations, distances)
 
     @cached_property
     def projections(self) -> Tensor:
@@ -173,7 +176,7 @@ class ClassStatistics(ClassMeans):
 
     def mean_deviation(self) -> Tensor:
         """Mean distance of a sample to the mean of its class, (...)."""
-        return torch.linalg.vector_norm(self.deviations, dim=-1).sum(-1) / self.kept_counts.sum(-1)
+        return self.distances.sum(-1) / self.kept_counts.sum(-1)
 
     def within_scatter(self) -> Tensor:
         """Σ_i (φ_i − μ_{y_i})(φ_i − μ_{y_i})ᵀ, (..., d, d)."""
@@ -190,7 +193,8 @@ class ClassStatistics(ClassMeans):
     def _nearer(self, prediction: Tensor) -> Tensor:
         if self.means.shape[-2] > WHOLE_UP_TO:
             return nearer_mean(self, self.deviations + select_rows(self.means, self.labels), prediction)
-        closeness = self.projections - select_rows(self.mean_distances, self.labels).mT / 2
+        index = self.labels[..., None, :].expand_as(self.projections)
+        closeness = self.projections - self.mean_distances.gather(-1, index) / 2
         closeness = closeness.where(self.present[..., :, None], float("-inf"))
         return closeness.gather(-2, prediction[..., None, :]).squeeze(-2) < closeness.amax(-2)
 
