@@ -1,7 +1,10 @@
 """Trackers get the medians of the columns, one run for each arm, and never cost the run."""
 
+import json
 import math
 import statistics
+import struct
+import time
 
 import pytest
 
@@ -129,3 +132,46 @@ def test_medians_leave_out_what_is_not_finite():
     assert medians["x"]["a"] == 2.0
     assert math.isnan(medians["x"]["b"])
     assert medians["y"] == {"a": 5.0, "b": 2.0}
+
+
+def wandb_records(path):
+    """Records of an offline run: a header of 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
+    data, place, record = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        record += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or last piece
+            yield record
+            record = b""
+
+
+def wandb_curves(folder):
+    """Arm → step → values of the offline runs in a folder."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    curves = {}
+    for file in folder.path.glob("wandb/offline-run-*/*.wandb"):
+        records = [Record.FromString(record) for record in wandb_records(file)]
+        name = next((record.run.display_name for record in records if record.HasField("run")), "not written yet")
+        histories = [record.history.item for record in records if record.HasField("history")]
+        rows = [{i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items} for items in histories]
+        curves[name] = {int(row["_step"]): row for row in rows}
+    return curves
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_wandb_runs_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = trained(tmp_path / "run", ["wandb"])
+    end = time.monotonic() + 60  # its service process writes a while longer
+    while not all(40 in wandb_curves(folder).get(arm, {}) for arm in ("baseline", "held")):
+        assert time.monotonic() < end, wandb_curves(folder).keys()
+        time.sleep(0.2)
+    curves = wandb_curves(folder)
+    assert set(curves) == {"baseline", "held"}
+    assert_curves_match(folder, lambda arm, column: {step: row[column] for step, row in curves[arm].items()})
