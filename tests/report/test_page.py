@@ -10,6 +10,9 @@ import pytest
 
 from grokscape.analysis import analyze
 from grokscape.report import write_report
+from grokscape.report.onsets import Outcomes
+from grokscape.report.run import read_run
+from grokscape.report.tables import outcome_table
 from grokscape.store import RunFolder, RunFolderError
 
 
@@ -74,6 +77,33 @@ def test_a_run_without_a_single_measurement_gives_a_page(tmp_path: Path) -> None
     html = write_report(folder).read_text()
     assert "Nothing has been measured yet." in html
     assert "This run has not recorded that it finished" in html
+
+
+def test_a_run_that_moves_nothing_answers_the_claims_about_order(make_run: Any, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", arms=[{"name": "baseline", "role": "baseline"}], seeds=6)
+    claims = {f.subject["claim"]: f.verdict for f in analyze(folder) if f.kind == "dispute" and "claim" in f.subject}
+    html = write_report(folder).read_text()
+    judged = [text for text, verdict in claims.items() if verdict in ("agrees", "disagrees")]
+    assert judged
+    for text in judged:
+        assert html.index(text, html.index("<main>")) < html.index('id="outcomes"')
+    assert "Here nothing is moved by hand" in html
+    assert "There is no arm beside the baseline" in html
+
+
+def test_numbers_of_arms_are_those_of_the_analysis(finished: RunFolder) -> None:
+    run = read_run(finished)
+    table = outcome_table(run, Outcomes.of(run))
+    rows = {
+        row["arm"]: {head["text"]: cell for head, cell in zip(table["heads"][1:], row["cells"])}
+        for row in table["rows"]
+    }
+    assert rows["kappa30"]["Generalised"] == {"text": "0 of 6", "small": "no median", "words": False}
+    assert rows["baseline"]["Memorised"]["text"] == "6 of 6"
+    assert rows["kappa30"]["Held?"]["text"] == "held"
+    last = run.frame.filter(arm="cdnv16", step=1500)["train/cdnv"].median()
+    assert float(rows["cdnv16"]["CDNV at the end"]["text"]) == pytest.approx(last, rel=5e-3)
+    assert [row["done"] for row in table["rows"]][1] == "κ held ≥ 3 (strength 0.1)"
 
 
 def test_every_measure_on_the_page_leads_to_its_definition(finished: RunFolder) -> None:

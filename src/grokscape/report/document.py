@@ -22,9 +22,10 @@ from grokscape.store import RunFolder, write_bytes
 
 LEAD = (
     "In grokking, a network first memorises its training samples and only much later gets unseen ones right. What "
-    "generalisation needs must arrive with that second moment, and holding it back must hold generalisation back. Each "
-    "arm holds one thing back, or pushes it, and is compared seed by seed with a baseline."
+    "generalisation needs must arrive with that second moment, and holding it back must hold generalisation back."
 )
+MOVED = "Each arm holds one thing back, or pushes it, and is compared seed by seed with a baseline."
+WATCHED = "Here nothing is moved by hand: the run shows what arrives when."
 
 
 def write_report(folder: RunFolder | str | Path) -> Path:
@@ -53,7 +54,7 @@ def page(run: Run) -> str:
         "heading": run.title,
         "finished": run.unfinished is None,
         "question": str(run.spec.get("question") or "Which geometric property does generalisation need?"),
-        "lead": LEAD,
+        "lead": f"{LEAD} {MOVED if len(run.arms) > 1 else WATCHED}",
         "alarms": alarms(run),
         "cards": cards(run),
         "no_verdicts": no_verdicts(run),

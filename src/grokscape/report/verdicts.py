@@ -1,5 +1,6 @@
 """What the analysis concluded, for the page: cards of verdicts, alarms, and every finding with its rule."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from grokscape.report import wording
@@ -20,34 +21,64 @@ GLYPHS = {"consistent with necessary": "full", "not necessary": "empty"}
 
 
 def cards(run: Run) -> list[dict[str, Any]]:
-    """One card per judged property: of several measures of one property, the one that stands for it."""
-    made = []
-    for finding in run.of_kind("necessity"):
-        subject = finding.get("subject") or {}
-        property_ = str(subject.get("property") or "")
-        if property_ and finding.get("id") not in (None, f"necessity/{property_}"):
-            continue
-        measure = run.measure_title(str(subject.get("measure"))) if subject.get("measure") else ""
-        verdict = str(finding.get("verdict") or "not judged")
-        reason = run.readable(str((finding.get("data") or {}).get("reason") or ""))
-        made.append(
-            {
-                "heading": f"Is {PROPERTY_TITLES.get(property_, property_) or measure} necessary?",
-                "measure": measure,
-                "verdict": wording.sentence(VERDICT_TITLES.get(verdict, verdict)),
-                "glyph": GLYPHS.get(verdict, "half"),
-                "statement": f"{wording.sentence(reason)}." if reason else run.readable(finding.get("statement", "")),
-                "groups": wording.grouped(wording.estimates(finding, run)),
-                "seeds": wording.seeds(finding.get("n")),
-                "p": "" if finding.get("p") is None else wording.p_value(finding["p"]),
-                "test": f"Tests: {finding['test']}." if finding.get("test") else "",
-                "rule": finding.get("rule") or "No rule was recorded.",
-                "anchor": wording.anchor(finding.get("id")),
-                "sufficient": _sufficiency(run, property_),
-                "hue": themed(wording.property_colour(property_)),
-            }
-        )
-    return made
+    """What stands first: one card per judged property, or, where none was manipulated, one per claim of the papers."""
+    judged = [_property_card(run, finding) for finding in run.of_kind("necessity") if _stands_for_its_property(finding)]
+    return judged or [
+        _claim_card(run, f) for f in run.of_kind("dispute") if f.get("verdict") in ("agrees", "disagrees")
+    ]
+
+
+def _stands_for_its_property(finding: Mapping[str, Any]) -> bool:
+    property_ = (finding.get("subject") or {}).get("property")
+    return not property_ or finding.get("id") in (None, f"necessity/{property_}")
+
+
+def _property_card(run: Run, finding: Mapping[str, Any]) -> dict[str, Any]:
+    subject = finding.get("subject") or {}
+    property_ = str(subject.get("property") or "")
+    measure = run.measure_title(str(subject.get("measure"))) if subject.get("measure") else ""
+    verdict = str(finding.get("verdict") or "not judged")
+    reason = run.readable(str((finding.get("data") or {}).get("reason") or ""))
+    tests = f"Tests: {finding['test']}." if finding.get("test") else ""
+    rule = [f"Measured by {measure}." if measure else "", tests, str(finding.get("rule") or "No rule was recorded.")]
+    return {
+        "heading": f"Is {PROPERTY_TITLES.get(property_, property_) or measure} necessary?",
+        "link": "def-necessary",
+        "verdict": wording.sentence(VERDICT_TITLES.get(verdict, verdict)),
+        "glyph": GLYPHS.get(verdict, "half"),
+        "statement": f"{wording.sentence(reason)}." if reason else run.readable(str(finding.get("statement", ""))),
+        "groups": wording.grouped(wording.estimates(finding, run)),
+        "basis": _basis(finding),
+        "rule": " ".join(part for part in rule if part),
+        "anchor": wording.anchor(finding.get("id")),
+        "sufficient": _sufficiency(run, property_),
+        "hue": themed(wording.property_colour(property_)),
+    }
+
+
+def _claim_card(run: Run, finding: Mapping[str, Any]) -> dict[str, Any]:
+    """A paper's claim about when a property arrives, and how this run answers; it moved nothing by hand."""
+    text, verdict = str(finding["subject"]["claim"]), str(finding["verdict"])
+    property_ = "flatness" if "latness" in text else "collapse"
+    why = str(finding.get("statement", "")).rpartition("; ")[2]
+    return {
+        "heading": text,
+        "link": f"finding-{wording.anchor(finding.get('id'))}",
+        "verdict": f"This run {verdict}",
+        "glyph": "full" if verdict == "agrees" else "empty",
+        "statement": f"{wording.sentence(run.readable(why))} Claimed by {finding['subject'].get('source', 'a paper')}.",
+        "groups": [],
+        "basis": _basis(finding),
+        "rule": str(finding.get("rule") or "No rule was recorded."),
+        "anchor": wording.anchor(finding.get("id")),
+        "sufficient": None,
+        "hue": themed(wording.property_colour(property_)),
+    }
+
+
+def _basis(finding: Mapping[str, Any]) -> list[str]:
+    p = finding.get("p")
+    return [part for part in (wording.seeds(finding.get("n")), "" if p is None else wording.p_value(p)) if part]
 
 
 def _sufficiency(run: Run, property_: str) -> dict[str, str] | None:
