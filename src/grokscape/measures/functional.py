@@ -197,8 +197,10 @@ def neural_collapse(
         num_classes = num_classes if num_classes is not None else weight.shape[-2]
     statistics = class_statistics(features, labels, num_classes=num_classes, around=around, weighting=weighting)
     wide = widen(features)
-    rows = wide.new_zeros(1, wide.shape[-1]) if weight is None else widen(weight)
-    quantities = Quantities(Snapshot(wide, _logits(wide, rows, bias), labels, rows, bias), statistics=statistics)
+    rows = wide[..., :0, :] if weight is None else widen(weight)
+    snapshot = Snapshot(wide, wide[..., :0], labels, rows, bias)
+    prediction = None if weight is None else _predictions(wide, rows, bias)
+    quantities = Quantities(snapshot, statistics=statistics, prediction=prediction)
     wanted = [row for row in _collapse_rows(weight is not None) if around is None or row.around]
     values = {row.name: row.of(quantities) for row in wanted}
     missing = [name for name, value in values.items() if checks.holds(value.isnan().any())]
@@ -267,6 +269,12 @@ def per_class(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     logits = features @ weight.mT
     return logits if bias is None else logits + widen(bias)[..., None, :]
+
+
+def _predictions(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The class with the largest logit, int64 (..., N); all logits at once never exist."""
+    with torch.no_grad():
+        return _in_chunks(lambda some, *_: _logits(some, weight, bias).argmax(-1), features, weight, None, None, None)
 
 
 def _in_chunks(

@@ -60,16 +60,13 @@ class Quantities:
     Args:
         snapshot: the snapshot.
         around: quantities of another snapshot whose class means take the place of the snapshot's own.
-        statistics: class statistics, where they are known already.
+        known: quantities by name that are known already.
     """
 
-    def __init__(
-        self, snapshot: Snapshot, around: "Quantities | None" = None, statistics: ClassMeans | None = None
-    ) -> None:
+    def __init__(self, snapshot: Snapshot, around: "Quantities | None" = None, **known: Any) -> None:
         self._snapshot = _widened(snapshot)
         self._around = around
-        if statistics is not None:
-            self.__dict__["statistics"] = statistics
+        self.__dict__.update(known)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -81,7 +78,7 @@ class Quantities:
         """Split softmax of the logits."""
         return Softmax.of(self._snapshot.logits)
 
-    @property
+    @cached_property
     def prediction(self) -> Tensor:
         """The class with the largest logit, int64 (..., N)."""
         return self.softmax.top
