@@ -124,8 +124,7 @@ def run(
     - `grokscape run quickstart --seeds 16 --launcher processes --out runs/more-seeds`
     - `grokscape run runs/quickstart/spec.json --out runs/again` – an edited copy of a specification will do as well
 
-    Ctrl-C saves and stops; `grokscape resume` goes on to the bit as if nothing had happened (on a CPU, with as many
-    threads).
+    Ctrl-C saves and stops; `grokscape resume` goes on, on a CPU with as many threads to the bit, as if it had not been.
 
     Parameters
     ----------
@@ -160,8 +159,9 @@ def run(
             raise RunFolderError(f"{out} holds another study than this one; choose another place: --out DIR")
         resume(out, where=where, report=report, quiet=quiet, json=json)
         return
+    command = shlex.join(["grokscape", *sys.argv[1:]])
     with _stoppable(out), Display(spec, "quiet" if quiet or json else None) as display:
-        result = run_study(spec, out, progress=display, report=report, command=_command_line(), **settings)
+        result = run_study(spec, out, progress=display, report=report, command=command, **settings)
     _say_where(result.folder, quiet, json)
 
 
@@ -333,10 +333,6 @@ def _specification_in(study: str):
         raise ValueError(f"{path} is not a study's specification: {wrong(error)}") from None
 
 
-def _command_line() -> str:
-    return shlex.join(["grokscape", *sys.argv[1:]])
-
-
 def _print_json(value: object) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False))
 
@@ -387,14 +383,9 @@ def main() -> None:
 def _explain(error: Exception) -> int:
     """Print what went wrong, and give the exit code."""
     from grokscape.training import Interrupted
+    from grokscape.workflow import wrong
 
-    if isinstance(error, ValidationError):
-        from grokscape.workflow import wrong
-
-        text = wrong(error)
-    else:
-        text = str(error)
-    print(f"grokscape: {text}", file=sys.stderr)
+    print(f"grokscape: {wrong(error) if isinstance(error, ValidationError) else error}", file=sys.stderr)
     if isinstance(error, Interrupted):
         return 130
     if os.environ.get("GROKSCAPE_DEBUG") or not isinstance(error, RunFolderError | ValueError | OSError):

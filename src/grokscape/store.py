@@ -3,7 +3,8 @@
     spec.json            what was asked for
     status.json          how far it got: {"state": "running" | "interrupted" | "finished" | "failed", "step": …, …}
     trajectory/part-*.parquet   one row per replica and measured step; parts are only ever added
-    checkpoints/         state to go on from
+    checkpoints/         state to go on from; the newest two
+    shards/*             run folders of some seeds each, where a run was trained in several processes
     findings.json        what the analysis found
     figures/, report.html
 

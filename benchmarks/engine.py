@@ -1,0 +1,121 @@
+"""What training all replicas at once gains, and what measuring costs.
+
+    python benchmarks/engine.py [--threads 2] [--cpu-time] [--replicas 32] [--rounds 7] [--shares quickstart …]
+
+1. One batched run of R quadratic MLPs (x + y mod 31, width 128, full batch, AdamW) against R runs in a row: steps of
+   the engine with R replicas and of the engine with one, taking turns in one process; the ratio is R times a step of
+   the one over a step of the other.
+2. For each preset named by --shares: the whole study is trained, and the share of its time that went into measuring is
+   read from the run folder's status.json. Minutes each.
+
+Prints, and writes to benchmarks/results/engine.json with date and machine. `--cpu-time` counts this process's CPU time,
+which tells something on a busy machine too, with `--threads 1`.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grokscape.store import RunFolder
+from grokscape.studies import StudySpec, plan, preset, train
+from grokscape.training import Engine
+
+RESULT = Path(__file__).parent / "results" / "engine.json"
+STEPS = 20
+
+
+def quadratic(replicas: int) -> Engine:
+    """The engine of `quickstart`'s baseline alone, with so many seeds."""
+    spec = preset("quickstart")
+    baseline = spec.arms[0].model_dump()
+    return Engine(plan(StudySpec.model_validate({**spec.model_dump(), "arms": [baseline], "seeds": replicas})))
+
+
+def steps(engine: Engine, clock: Callable[[], float], first: int) -> float:
+    """Seconds a step, over `STEPS` steps."""
+    began = clock()
+    with torch.no_grad():
+        for step in range(first, first + STEPS):
+            engine.step(step)
+    return (clock() - began) / STEPS
+
+
+def batching(replicas: int, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Milliseconds a step with R replicas and with one, and how many times as fast the former trains them."""
+    together, alone = quadratic(replicas), quadratic(1)
+    times: dict[str, list[float]] = {"together": [], "alone": []}
+    for turn in range(rounds + 1):  # the first warms up
+        for name, engine in (("together", together), ("alone", alone)):
+            times[name].append(steps(engine, clock, turn * STEPS))
+    middle = {name: statistics.median(values[1:]) for name, values in times.items()}
+    pairs = zip(times["alone"][1:], times["together"][1:], strict=True)
+    ratios = [replicas * one / many for one, many in pairs]
+    return {
+        "replicas": replicas,
+        "ms_per_step_together": round(1e3 * middle["together"], 3),
+        "ms_per_step_alone": round(1e3 * middle["alone"], 3),
+        "times_as_fast": round(statistics.median(ratios), 2),
+        "times_as_fast_least": round(min(ratios), 2),
+        "times_as_fast_most": round(max(ratios), 2),
+    }
+
+
+def share(name: str) -> dict[str, float]:
+    """Time of a whole study and the share of it that went into measuring."""
+    spec = preset(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = RunFolder.create(Path(place) / name, spec.model_dump(mode="json"))
+        train(spec, folder)
+        status = folder.status
+    seconds, measuring = status["seconds"], status["seconds_measuring"]
+    return {"seconds": seconds, "seconds_measuring": measuring, "share_of_measuring": round(measuring / seconds, 4)}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return {
+        "processor": model,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--replicas", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--shares", nargs="*", default=[])
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    before = json.loads(options.out.read_text()) if options.out.exists() else {}
+    result = {
+        "machine": machine() | {"clock": "CPU time of the process" if options.cpu_time else "wall clock"},
+        "batching": batching(options.replicas, options.rounds, clock),
+        "measuring": before.get("measuring", {}) | {name: share(name) for name in options.shares},
+    }
+    print(json.dumps(result, indent=1))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
