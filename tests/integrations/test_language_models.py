@@ -1,0 +1,81 @@
+"""Next-token heads: κ over masked positions, tied weights, and a vocabulary of 50 000."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import grokscape as gs
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # of torch.func itself
+
+
+def gpt2(vocabulary=12, dtype=torch.float64, width=6, **options):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=vocabulary, n_embd=width, n_layer=1, n_head=2, n_positions=8, resid_pdrop=0.0, embd_pdrop=0.0,
+        attn_pdrop=0.0, bos_token_id=1, eos_token_id=1, **options,
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(config).to(dtype)
+
+
+def masked(tokens):
+    labels = tokens.clone()
+    labels[0, :3] = -100
+    labels[1, 5:] = -100
+    return labels
+
+
+def brute_force(features, weight, labels):
+    """Σ_{s,s'} ⟨w_s, w_s'⟩ Tr H_{s,s'} from the dense Hessian of the mean loss in the head's weight alone."""
+
+    def loss(w):
+        return F.cross_entropy(features @ w.T, labels)
+
+    hessian = torch.func.hessian(loss)(weight)
+    return torch.einsum("si,ti,sjtj->", weight, weight, hessian)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_kappa_of_a_next_token_head_over_masked_positions(tied):
+    model = gpt2(tie_word_embeddings=tied)
+    tokens = torch.randint(0, 12, (2, 7), generator=torch.Generator().manual_seed(1))
+    labels = masked(tokens)
+    with gs.Probe(model) as probe:
+        model(input_ids=tokens)
+        seen = probe.snapshot(labels)
+    hidden = model.transformer(tokens).last_hidden_state
+    kept = labels[:, 1:] != -100
+    features, targets = hidden[:, :-1][kept].detach(), labels[:, 1:][kept]
+    assert probe.head.name == "lm_head"
+    assert (model.lm_head.weight is model.transformer.wte.weight) == tied
+    torch.testing.assert_close(seen.features, features)
+    assert torch.equal(seen.labels, targets)
+    kappa = gs.relative_flatness(seen.features, seen.weight, seen.logits)
+    expected = brute_force(features, model.lm_head.weight.detach(), targets)
+    torch.testing.assert_close(kappa, expected, rtol=1e-10, atol=0)
+    measured = gs.measure(model, [{"input_ids": tokens, "labels": labels}])
+    assert measured["relative_flatness"] == pytest.approx(float(expected), rel=1e-10)
+    assert measured.samples["train"] == len(targets)
+
+
+def test_a_vocabulary_of_50_000():
+    model = gpt2(vocabulary=50_000, dtype=torch.float32, width=32)
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randint(0, 40, (16, 8), generator=generator) * 1000
+    names = ["loss", "accuracy", "relative_flatness", "relative_flatness_bound", "cdnv", "nc1_ratio", "classes"]
+    measured = gs.measure(model, [{"input_ids": tokens, "labels": masked(tokens)}], measures=names)
+    counts = masked(tokens)[:, 1:].flatten()
+    counts = counts[counts != -100].bincount()
+    assert measured["classes"] == int((counts >= 2).sum())  # words seen twice or more; the others are left out
+    assert 0 < measured["relative_flatness"] < measured["relative_flatness_bound"]
+    assert measured["cdnv"] > 0
+
+
+def test_a_penalty_on_a_tied_head_reaches_the_embeddings():
+    model = gpt2()
+    tokens = torch.randint(0, 12, (4, 7), generator=torch.Generator().manual_seed(3))
+    with gs.Probe(model) as probe:
+        model(input_ids=tokens)
+        gs.Promote("relative_flatness", strength=1.0)(probe.snapshot(tokens)).backward()
+    assert model.transformer.wte.weight.grad.abs().sum() > 0
