@@ -63,13 +63,13 @@ def test_a_vocabulary_of_50_000():
     model = gpt2(vocabulary=50_000, dtype=torch.float32, width=32)
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randint(0, 40, (16, 8), generator=generator) * 1000
-    names = ["loss", "accuracy", "relative_flatness", "relative_flatness_bound", "cdnv", "nc1_ratio", "classes"]
+    names = ["loss", "accuracy", "relative_flatness", "relative_flatness_bound", "nc1_ratio", "classes"]
     measured = gs.measure(model, [{"input_ids": tokens, "labels": masked(tokens)}], measures=names)
     counts = masked(tokens)[:, 1:].flatten()
     counts = counts[counts != -100].bincount()
     assert measured["classes"] == int((counts >= 2).sum())  # words seen twice or more; the others are left out
     assert 0 < measured["relative_flatness"] < measured["relative_flatness_bound"]
-    assert measured["cdnv"] > 0
+    assert measured["nc1_ratio"] > 0
 
 
 def test_a_penalty_on_a_tied_head_reaches_the_embeddings():

@@ -6,7 +6,7 @@ out at random. Images of another size than asked for are scaled in the network.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +111,7 @@ def _dtype(body: nn.Module) -> torch.dtype:
 
 class _Architecture(BaseModel):
     model_config = _FROZEN
+    _one_by_one: ClassVar[str | None] = None
 
     def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
         """One module, initialised from PyTorch's global generator."""
@@ -123,7 +124,8 @@ class _Architecture(BaseModel):
             ValueError: the inputs are of another kind.
             ImportError: transformers is not installed.
         """
-        return ModuleNetwork(partial(self.make, input_spec, num_classes), "head", input_spec, num_classes)
+        make = partial(self.make, input_spec, num_classes)
+        return ModuleNetwork(make, "head", input_spec, num_classes, self._one_by_one)
 
 
 def _need(kind: str, input_spec: InputSpec, model: str) -> None:
@@ -140,6 +142,8 @@ class ResNet(_Architecture):
         stem: "imagenet" is torchvision's (7 × 7, stride 2, max-pooling), "cifar" is 3 × 3 with stride 1.
         pixels: size that images are scaled to; None for their own.
     """
+
+    _one_by_one: ClassVar[str | None] = "one replica after another: batch normalisation keeps statistics of its own"
 
     kind: Literal["resnet"] = "resnet"
     widths: tuple[int, ...] = (64, 128, 256, 512)

@@ -26,12 +26,20 @@ class ModuleNetwork(Network):
         head: name of the linear layer at the end.
         input_spec: of the task.
         num_classes: K.
+        one_by_one: why replicas shall run one after another; None to try whether they can be batched.
 
     Attributes:
         buffers: name → (R, *shape), see `prepare`.
     """
 
-    def __init__(self, make: Callable[[], nn.Module], head: str, input_spec: InputSpec, num_classes: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[], nn.Module],
+        head: str,
+        input_spec: InputSpec,
+        num_classes: int,
+        one_by_one: str | None = None,
+    ) -> None:
         self._make = make
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -47,7 +55,7 @@ class ModuleNetwork(Network):
         self._rows = slice(None)
         _refuse_dropout(self._module)
         self._check_answer(probe)
-        self.batched, self.reason = self._try_batching(probe)
+        self.batched, self.reason = (False, one_by_one) if one_by_one else self._try_batching(probe)
         self.buffers = {}
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
