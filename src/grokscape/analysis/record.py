@@ -15,6 +15,8 @@ from grokscape.analysis.frames import Array, Panel
 from grokscape.analysis.onsets import outcomes
 from grokscape.store import RunFolder
 
+_OF_THEORY = ("collapse_radius", "collapse_scale", "mean_offset")
+
 
 @dataclass(frozen=True)
 class Record:
@@ -81,8 +83,9 @@ class Record:
         return self._until[step]
 
     def measured(self) -> list[str]:
-        """Columns of measures, losses and accuracies left out, that hold at least one number."""
-        return [name for name, about in self.columns.items() if about["property"] != "fit"
+        """Columns of measures that hold a number, without losses, accuracies and what only the theory needs."""
+        return [name for name, about in self.columns.items()
+                if about["property"] != "fit" and about["measure"] not in _OF_THEORY
                 and self.panel.frame[name].is_not_nan().fill_null(False).any()]
 
     def series(self, column: str, relative_to: str | None = None) -> Array:

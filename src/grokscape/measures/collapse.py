@@ -109,6 +109,33 @@ def between_distance(statistics: ClassMeans) -> Tensor:
     return _mean_over_pairs(statistics, lambda block, _: statistics.distances_from(block))
 
 
+def _around_their_mean(statistics: ClassMeans) -> tuple[Tensor, Tensor]:
+    """Class means minus their mean (..., K, d), zero where a class does not take part; and that mean (..., d)."""
+    kept = statistics.present[..., None]
+    centre = statistics.means.where(kept, 0).sum(-2) / statistics.number_present[..., None]
+    return (statistics.means - centre[..., None, :]).where(kept, 0), centre + statistics.offset.squeeze(-2)
+
+
+def collapse_radius(statistics: ClassMeans) -> Tensor:
+    """M of the theory of collapse: root mean square over classes of ‖μ_c − mean_c μ_c‖."""
+    means, _ = _around_their_mean(statistics)
+    radius = (means.square().sum((-2, -1)) / statistics.number_present).sqrt()
+    return radius.where(statistics.number_present >= 2, NAN)
+
+
+def collapse_scale(statistics: ClassMeans, weight: Tensor) -> Tensor:
+    """λ of the theory of collapse: ⟨W, M⟩/‖M‖², the multiple of the centred class means that fits the head best."""
+    means, _ = _around_their_mean(statistics)
+    size = means.square().sum((-2, -1))
+    return (weight * means).sum((-2, -1)) / size.where((size > 0) & (statistics.number_present >= 2), NAN)
+
+
+def mean_offset(statistics: ClassMeans) -> Tensor:
+    """‖mean_c μ_c‖: how far the centre of the class means lies from the origin."""
+    _, centre = _around_their_mean(statistics)
+    return torch.linalg.vector_norm(centre, dim=-1).where(statistics.number_present >= 2, NAN)
+
+
 def nc1(statistics: ClassMeans, *, tolerance: float | None = None) -> Tensor:
     """Tr(Σ_W Σ_B⁺)/K, through the Gram matrix of the centred means, of size K or d, whichever is smaller.
 

@@ -31,6 +31,9 @@ DEFAULT_MEASURES = (
     "margin",
     "weight_norm",
     "head_norm",
+    "collapse_radius",
+    "collapse_scale",
+    "mean_offset",
 )
 
 
