@@ -90,6 +90,7 @@ def theory_plate(run: Run) -> Plate | Missing:
 
 def _theory_curves(run: Run, finding: Mapping[str, Any] | None) -> dict[str, tuple[list[float], list[float | None]]]:
     steps = shown_steps(run)
+    steps = steps[steps > 0]  # step 0 has no place on a logarithmic axis, but would stretch the other one
     baseline = next((arm.name for arm in run.arms if arm.role == "baseline"), run.arms[0].name if run.arms else "")
     curves: dict[str, tuple[list[float], list[float | None]]] = {}
     for key, column in (("measured", "train/relative_flatness"), ("surrogate", "train/relative_flatness_bound")):
