@@ -220,10 +220,10 @@ class RunFolder:
             path.unlink()
 
     def trajectory(self) -> pl.DataFrame:
-        """All parts as one frame, sorted by replica and step; empty if nothing was measured yet."""
+        """All parts as one frame, sorted by replica and step; the keys without rows if nothing was measured yet."""
         parts = self.parts()
         if not parts:
-            return pl.DataFrame()
+            return pl.DataFrame(schema={key: pl.String if key == "arm" else pl.Int64 for key in KEYS})
         frame = pl.concat([_read_part(part) for part in parts], how="diagonal_relaxed")
         return frame.sort("replica", "step")
 

@@ -39,6 +39,8 @@ def _side(found: Finding | None) -> tuple[str, str]:
     """Whether a measure's transition sits with generalisation, with memorisation, or neither clearly."""
     if found is None:
         return "unknown", "not measured"
+    if not found.data["enough"]:
+        return "unknown", f"only {found.data['judged']} baseline runs generalised"
     if found.verdict == "does not move":
         return "memorisation", "it does not move after memorisation"
     place = found.estimates["position"]

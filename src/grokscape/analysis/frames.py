@@ -36,7 +36,7 @@ def tidy(frame: pl.DataFrame) -> pl.DataFrame:
     Raises:
         FrameError: a needed column is missing, or a measure is not numeric.
     """
-    if frame.width == 0:
+    if frame.is_empty():
         return pl.DataFrame(schema={"replica": pl.Int64, "arm": pl.String, "seed": pl.Int64, "step": pl.Int64,
                                     TRAIN_ACCURACY: pl.Float64, TEST_ACCURACY: pl.Float64})
     missing = [name for name in NEEDED if name not in frame.columns]

@@ -50,6 +50,7 @@ def _numbers(record: Record, column: str) -> dict[str, Any]:
         "generalised": test, "memorised": train, "change_point": change, "lag": lag, "log_lag": ratio,
         "position": position, "leads": int(leads.sum()), "lags": int(lags.sum()), "moved": int(found.moved[rows].sum()),
         "start": found.start[rows], "end": found.end[rows], "n": int(kept.sum()), "runs": len(rows),
+        "judged": int((~np.isnan(test)).sum()), "enough": bool((~np.isnan(test)).sum() >= rules.minimum_seeds),
         "sign_p": sign_test(int(leads.sum()), int(lags.sum())), "p": two_sided(ratio[kept], 0.0),
         "check": float(np.mean(np.abs(np.log(change / moment)[kept]) <= np.log(rules.delay_ratio_margin)))
         if kept.any() else None,
@@ -68,7 +69,7 @@ def _numbers(record: Record, column: str) -> dict[str, Any]:
 
 def verdict(numbers: dict[str, Any], alpha: float) -> str:
     """"leads", "lags", "no clear order" or "does not move"."""
-    if numbers["moved"] == 0:
+    if numbers["moved"] == 0 and numbers["judged"]:
         return "does not move"
     if numbers["p"] > alpha:
         return "no clear order"
@@ -78,7 +79,9 @@ def verdict(numbers: dict[str, Any], alpha: float) -> str:
 def _finding(record: Record, row: dict[str, Any]) -> Finding:
     found = verdict(row, record.rules.alpha)
     lag, place = row["estimates"]["lag"], row["estimates"]["position"]
-    if found == "does not move":
+    if not row["judged"]:
+        text = f"{row['title']} cannot be set against generalisation, for no run of the baseline generalised"
+    elif found == "does not move":
         text = f"{row['title']} changes by less than a factor of {record.rules.moved_factor:g} after memorisation in " \
                f"every run"
     elif lag["value"] is None:
@@ -92,7 +95,8 @@ def _finding(record: Record, row: dict[str, Any]) -> Finding:
             text += f"; position {place['value']:.2f} between memorisation (0) and generalisation (1)"
     about = record.columns[row["column"]]
     keys = ("seeds", "transition", "generalised", "memorised", "change_point", "lag", "log_lag", "position", "start",
-            "end", "leads", "lags", "moved", "runs", "check", "sign_p")
+            "end", "leads", "lags", "moved", "runs", "check", "sign_p", "judged",
+            "enough")
     return Finding(
         f"lead_lag/{row['column']}", "lead_lag",
         {"column": row["column"], "measure": about["measure"], "property": about["property"], "split": about["split"]},
