@@ -39,6 +39,7 @@ def visit(browser: Any) -> Iterator[Any]:
     def open_file(path: Path, *, width: int = 1280, scheme: str = "light") -> Any:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
         page = context.new_page()
+        page.set_default_timeout(120_000)  # a busy machine takes its time
         page.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.on(
