@@ -252,27 +252,6 @@ def _size(matrix: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(matrix)[..., None, None]
 
 
-def collapse_radius(statistics: ClassMeans) -> Tensor:
-    """Root mean square of ‖μ_c − μ_G‖ over classes: M of the theory of exact collapse."""
-    size = statistics.centred_means.square().sum((-2, -1))
-    return (size / statistics.number_present).sqrt().where(statistics.number_present >= 2, NAN)
-
-
-def collapse_scale(statistics: ClassMeans, weight: Tensor) -> Tensor:
-    """The multiple λ of the centred means that fits the centred head best: ⟨W, M⟩/‖M‖_F²."""
-    kept, means = statistics.present[..., None], statistics.centred_means
-    rows = weight.where(kept, 0)
-    rows = (rows - rows.sum(-2, keepdim=True) / statistics.number_present[..., None, None]).where(kept, 0)
-    return (rows * means).sum((-2, -1)) / means.square().sum((-2, -1))
-
-
-def mean_offset(statistics: ClassMeans) -> Tensor:
-    """‖μ_G‖, how far the features are from the origin as a whole."""
-    kept = statistics.means.where(statistics.present[..., None], 0)
-    centre = (statistics.weights[..., None] * kept).sum(-2) + statistics.offset.squeeze(-2)
-    return torch.linalg.vector_norm(centre, dim=-1).where(statistics.number_present >= 2, NAN)
-
-
 def nc4(statistics: ClassMeans, prediction: Tensor) -> Tensor:
     """Share of samples where the head's decision, bias included, is not the class of the nearest mean."""
     return statistics.share_nearer(prediction).where(statistics.number_present >= 1, NAN)
