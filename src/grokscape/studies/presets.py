@@ -22,8 +22,8 @@ def _promoted(name: str, title: str, measure: str) -> Arm:
     return Arm(name=name, title=title, interventions=(Promote(measure, strength=1e-2),))
 
 
-def _loss_held(level: float, name: str, title: str) -> Arm:
-    clamp = Clamp("loss", at_least=level)
+def _loss_held(level: float, name: str, title: str, strength: float = 0.1) -> Arm:
+    clamp = Clamp("loss", at_least=level, strength=strength)
     return Arm(name=name, title=title, role="control", control="matched-level", interventions=(clamp,))
 
 
@@ -84,7 +84,7 @@ def _necessity() -> StudySpec:
             *(_held("rnc1", "rNC1", "rnc1", level) for level in (0.42, 0.47)),
             _loss_held(2e-3, "loss-0.002", "Loss ≥ 0.002"),
             _loss_held(2e-2, "loss-0.02", "Loss ≥ 0.02"),
-            _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1"),
+            _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
             Arm(
                 name="random-labels",
                 title="Random labels",
