@@ -251,7 +251,7 @@ def test_workers_save_and_stop_when_the_process_that_started_them_is_killed(tmp_
     assert states == ["interrupted", "interrupted"]
 
 
-def wait_until(condition, seconds=120):
+def wait_until(condition, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
