@@ -1,6 +1,7 @@
 """Data of folders and of the hub: what is read, and what is said when it is not there."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -57,13 +58,32 @@ def test_some_samples_follow_the_seed(pictures):
     assert not torch.equal(one.train_inputs, other.train_inputs)
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("said", [True, False])
+def test_a_folder_of_parquet_files_with_images(tmp_path, pictures, said):
+    table = datasets.load_dataset("imagefolder", data_dir=str(pictures))
+    for split in ("train", "test"):
+        part = table[split].rename_column("image", "img")
+        if not said:
+            plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+            part = part.cast_column("img", datasets.Image(decode=False)).cast_column("img", plain)
+        (tmp_path / "parquet").mkdir(exist_ok=True)
+        part.to_parquet(tmp_path / "parquet" / f"{split}-00000-of-00001.parquet")
+    found = Images(source=str(tmp_path / "parquet"), pixels=8).split(0)
+    expected = Images(source=str(pictures), pixels=8).split(0)
+    assert torch.equal(found.train_inputs, expected.train_inputs)
+    assert torch.equal(found.train_labels, expected.train_labels)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_folder_of_texts(tmp_path, kind):
     train = [("a good film", 4), ("a bad, bad film", 0), ("a film", 2)]
     test = [("good or bad", 2), ("unheard", 4)]
     for name, rows in (("train", train), ("test", test)):
         if kind == "csv":
             write_csv(tmp_path / f"{name}.csv", rows)
+        elif kind == "jsonl":
+            lines = [json.dumps({"text": text, "label": label, "label_text": "?"}) for text, label in rows]
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
         else:
             columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
             datasets.Dataset.from_dict(columns).to_parquet(tmp_path / f"{name}-00000-of-00001.parquet")

@@ -1,7 +1,7 @@
 """Data sets of the Hugging Face hub or of a local folder, read by `datasets`.
 
-A local folder may hold images in one folder per class (under `train/` and `test/`, or `validation/`), CSV files, or
-Parquet files; which split a file belongs to follows from its name. `datasets` is an optional dependency.
+A local folder may hold images in one folder per class (under `train/` and `test/`, or `validation/`), CSV, JSON lines
+or Parquet files; which split a file belongs to follows from its name. `datasets` is an optional dependency.
 """
 
 import os
@@ -62,7 +62,7 @@ def _from_folder(datasets: Any, folder: Path) -> Any:
     progress = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        for kind, suffix in (("parquet", ".parquet"), ("csv", ".csv")):
+        for kind, suffix in (("parquet", ".parquet"), ("csv", ".csv"), ("json", ".jsonl")):
             files = sorted(folder.rglob(f"*{suffix}"))
             if files:
                 return datasets.load_dataset(kind, data_files=_by_split(folder, files))
@@ -73,7 +73,7 @@ def _from_folder(datasets: Any, folder: Path) -> Any:
             datasets.enable_progress_bars()
     raise ValueError(
         f"{folder} holds no data that is understood here: expected folders train/ and test/ with one folder of images "
-        f"per class, or CSV or Parquet files with train and test in their names"
+        f"per class, or CSV, JSON lines or Parquet files with train and test in their names"
     )
 
 

@@ -71,6 +71,7 @@ def _tables(
     read, names = [], None
     for table in load_tables(source, config):
         image = column_of(table, image_column, ("image", "img", "images"), "images")
+        table = _with_pictures(table, image)
         label = column_of(table, label_column, ("label", "fine_label", "labels"), "labels")
         names = getattr(table.features[label], "names", None) or names
         labels = torch.tensor(table[label], dtype=torch.int64)
@@ -79,6 +80,13 @@ def _tables(
     if min(int(labels.min()) for _, labels in read) < 0:
         raise ValueError(f"{source} has samples without a label (−1); use a split with labels")
     return read[0], read[1], num_classes
+
+
+def _with_pictures(table: Any, column: str) -> Any:
+    """The table with the column read as pictures, where its file did not say that it holds some."""
+    from datasets import Image
+
+    return table if isinstance(table.features[column], Image) else table.cast_column(column, Image())
 
 
 def _pixels(table: Any, column: str, pixels: int) -> Tensor:
