@@ -56,5 +56,7 @@ class QuadraticNetwork(SpecifiedNetwork):
         """See `Network.features`; d = width."""
         first = parameters["first.weight"]
         if self._vocabulary:
-            return self._lookups(inputs)(first).square()
-        return linear(inputs.flatten(2).to(first.dtype), first.mT).square()
+            hidden = self._lookups(inputs)(first)
+        else:
+            hidden = linear(inputs.flatten(2).to(first.dtype), first.mT)
+        return hidden * hidden  # the backward pass of square() copies its input first
