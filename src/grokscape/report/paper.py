@@ -121,7 +121,7 @@ def _angles(run: Run, name: str) -> Plate:
 
 def _representativeness(run: Run, name: str) -> Plate:
     """Representativeness over steps beside the accuracies."""
-    column = next((c for c in run.frame.columns if c.endswith("/representativeness")), "test/representativeness")
+    column = "cross/representativeness"  # held-out loss beyond that of noisy *training* features
     _need(run, name, "train/accuracy", "test/accuracy", column)
     return _plate(name, (_twin(run, column, "Representativeness", FAMILY_COLOURS["control"][0], ""),), 1)
 
