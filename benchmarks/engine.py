@@ -5,7 +5,9 @@
 1. One batched run of R quadratic MLPs (x + y mod 31, width 128, full batch, AdamW) against R runs in a row: steps of
    the engine with R replicas and of the engine with one, taking turns in one process; the ratio is R times a step of
    the one over a step of the other.
-2. For each preset named by --shares: the whole study is trained, and the share of its time that went into measuring is
+2. The same for whole runs of 300 steps, measuring and writing included: one run of R replicas against R runs in a row,
+   of which three are made.
+3. For each preset named by --shares: the whole study is trained, and the share of its time that went into measuring is
    read from the run folder's status.json. Minutes each.
 
 Prints, and writes to benchmarks/results/engine.json with date and machine. `--cpu-time` counts this process's CPU time,
@@ -28,16 +30,41 @@ import torch
 from grokscape.store import RunFolder
 from grokscape.studies import StudySpec, plan, preset, train
 from grokscape.training import Engine
+from grokscape.training.allocation import keep_freed_memory
 
 RESULT = Path(__file__).parent / "results" / "engine.json"
 STEPS = 20
 
 
+def study(replicas: int, **changes: Any) -> StudySpec:
+    """The baseline of `quickstart` alone, with so many seeds."""
+    spec = preset("quickstart").model_dump()
+    return StudySpec.model_validate({**spec, "arms": spec["arms"][:1], "seeds": replicas, **changes})
+
+
 def quadratic(replicas: int) -> Engine:
-    """The engine of `quickstart`'s baseline alone, with so many seeds."""
-    spec = preset("quickstart")
-    baseline = spec.arms[0].model_dump()
-    return Engine(plan(StudySpec.model_validate({**spec.model_dump(), "arms": [baseline], "seeds": replicas})))
+    """The engine of that study."""
+    return Engine(plan(study(replicas)))
+
+
+def whole_runs(replicas: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Seconds of one run of R replicas and of one run of one, measuring and writing included, and the ratio."""
+
+    def seconds(count: int) -> float:
+        with tempfile.TemporaryDirectory() as place:
+            spec = study(count, steps=300)
+            folder = RunFolder.create(Path(place) / "run", spec.model_dump(mode="json"))
+            began = clock()
+            train(spec, folder)
+            return clock() - began
+
+    together, alone = seconds(replicas), statistics.median(seconds(1) for _ in range(3))
+    return {
+        "replicas": replicas,
+        "seconds_together": round(together, 3),
+        "seconds_alone": round(alone, 3),
+        "times_as_fast": round(replicas * alone / together, 2),
+    }
 
 
 def steps(engine: Engine, clock: Callable[[], float], first: int) -> float:
@@ -105,11 +132,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as every run does
     clock = time.process_time if options.cpu_time else time.perf_counter
     before = json.loads(options.out.read_text()) if options.out.exists() else {}
     result = {
         "machine": machine() | {"clock": "CPU time of the process" if options.cpu_time else "wall clock"},
         "batching": batching(options.replicas, options.rounds, clock),
+        "whole runs": whole_runs(options.replicas, clock),
         "measuring": before.get("measuring", {}) | {name: share(name) for name in options.shares},
     }
     print(json.dumps(result, indent=1))

@@ -34,7 +34,7 @@ def _quick_testbed() -> dict:
         "optimizer": AdamW(lr=1e-2, weight_decay=1.0, betas=(0.9, 0.98)),
         "seeds": 8,
         "steps": 1500,
-        "evaluation": Evaluation(measures=DEFAULT_MEASURES, points=50, refine=20),
+        "evaluation": Evaluation(measures=DEFAULT_MEASURES, points=45, refine=25),
     }
 
 
