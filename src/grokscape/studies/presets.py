@@ -45,7 +45,7 @@ def _quickstart() -> StudySpec:
         question="Which of the two does a network need to generalise: flatness of the loss, or neural collapse?",
         description=(
             "Quadratic MLP on x + y mod 31, half of the 961 pairs for training, 8 arms × 8 paired seeds in one batched "
-            "run; under two minutes on 2 CPU cores. Flatness and collapse are each promoted and held back at two doses; "
+            "run; under 2 minutes on 2 CPU cores. Flatness and collapse are each promoted and held back at two doses; "
             "a last arm holds the training loss up, as a control. A dozen more hands are in `necessity`."
         ),
         arms=(
@@ -118,7 +118,7 @@ def _grok_transformer() -> StudySpec:
         question="When do relative flatness and neural collapse arrive: with memorisation, or with generalisation?",
         description=(
             "Figure 1 of Han et al. 2025 at laptop scale: 2-layer, 4-head decoder of width 128 on x + y mod 97, half "
-            "of the pairs for training, AdamW with lr 1e-3 and weight decay 1, 3 seeds; about six minutes on 2 CPU cores."
+            "of the pairs for training, AdamW with lr 1e-3 and weight decay 1, 3 seeds; about 6 minutes on 2 cores."
         ),
         testbed=ModularArithmetic(operation="x+y", p=97, train_fraction=0.5),
         model=Transformer(layers=2, heads=4, width=128),
