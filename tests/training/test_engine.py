@@ -221,3 +221,15 @@ def test_a_compiled_network_trains_as_the_plain_one_does(model):
         trained(plan_of(arms, model=model, batch_size=9, compile=compile), 20).state.flat for compile in (False, True)
     )
     torch.testing.assert_close(compiled, plain, rtol=1e-7, atol=1e-9)
+
+
+def test_training_replica_by_replica_gives_the_same_as_all_at_once(monkeypatch):
+    plan = plan_of()
+    together = trained(plan, 25)
+    monkeypatch.setattr("grokscape.training.engine._CACHE", 1)
+    monkeypatch.setattr("grokscape.training.engine._WIDER", 3)
+    apart = trained(plan, 25)
+    assert len(apart._training_chunks) == len(plan.replicas) > len(apart._measuring_chunks) > 1
+    torch.testing.assert_close(apart.state.flat, together.state.flat, rtol=1e-9, atol=1e-10)
+    for key, reference in together.state.references.items():
+        assert reference.isfinite().all(), key
