@@ -2,12 +2,16 @@
 
     python benchmarks/transformer_step.py [--rounds 40] [--threads 2]
 
-Both train the same function (2 blocks, 4 heads, width 128, layer norm before each sub-layer, no biases) on x + y mod 97
-with batches of 512 and AdamW, in one process, taking turns. The usual way: one module per head with its own query, key
-and value maps, every position computed up to the logits, PyTorch's default AdamW. Ours: heads in one product, the last
-block at the last position only, states that samples share computed once, fused AdamW. First the two are checked to give
-the same losses over a few steps. A further contender, "usual, six positions", has the sequence of much published code,
-which also feeds the answer and an end sign on either side: another network, shown because people run it.
+All train 2 blocks, 4 heads, width 128, layer norm before each sub-layer, no biases, on x + y mod 97 with batches of
+512 and AdamW, in one process, taking turns. The usual way: one module per head with its own query, key and value maps,
+every position computed up to the logits, PyTorch's default AdamW. Ours: heads in one product, the last block at the
+last position only, states that samples share computed once, fused AdamW. Two pairs of the same network:
+
+* "published": the sequence of the code that Power et al. published, six positions: start, x, +, y, =, answer (the last
+  is computed too, and nothing of it is used); ours is `Transformer(start=True)`.
+* "short": four positions x, +, y, =; ours is `Transformer()`.
+
+First each pair is checked to give the same losses over a few steps.
 
 Prints and writes to benchmarks/results/transformer_step.json: milliseconds a step (least and median over the rounds),
 ratios, and which share of this machine's measured float32 matrix-product peak both use. Run it on an idle machine:
@@ -16,6 +20,7 @@ time instead, which tells something on a busy machine too, with `--threads 1`.
 """
 
 import argparse
+import datetime
 import json
 import math
 import os
@@ -31,9 +36,14 @@ from torch import Tensor, nn
 
 from grokscape.models import Transformer
 from grokscape.testbeds import ModularArithmetic
+from grokscape.training.allocation import keep_freed_memory
 
 P, BATCH, WIDTH, HEADS, LAYERS = 97, 512, 128, 4, 2
-TASK, CONFIG = ModularArithmetic(p=P), Transformer(layers=LAYERS, heads=HEADS, width=WIDTH)
+TASK = ModularArithmetic(p=P)
+CONFIGS = {
+    "published": Transformer(layers=LAYERS, heads=HEADS, width=WIDTH, start=True),
+    "short": Transformer(layers=LAYERS, heads=HEADS, width=WIDTH),
+}
 ADAMW = {"lr": 1e-3, "weight_decay": 1.0, "betas": (0.9, 0.98)}
 
 
@@ -71,19 +81,19 @@ class Block(nn.Module):
 class Usual(nn.Module):
     """The network as it is usually written: logits of every position."""
 
-    def __init__(self, *, framed: bool = False) -> None:
+    def __init__(self, *, published: bool) -> None:
         super().__init__()
-        self.framed = framed
-        self.embedding = nn.Embedding(P + 3, WIDTH) if framed else nn.Embedding(P + 2, WIDTH)
-        self.positions = nn.Parameter(torch.zeros(6 if framed else 4, WIDTH))
+        self.published = published
+        self.embedding = nn.Embedding(P + 3 if published else P + 2, WIDTH)
+        self.positions = nn.Parameter(torch.zeros(6 if published else 4, WIDTH))
         self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
         self.norm, self.head = nn.LayerNorm(WIDTH, bias=False), nn.Linear(WIDTH, P, bias=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(N, 2) → (N, 4, P), or (N, 6, P) with an end sign before and a stand-in for the answer behind."""
-        sign, equals, end = (torch.full_like(tokens[:, 0], P + i) for i in range(3))
-        sequence = [tokens[:, 0], sign, tokens[:, 1], equals]
-        sequence = [end, *sequence, tokens[:, 0]] if self.framed else sequence
+    def forward(self, tokens: Tensor, answers: Tensor) -> Tensor:
+        """(N, 2) and (N,) → logits of every position, (N, 6, P) or (N, 4, P)."""
+        plus, equals, start = (torch.full_like(answers, P + i) for i in range(3))
+        sequence = [tokens[:, 0], plus, tokens[:, 1], equals]
+        sequence = [start, *sequence, answers] if self.published else sequence
         x = self.embedding(torch.stack(sequence, 1)) + self.positions
         future = torch.ones(len(sequence), len(sequence), dtype=torch.bool).triu(1)
         for block in self.blocks:
@@ -94,7 +104,7 @@ class Usual(nn.Module):
         """Take the parameters of one replica of ours."""
         with torch.no_grad():
             self.embedding.weight.copy_(torch.cat([ours["embedding"], ours["signs"]]))
-            self.positions.copy_(ours["positions"])
+            self.positions[: len(ours["positions"])] = ours["positions"]
             self.norm.weight.copy_(ours["final_norm.weight"])
             self.head.weight.copy_(ours["head.weight"])
             for index, block in enumerate(self.blocks):
@@ -123,7 +133,7 @@ def usual_step(model: Usual, *, fused: bool) -> Callable[[], Tensor]:
 
     def step() -> Tensor:
         inputs, labels = draw()
-        loss = F.cross_entropy(model(inputs)[:, -2 if model.framed else -1], labels)
+        loss = F.cross_entropy(model(inputs, labels)[:, -2 if model.published else -1], labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -132,9 +142,9 @@ def usual_step(model: Usual, *, fused: bool) -> Callable[[], Tensor]:
     return step
 
 
-def our_step(parameters: dict[str, Tensor]) -> Callable[[], Tensor]:
+def our_step(name: str, parameters: dict[str, Tensor]) -> Callable[[], Tensor]:
     """One training step of R replicas of ours; every replica sees the same batch."""
-    network = CONFIG.build(TASK.input_spec, TASK.num_classes)
+    network = CONFIGS[name].build(TASK.input_spec, TASK.num_classes)
     optimizer, draw = torch.optim.AdamW(parameters.values(), fused=True, **ADAMW), batches(1)
     replicas = len(parameters["embedding"])
 
@@ -150,18 +160,18 @@ def our_step(parameters: dict[str, Tensor]) -> Callable[[], Tensor]:
     return step
 
 
-def stacked(replicas: int) -> dict[str, Tensor]:
+def stacked(name: str, replicas: int) -> dict[str, Tensor]:
     """Initial parameters, (R, *shape)."""
-    network = CONFIG.build(TASK.input_spec, TASK.num_classes)
+    network = CONFIGS[name].build(TASK.input_spec, TASK.num_classes)
     each = [network.init(torch.Generator().manual_seed(r)) for r in range(replicas)]
     return {name: torch.stack([one[name] for one in each]).requires_grad_() for name in each[0]}
 
 
-def check_equal(steps: int = 5) -> float:
-    """Largest difference of the losses of both over a few steps from the same start."""
-    ours, usual = stacked(1), Usual()
-    usual.fill({name: value[0] for name, value in ours.items()})
-    step, usual_one = our_step(ours), usual_step(usual, fused=False)
+def check_equal(name: str, steps: int = 5) -> float:
+    """Largest difference of the losses of a pair over a few steps from the same start."""
+    ours, usual = stacked(name, 1), Usual(published=name == "published")
+    usual.fill({key: value[0] for key, value in ours.items()})
+    step, usual_one = our_step(name, ours), usual_step(usual, fused=False)
     differences = [float((step() - usual_one()).abs()) for _ in range(steps)]
     assert max(differences) < 1e-3, f"not the same network: losses differ by {differences}"
     return max(differences)
@@ -179,14 +189,14 @@ def peak(clock: Callable[[], float], seconds: float = 0.5) -> float:
     return best
 
 
-def operations(*, usual: bool) -> float:
+def operations(name: str, *, usual: bool) -> float:
     """Floating-point operations of matrix products with weights in one step: forward and twice that backward."""
-    square = WIDTH * WIDTH
+    square, start = WIDTH * WIDTH, int(name == "published")
     if usual:
-        multiplications = 4 * BATCH * (LAYERS * 12 * square + P * WIDTH)
+        multiplications = (4 + 2 * start) * BATCH * (LAYERS * 12 * square + P * WIDTH)
     else:
-        rows = 2 * P + 2 * BATCH  # two shared positions of every token, two own ones of every sample
-        first = 4 * P * 3 * square + rows * 9 * square
+        rows = start + 2 * P + 2 * BATCH  # two shared positions of every token, two own ones of every sample
+        first = (start + 4 * P) * 3 * square + rows * 9 * square
         last = rows * 2 * square + BATCH * 10 * square
         multiplications = first + last + BATCH * P * WIDTH
     return 3 * 2.0 * multiplications
@@ -215,33 +225,32 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.cpu_time else time.perf_counter
-    difference = check_equal()
-    steps = {
-        "usual": usual_step(Usual(), fused=False),
-        "usual, fused AdamW": usual_step(Usual(), fused=True),
-        "usual, six positions": usual_step(Usual(framed=True), fused=False),
-        "ours": our_step(stacked(1)),
-        "ours, 3 replicas": our_step(stacked(3)),
-    }
+    keep_freed_memory()  # as every run of grokscape does; here the usual way has it too
+    differences = {name: check_equal(name) for name in CONFIGS}
+    steps = {}
+    for name in CONFIGS:
+        steps[f"{name}: usual"] = usual_step(Usual(published=name == "published"), fused=False)
+        steps[f"{name}: usual, fused AdamW"] = usual_step(Usual(published=name == "published"), fused=True)
+        steps[f"{name}: ours"] = our_step(name, stacked(name, 1))
     times, best = race(steps, arguments.rounds, clock), peak(clock)
     ratio = {
-        name: {kind: times[name][kind] / times["ours"][kind] for kind in times[name]}
+        name: {kind: times[name][kind] / times[f"{name.split(':')[0]}: ours"][kind] for kind in times[name]}
         for name in times
-        if name.startswith("usual")
+        if not name.endswith("ours")
     }
-    share = {
-        name: operations(usual=name == "usual") / (times[name]["least_ms"] * 1e-3) / best for name in ("usual", "ours")
-    }
+    which = ("usual", "ours")
+    pairs = {f"{name}: {way}": operations(name, usual=way == "usual") for name in CONFIGS for way in which}
     result = {
         "times": times,
         "ratio": ratio,
         "peak_gflops": best / 1e9,
-        "share_of_peak": share,
-        "gflop_per_step": {"usual": operations(usual=True) / 1e9, "ours": operations(usual=False) / 1e9},
-        "largest_loss_difference": difference,
+        "share_of_peak": {name: count / (times[name]["least_ms"] * 1e-3) / best for name, count in pairs.items()},
+        "gflop_per_step": {name: count / 1e9 for name, count in pairs.items()},
+        "largest_loss_difference": differences,
         "threads": arguments.threads,
         "clock": "CPU time of the process" if arguments.cpu_time else "wall time",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
     }
     print(json.dumps(result, indent=1))

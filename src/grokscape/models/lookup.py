@@ -1,4 +1,4 @@
-"""Sums of table rows, replica by replica: the fast form of "one-hot inputs times a matrix".
+"""Sums of table rows, replica by replica: the fast form of "one-hot inputs times a matrix", and of sparse attention.
 
 Looking rows up and adding rows to where they came from are the same operation with the roles of rows and samples
 exchanged. Both directions here use the gathering kernel (`embedding_bag`): several times faster on a CPU than a one-hot
@@ -6,7 +6,7 @@ matrix product or the scattering backward pass that PyTorch would choose, and de
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,32 +15,18 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class _RowSum(torch.autograd.Function):
-    """table (M, F) → (B, F): row b is the sum of the table's rows `indices[offsets[b]:offsets[b + 1]]`."""
-
-    generate_vmap_rule = True
+    """Table (R·M, f) → (R·N, f): the rows that a lookup adds up for each sample."""
 
     @staticmethod
-    def forward(table: Tensor, indices: Tensor, offsets: Tensor, back_indices: Tensor, back_offsets: Tensor) -> Tensor:
+    def forward(ctx: Any, table: Tensor, lookup: "Lookup") -> Tensor:
         """Gather and add."""
-        return F.embedding_bag(indices, table, offsets, mode="sum")
+        ctx.lookup = lookup
+        return F.embedding_bag(lookup.indices, table, lookup.offsets, mode="sum")
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Only the indices are needed: the map is linear."""
-        ctx.save_for_backward(*inputs[1:])
-        ctx.save_for_forward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The adjoint: the same operation, with the two pairs of indices exchanged."""
-        indices, offsets, back_indices, back_offsets = ctx.saved_tensors
-        table = _RowSum.apply(grads[0].contiguous(), back_indices, back_offsets, indices, offsets)
-        return table, None, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *rest: None) -> Tensor:
-        """The map is linear, so its derivative is itself."""
-        return _RowSum.apply(tangent.contiguous(), *ctx.saved_tensors)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """The adjoint of a linear map: the same operation the other way round."""
+        return _RowSum.apply(grads[0].contiguous(), ctx.lookup.reversed), None
 
 
 @dataclass(frozen=True)
@@ -72,9 +58,113 @@ class Lookup:
 
     def __call__(self, table: Tensor) -> Tensor:
         """Row sums of a table (R, M, F), as (R, N, F)."""
-        flat = table.flatten(0, 1)
-        output = _RowSum.apply(flat, self.indices, self.offsets, self.back_indices, self.back_offsets)
-        return output.unflatten(0, self.shape)
+        return _RowSum.apply(table.flatten(0, 1), self).unflatten(0, self.shape)
+
+    @property
+    def reversed(self) -> "Lookup":
+        """For each table row, which samples have it."""
+        return Lookup(self.shape, self.back_indices, self.back_offsets, self.indices, self.offsets)
+
+
+class _Order(NamedTuple):
+    """Pairs of a bag and a row, in order of heads, then bags; head h of item i is number i·H + h.
+
+    Attributes:
+        rows: (H·P,), the pairs' rows.
+        bags: (H·P,), the pairs' bags.
+        offsets: (H·B,), where the pairs of a head and bag begin.
+        turned: (P,), where the pairs are that come in order of rows.
+    """
+
+    rows: Tensor
+    bags: Tensor
+    offsets: Tensor
+    turned: Tensor
+
+
+class _WeightedSum(torch.autograd.Function):
+    """Weights (H, P) and table (M, H, f) → (B, H, f): Σ over a bag's pairs of weight · row, head by head."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, table: Tensor, there: _Order, back: _Order) -> Tensor:
+        """Gather, scale and add."""
+        ctx.save_for_backward(weights, table)
+        ctx.orders = there, back
+        flat = table.view(-1, table.shape[-1])
+        sums = F.embedding_bag(there.rows, flat, there.offsets, mode="sum", per_sample_weights=weights.view(-1))
+        return sums.view(len(weights), -1, table.shape[-1]).transpose(0, 1).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Of a bilinear map: products of pairs for the weights, the sum with the roles exchanged for the table."""
+        (weights, table), (there, back), grad = ctx.saved_tensors, ctx.orders, grads[0].contiguous()
+        turned = weights.index_select(1, there.turned)
+        return _Dots.apply(grad, table, there, back), _WeightedSum.apply(turned, grad, back, there), None, None
+
+
+class _Dots(torch.autograd.Function):
+    """Bags (B, H, f) and table (M, H, f) → (H, P): for every pair, its bag · its row, head by head."""
+
+    @staticmethod
+    def forward(ctx: Any, bags: Tensor, table: Tensor, there: _Order, back: _Order) -> Tensor:
+        """With the kernel that PyTorch has for the gradient of weights in a sum of rows."""
+        ctx.save_for_backward(bags, table)
+        ctx.orders = there, back
+        left, right = (x.view(-1, x.shape[-1]) for x in (bags, table))
+        kernel = torch.ops.aten._embedding_bag_per_sample_weights_backward
+        return kernel(left, right, there.rows, there.offsets, there.bags, 0).view(bags.shape[1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Of a bilinear map: weighted sums of rows for the bags, of bags for the rows."""
+        (bags, table), (there, back), grad = ctx.saved_tensors, ctx.orders, grads[0].contiguous()
+        turned = grad.index_select(1, there.turned)
+        return _WeightedSum.apply(grad, table, there, back), _WeightedSum.apply(turned, bags, back, there), None, None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """For each replica and bag, L table rows that it looks at, head by head: a sparse matrix with H values an entry.
+
+    Attributes:
+        shape: (R, B, L).
+        there, back: the pairs in order of bags, and in order of rows with the roles of both exchanged.
+    """
+
+    shape: tuple[int, int, int]
+    there: _Order
+    back: _Order
+
+    @classmethod
+    def of(cls, rows: Tensor, number_of_rows: int, heads: int) -> "Pairs":
+        """From row numbers (R, B, L) below `number_of_rows`."""
+        replicas, bags, length = rows.shape
+        device, total = rows.device, rows.numel()
+        flat = (rows + torch.arange(replicas, device=device).view(-1, 1, 1) * number_of_rows).flatten()
+        by_row, turned = torch.sort(flat, stable=True)
+        turned_back = torch.empty_like(turned).scatter_(0, turned, torch.arange(total, device=device))
+        bag_of = turned.div(length, rounding_mode="floor")
+        starts = torch.searchsorted(by_row, torch.arange(replicas * number_of_rows, device=device))
+        head = torch.arange(heads, device=device).unsqueeze(1)
+
+        def every(items: Tensor) -> Tensor:
+            return (items * heads + head).flatten()
+
+        of_bag = every(torch.arange(replicas * bags, device=device)).repeat_interleave(length)
+        offsets = torch.arange(0, heads * total, length, device=device)
+        there = _Order(every(flat), of_bag, offsets, turned)
+        back = _Order(every(bag_of), every(by_row), (starts + head * total).flatten(), turned_back)
+        return cls((replicas, bags, length), there, back)
+
+    def dots(self, bags: Tensor, table: Tensor) -> Tensor:
+        """Bags (R, B, H, f) and table (R, M, H, f) → dot products (H, R, B, L)."""
+        bags, table = (x.flatten(0, 1).contiguous() for x in (bags, table))
+        return _Dots.apply(bags, table, self.there, self.back).unflatten(1, self.shape)
+
+    def sums(self, weights: Tensor, table: Tensor) -> Tensor:
+        """Weights (H, R, B, L) and table (R, M, H, f) → weighted sums of rows (R, B, H, f)."""
+        weights, table = weights.flatten(1), table.flatten(0, 1).contiguous()
+        return _WeightedSum.apply(weights, table, self.there, self.back).unflatten(0, self.shape[:2])
 
 
 class LookupCache:

@@ -110,8 +110,11 @@ class SpecifiedNetwork(Network):
         return {name: spec.draw(generator).to(dtype) for name, spec in self.specs.items()}
 
 
-def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Affine map per replica: inputs (R, ..., i), weight (R, o, i), bias (R, o) → (R, ..., o)."""
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+    """Affine map per replica: inputs (R, ..., i), weight (R, o, i), bias (R, o) → (R, ..., o), on top of `plus`."""
     if inputs.dim() > 3:
-        return linear(inputs.flatten(1, -2), weight, bias).unflatten(1, inputs.shape[1:-1])
-    return inputs @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(1), inputs, weight.mT)
+        plus = None if plus is None else plus.flatten(1, -2)
+        return linear(inputs.flatten(1, -2), weight, bias, plus).unflatten(1, inputs.shape[1:-1])
+    if bias is not None:
+        plus = bias.unsqueeze(1) if plus is None else plus + bias.unsqueeze(1)
+    return inputs @ weight.mT if plus is None else torch.baddbmm(plus, inputs, weight.mT)
