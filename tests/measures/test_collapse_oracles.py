@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from grokscape.measures import MEASURES, MeasureWarning, Snapshot, cdnv, collapse_by_class, evaluate, neural_collapse
+from grokscape.measures import (
+    MEASURES,
+    MeasureWarning,
+    Snapshot,
+    cdnv,
+    collapse,
+    collapse_by_class,
+    evaluate,
+    neural_collapse,
+)
 from grokscape.measures import statistics as statistics_module
 
 
@@ -121,6 +130,32 @@ def test_pairs_in_blocks_of_any_size(monkeypatch, table, classes):
     assert max(len(range(classes)[block]) for block in blocks) < classes
     for name, value in neural_collapse(features, labels, weight, bias).items():
         torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("table", [2, 6])
+def test_classes_without_samples_are_left_out_of_the_pairs(monkeypatch, table):
+    features, labels, weight, bias = data(counts=(3, 4, 0, 2, 0, 0, 1, 3, 0, 0), width=4)
+    whole = neural_collapse(features, labels, weight, bias)
+    replicas = torch.stack([features, features * 2]), torch.stack([labels, (labels == 0) * 8 + (labels != 0) * labels])
+    by_class = [collapse.cdnv_by_class(statistics_module.ClassStatistics.of(*replicas, 10))]
+    monkeypatch.setattr(statistics_module, "WHOLE_UP_TO", table)
+    statistics = statistics_module.ClassStatistics.of(features, labels, 10)
+    assert statistics.kept.tolist() == [0, 1, 3, 7]
+    several = statistics_module.ClassStatistics.of(*replicas, 10)
+    assert several.kept.tolist() == [0, 1, 3, 7, 8]  # what takes part in any replica
+    by_class += [collapse.cdnv_by_class(several)]
+    torch.testing.assert_close(*by_class, rtol=1e-12, atol=1e-14)
+    for name, value in neural_collapse(features, labels, weight, bias).items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=1e-14)
+
+
+def test_means_that_coincide_are_named_by_their_own_numbers(monkeypatch):
+    features, labels, *_ = data(counts=(0, 2, 0, 2, 0, 2), width=3)
+    features[labels == 5] = features[labels == 3]
+    statistics = statistics_module.ClassStatistics.of(features, labels, 6)
+    assert collapse.coincident_pair(statistics) == (3, 5)
+    monkeypatch.setattr(statistics_module, "WHOLE_UP_TO", 2)
+    assert collapse.coincident_pair(statistics_module.ClassStatistics.of(features, labels, 6)) == (3, 5)
 
 
 def test_blocks_end_in_one_row_or_in_a_remainder(monkeypatch):

@@ -10,6 +10,7 @@ Shapes: `...` any leading replica axes, N samples, d features, K classes.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,30 +33,32 @@ def _diagonal(statistics: ClassMeans, block: slice) -> Tensor:
     return index[block, None] == index
 
 
-def _sum_over_pairs(statistics: ClassMeans, term: Callable[[slice, Tensor], Tensor]) -> Tensor:
-    """Sum over ordered pairs of `term(block, pairs)` (..., block, K), block by block: (...)."""
+Term = Callable[[ClassMeans, slice, Tensor], Tensor]
+"""What pairs of classes add: of statistics, a block of first classes and which pairs count, (..., block, K)."""
+
+
+def _sum_over_pairs(statistics: ClassMeans, term: Term) -> Tensor:
+    """Sum of a term over ordered pairs of classes that take part, block by block: (...)."""
+    statistics = statistics.taking_part
     total = statistics.means.new_zeros(statistics.number_present.shape)
     for block in statistics.blocks():
         pairs = _pairs(statistics, block)
-        total = total + term(block, pairs).where(pairs, 0).sum((-2, -1))
+        total = total + term(statistics, block, pairs).where(pairs, 0).sum((-2, -1))
     return total
 
 
-def _mean_over_pairs(statistics: ClassMeans, term: Callable[[slice, Tensor], Tensor]) -> Tensor:
+def _mean_over_pairs(statistics: ClassMeans, term: Term) -> Tensor:
     """The same as a mean; NaN where there is no pair."""
     count = statistics.number_present
     return _sum_over_pairs(statistics, term) / (count * (count - 1))
 
 
-def _normalised(statistics: ClassMeans, variances: Tensor) -> Callable[[slice, Tensor], Tensor]:
-    """The term (V_c + V_c')/(2‖μ_c − μ_c'‖²), NaN where two means coincide."""
-
-    def term(block: slice, pairs: Tensor) -> Tensor:
-        distances = statistics.distances_from(block).where(pairs, 1)
-        terms = (variances[..., block, None] + variances[..., None, :]) / (2 * distances)
-        return terms.where(distances > 0, NAN)
-
-    return term
+def _normalised(statistics: ClassMeans, block: slice, pairs: Tensor, *, sums: bool = False) -> Tensor:
+    """The term (V_c + V_c')/(2‖μ_c − μ_c'‖²), NaN where two means coincide; `sums` for V_c as a sum over samples."""
+    variances = statistics.variances * statistics.counts if sums else statistics.variances
+    distances = statistics.distances_from(block).where(pairs, 1)
+    terms = (variances[..., block, None] + variances[..., None, :]) / (2 * distances)
+    return terms.where(distances > 0, NAN)
 
 
 def _mean_over_classes(values: Tensor, present: Tensor) -> Tensor:
@@ -65,11 +68,13 @@ def _mean_over_classes(values: Tensor, present: Tensor) -> Tensor:
 
 def coincident_pair(statistics: ClassMeans) -> tuple[int, int] | None:
     """The first two classes that take part and whose means coincide."""
+    numbers, statistics = statistics.kept, statistics.taking_part
     for block in statistics.blocks():
         same = _pairs(statistics, block) & (statistics.distances_from(block) == 0)
         if same.any():
             first = same.nonzero()[0].tolist()
-            return first[-2] + (block.start or 0), first[-1]
+            pair = first[-2] + (block.start or 0), first[-1]
+            return pair if numbers is None else (int(numbers[pair[0]]), int(numbers[pair[1]]))
     return None
 
 
@@ -80,22 +85,24 @@ def classes(statistics: ClassMeans) -> Tensor:
 
 def cdnv(statistics: ClassMeans) -> Tensor:
     """Class-distance normalised variance: mean over pairs c ≠ c' of (V_c + V_c')/(2‖μ_c − μ_c'‖²)."""
-    return _mean_over_pairs(statistics, _normalised(statistics, statistics.variances))
+    return _mean_over_pairs(statistics, _normalised)
 
 
 def cdnv_by_class(statistics: ClassMeans) -> Tensor:
     """For each class the mean over the others of (V_c + V_c')/(2‖μ_c − μ_c'‖²), (..., K); `cdnv` is their mean."""
-    term = _normalised(statistics, statistics.variances)
-    rows = []
-    for block in statistics.blocks():
-        pairs = _pairs(statistics, block)
-        rows.append(term(block, pairs).where(pairs, 0).sum(-1))
-    return torch.cat(rows, -1) / (statistics.number_present[..., None] - 1)
+    part, rows = statistics.taking_part, []
+    for block in part.blocks():
+        pairs = _pairs(part, block)
+        rows.append(_normalised(part, block, pairs).where(pairs, 0).sum(-1))
+    values = torch.cat(rows, -1) / (statistics.number_present[..., None] - 1)
+    if part is statistics:
+        return values
+    return torch.zeros_like(statistics.variances).index_copy(-1, statistics.kept, values)
 
 
 def cdnv_sum(statistics: ClassMeans) -> Tensor:
     """The same with sums: over ordered pairs, and with V_c a sum over the samples of its class."""
-    total = _sum_over_pairs(statistics, _normalised(statistics, statistics.variances * statistics.counts))
+    total = _sum_over_pairs(statistics, partial(_normalised, sums=True))
     return total.where(statistics.number_present >= 2, NAN)
 
 
@@ -106,7 +113,7 @@ def within_variance(statistics: ClassMeans) -> Tensor:
 
 def between_distance(statistics: ClassMeans) -> Tensor:
     """Denominator of `cdnv` alone: mean over pairs c ≠ c' of ‖μ_c − μ_c'‖²."""
-    return _mean_over_pairs(statistics, lambda block, _: statistics.distances_from(block))
+    return _mean_over_pairs(statistics, lambda part, block, _: part.distances_from(block))
 
 
 def _around_their_mean(statistics: ClassMeans) -> tuple[Tensor, Tensor]:
@@ -208,11 +215,12 @@ def nc2_equinorm_weight(statistics: ClassMeans, weight: Tensor) -> Tensor:
 
 
 def _equiangular(rows: Tensor, statistics: ClassMeans) -> Tensor:
-    norms = torch.linalg.vector_norm(rows, dim=-1).where(statistics.present, 1)
+    part = statistics.taking_part
+    rows = rows if part is statistics else rows[..., statistics.kept, :]
+    norms = torch.linalg.vector_norm(rows, dim=-1).where(part.present, 1)
     unit = rows / norms[..., None]
-    simplex = -1 / (statistics.number_present - 1)
-    simplex = simplex[..., None, None]
-    return _mean_over_pairs(statistics, lambda block, _: (unit[..., block, :] @ unit.mT - simplex).abs())
+    simplex = -1 / (statistics.number_present - 1)[..., None, None]
+    return _mean_over_pairs(part, lambda _, block, pairs: (unit[..., block, :] @ unit.mT - simplex).abs())
 
 
 def nc2_equiangular(statistics: ClassMeans) -> Tensor:
@@ -227,6 +235,7 @@ def nc2_equiangular_weight(statistics: ClassMeans, weight: Tensor) -> Tensor:
 
 def nc2_etf(statistics: ClassMeans) -> Tensor:
     """‖G/‖G‖_F − (I − 11ᵀ/K)/√(K−1)‖_F, G the Gram matrix of the centred means: 0 at a simplex, at most 2."""
+    statistics = statistics.taking_part
     means = statistics.centred_means
     size = torch.linalg.matrix_norm(means.mT @ means)[..., None, None]
     present = statistics.present.to(means.dtype)
@@ -259,5 +268,5 @@ def nc4(statistics: ClassMeans, prediction: Tensor) -> Tensor:
 
 def ildr(statistics: ClassMeans) -> Tensor:
     """Mean distance between class means over mean distance of samples to their class mean; meant for held-out data."""
-    between = _mean_over_pairs(statistics, lambda block, pairs: statistics.distances_from(block).where(pairs, 1).sqrt())
+    between = _mean_over_pairs(statistics, lambda part, block, pairs: part.distances_from(block).where(pairs, 1).sqrt())
     return between / statistics.mean_deviation()

@@ -67,6 +67,21 @@ class ClassMeans:
         """‖μ_c − μ_c'‖² for every pair, (..., K, K)."""
         return squared_distances(self.means)
 
+    @cached_property
+    def kept(self) -> Tensor | None:
+        """Classes that take part in some replica, int64 (K',), where leaving out the others saves work; else None."""
+        if self.means.shape[-2] <= WHOLE_UP_TO:
+            return None
+        return self.present.reshape(-1, self.present.shape[-1]).any(0).nonzero().squeeze(-1)
+
+    @cached_property
+    def taking_part(self) -> "ClassMeans":
+        """The same over the classes in `kept` alone: all that a sum over pairs of classes depends on."""
+        if self.kept is None:
+            return self
+        counts, present, variances = (x[..., self.kept] for x in (self.counts, self.present, self.variances))
+        return ClassMeans(counts, present, self.means[..., self.kept, :], variances, self.offset, self.weighting)
+
     def blocks(self) -> list[slice]:
         """Rows of the table of pairs of classes that are worked on at once."""
         classes = self.means.shape[-2]
