@@ -1,12 +1,14 @@
 """What training all replicas at once gains, and what measuring costs.
 
     python benchmarks/engine.py [--threads 2] [--cpu-time] [--replicas 32] [--rounds 7] [--shares quickstart …]
+    python benchmarks/engine.py --device cuda --network transformer --replicas 64 [--out engine_gpu.json]
 
-1. One batched run of R quadratic MLPs (x + y mod 31, width 128, full batch, AdamW) against R runs in a row: steps of
-   the engine with R replicas and of the engine with one, taking turns in one process; the ratio is R times a step of
-   the one over a step of the other.
+1. One batched run of R networks against R runs in a row: steps of the engine with R replicas and of the engine with
+   one, taking turns in one process; the ratio is R times a step of the one over a step of the other. With `--network
+   quadratic`, the baseline of `quickstart` (x + y mod 31, width 128, full batch, AdamW); with `--network transformer`,
+   the first arm of `grok-transformer` (2 layers, x + y mod 97, batches of 512).
 2. The same for whole runs of 300 steps, measuring and writing included: one run of R replicas against R runs in a row,
-   of which three are made.
+   of which three are made. Quadratic networks only.
 3. For each preset named by --shares: the whole study is trained, and the share of its time that went into measuring is
    read from the run folder's status.json. Minutes each.
 
@@ -36,26 +38,24 @@ RESULT = Path(__file__).parent / "results" / "engine.json"
 STEPS = 20
 
 
-def study(replicas: int, **changes: Any) -> StudySpec:
-    """The baseline of `quickstart` alone, with so many seeds."""
-    spec = preset("quickstart").model_dump()
+PRESETS = {"quadratic": "quickstart", "transformer": "grok-transformer"}
+
+
+def study(network: str, replicas: int, **changes: Any) -> StudySpec:
+    """The first arm of the network's preset alone, with so many seeds."""
+    spec = preset(PRESETS[network]).model_dump()
     return StudySpec.model_validate({**spec, "arms": spec["arms"][:1], "seeds": replicas, **changes})
 
 
-def quadratic(replicas: int) -> Engine:
-    """The engine of that study."""
-    return Engine(plan(study(replicas)))
-
-
-def whole_runs(replicas: int, clock: Callable[[], float]) -> dict[str, float]:
+def whole_runs(replicas: int, clock: Callable[[], float], device: str) -> dict[str, float]:
     """Seconds of one run of R replicas and of one run of one, measuring and writing included, and the ratio."""
 
     def seconds(count: int) -> float:
         with tempfile.TemporaryDirectory() as place:
-            spec = study(count, steps=300)
+            spec = study("quadratic", count, steps=300)
             folder = RunFolder.create(Path(place) / "run", spec.model_dump(mode="json"))
             began = clock()
-            train(spec, folder)
+            train(spec, folder, device=device)
             return clock() - began
 
     together, alone = seconds(replicas), statistics.median(seconds(1) for _ in range(3))
@@ -69,16 +69,22 @@ def whole_runs(replicas: int, clock: Callable[[], float]) -> dict[str, float]:
 
 def steps(engine: Engine, clock: Callable[[], float], first: int) -> float:
     """Seconds a step, over `STEPS` steps."""
-    began = clock()
+
+    def finished() -> float:
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize(engine.device)
+        return clock()
+
+    began = finished()
     with torch.no_grad():
         for step in range(first, first + STEPS):
             engine.step(step)
-    return (clock() - began) / STEPS
+    return (finished() - began) / STEPS
 
 
-def batching(replicas: int, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
+def batching(network: str, replicas: int, rounds: int, clock: Callable[[], float], device: str) -> dict[str, Any]:
     """Milliseconds a step with R replicas and with one, and how many times as fast the former trains them."""
-    together, alone = quadratic(replicas), quadratic(1)
+    together, alone = (Engine(plan(study(network, count), device)) for count in (replicas, 1))
     times: dict[str, list[float]] = {"together": [], "alone": []}
     for turn in range(rounds + 1):  # the first warms up
         for name, engine in (("together", together), ("alone", alone)):
@@ -87,6 +93,7 @@ def batching(replicas: int, rounds: int, clock: Callable[[], float]) -> dict[str
     pairs = zip(times["alone"][1:], times["together"][1:], strict=True)
     ratios = [replicas * one / many for one, many in pairs]
     return {
+        "network": network,
         "replicas": replicas,
         "ms_per_step_together": round(1e3 * middle["together"], 3),
         "ms_per_step_alone": round(1e3 * middle["alone"], 3),
@@ -107,13 +114,14 @@ def share(name: str) -> dict[str, float]:
     return {"seconds": seconds, "seconds_measuring": measuring, "share_of_measuring": round(measuring / seconds, 4)}
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
     """What the numbers were measured on."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return {
         "processor": model,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -126,6 +134,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--network", choices=PRESETS, default="quadratic")
     parser.add_argument("--replicas", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--shares", nargs="*", default=[])
@@ -136,11 +146,12 @@ def main() -> None:
     clock = time.process_time if options.cpu_time else time.perf_counter
     before = json.loads(options.out.read_text()) if options.out.exists() else {}
     result = {
-        "machine": machine() | {"clock": "CPU time of the process" if options.cpu_time else "wall clock"},
-        "batching": batching(options.replicas, options.rounds, clock),
-        "whole runs": whole_runs(options.replicas, clock),
+        "machine": machine(options.device) | {"clock": "CPU time of the process" if options.cpu_time else "wall clock"},
+        "batching": batching(options.network, options.replicas, options.rounds, clock, options.device),
         "measuring": before.get("measuring", {}) | {name: share(name) for name in options.shares},
     }
+    if options.network == "quadratic":
+        result["whole runs"] = whole_runs(options.replicas, clock, options.device)
     print(json.dumps(result, indent=1))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")

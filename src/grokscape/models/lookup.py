@@ -29,6 +29,11 @@ class _RowSum(torch.autograd.Function):
         return _RowSum.apply(grads[0].contiguous(), ctx.lookup.reversed), None
 
 
+def _starts(by_row: Tensor, number_of_rows: int) -> Tensor:
+    """Where each row begins in a sorted list of rows, (number_of_rows,)."""
+    return torch.searchsorted(by_row, torch.arange(number_of_rows, device=by_row.device))
+
+
 @dataclass(frozen=True)
 class Lookup:
     """For each replica and sample, which rows of a table (R, M, F) are added up.
@@ -52,9 +57,9 @@ class Lookup:
         first = torch.arange(replicas, device=rows.device).view(-1, 1, 1) * number_of_rows
         indices = (rows + first).flatten()
         offsets = torch.arange(0, indices.numel(), length, device=rows.device)
-        counts = torch.bincount(indices, minlength=replicas * number_of_rows)
-        back_indices = torch.div(torch.argsort(indices, stable=True), length, rounding_mode="floor")
-        return cls((replicas, samples), indices, offsets, back_indices, counts.cumsum(0) - counts)
+        by_row, turned = torch.sort(indices, stable=True)
+        back_indices = turned.div(length, rounding_mode="floor")
+        return cls((replicas, samples), indices, offsets, back_indices, _starts(by_row, replicas * number_of_rows))
 
     def __call__(self, table: Tensor) -> Tensor:
         """Row sums of a table (R, M, F), as (R, N, F)."""
@@ -144,7 +149,7 @@ class Pairs:
         by_row, turned = torch.sort(flat, stable=True)
         turned_back = torch.empty_like(turned).scatter_(0, turned, torch.arange(total, device=device))
         bag_of = turned.div(length, rounding_mode="floor")
-        starts = torch.searchsorted(by_row, torch.arange(replicas * number_of_rows, device=device))
+        starts = _starts(by_row, replicas * number_of_rows)
         head = torch.arange(heads, device=device).unsqueeze(1)
 
         def every(items: Tensor) -> Tensor:
