@@ -56,13 +56,13 @@ class AdamW(_Optimizer):
 
     def update_(self, flat: Tensor, grad: Tensor, slots: Mapping[str, Tensor], lr: Tensor, wd: Tensor, t: int) -> None:
         """One step in place; `lr` and `wd` are (R, 1), `t` counts from 1."""
-        mean, square = slots["exp_avg"], slots["exp_avg_sq"]
-        beta1, beta2 = self.betas
-        flat.mul_(1 - lr * wd)
-        mean.lerp_(grad, 1 - beta1)
-        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        denominator = square.sqrt().div_(math.sqrt(1 - beta2**t)).add_(self.eps)
-        flat.sub_((mean / denominator).mul_(lr / (1 - beta1**t)))
+        direction = torch.zeros_like(flat)
+        torch._fused_adamw_(  # the kernel of torch.optim knows one rate for all replicas: take its direction alone
+            [direction], [grad], [slots["exp_avg"]], [slots["exp_avg_sq"]], [],
+            [torch.tensor(float(t), device=flat.device)], lr=1.0, beta1=self.betas[0], beta2=self.betas[1],
+            weight_decay=0.0, eps=self.eps, amsgrad=False, maximize=False,
+        )
+        flat.mul_(1 - lr * wd).addcmul_(direction, lr)
 
 
 class SGD(_Optimizer):
