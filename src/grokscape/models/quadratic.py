@@ -1,6 +1,6 @@
 """The quadratic network: the smallest one that groks, in seconds."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,6 +34,22 @@ class QuadraticMLP(BaseModel):
         return QuadraticNetwork(input_spec, num_classes, self.width, std)
 
 
+class _Square(torch.autograd.Function):
+    """x² with 2·x·grad in one pass over memory, where that of `square` or `x * x` takes three."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """x²."""
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """2·x·grad."""
+        (x,) = ctx.saved_tensors
+        return torch.addcmul(x.new_zeros(()), x, grads[0], value=2)
+
+
 class QuadraticNetwork(SpecifiedNetwork):
     """Parameters "first.weight" (L·vocabulary or D, width) and "head.weight" (K, width)."""
 
@@ -59,4 +75,4 @@ class QuadraticNetwork(SpecifiedNetwork):
             hidden = self._lookups(inputs)(first)
         else:
             hidden = linear(inputs.flatten(2).to(first.dtype), first.mT)
-        return hidden * hidden  # the backward pass of square() copies its input first
+        return _Square.apply(hidden)
