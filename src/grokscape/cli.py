@@ -391,7 +391,3 @@ def _explain(error: Exception) -> int:
     if os.environ.get("GROKSCAPE_DEBUG") or not isinstance(error, RunFolderError | ValueError | OSError):
         traceback.print_exception(error)
     return 1
-
-
-if __name__ == "__main__":
-    main()

@@ -53,7 +53,7 @@ def process():
 
     def start(*arguments, **options):
         environment = {**os.environ, "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-        command = [sys.executable, "-m", "grokscape.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "grokscape", *map(str, arguments)]
         pipe = subprocess.PIPE
         child = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, **options)
         started.append(child)
