@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test slow lint docs bench clean
+.PHONY: demo test slow lint docs clean
 
 demo: $(VENV)/demo
 	$(VENV)/bin/grokscape run quickstart --out runs/quickstart --reuse
@@ -36,5 +36,5 @@ clean:
 
 docs: $(VENV)/bin/python
 	$(PIP) -e '.[docs]'
-	$(VENV)/bin/sphinx-build -q -b html docs docs/_build/html
+	$(VENV)/bin/sphinx-build -q -W -b html docs docs/_build/html
 	@echo docs/_build/html/index.html

@@ -49,7 +49,7 @@ def relative_flatness(
             (with logits) and "squared_error" (both a mean over outputs, as in torch), or any function
             (logits, targets) → one twice differentiable loss per sample (..., N).
         bias: the head's bias (..., K); used only when logits are not given.
-        targets: for a loss that is a function, (..., N, *); class indices (..., N) for reduction="class".
+        targets: for a loss that is a function, (..., N, and more); class indices (..., N) for reduction="class".
         mask: which samples count, bool (..., N).
         reduction: "mean" gives κ (...); "sample" the summands (..., N), 0 where masked; "class" their mean over the
             samples of each class (..., K), NaN for classes without samples.

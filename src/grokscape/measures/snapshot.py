@@ -30,7 +30,7 @@ class Snapshot:
         labels: class indices, int64, (..., N).
         weight: the head's weight, (..., K, d).
         bias: the head's bias, (..., K), or None.
-        parameters: every parameter of the network by name, (..., *shape); needed by measures of the whole network.
+        parameters: every parameter of the network, name → (..., its shape); needed by measures of the whole network.
     """
 
     features: Tensor

@@ -15,13 +15,19 @@ class Described(Protocol):
     """What a split needs to know of its task."""
 
     @property
-    def input_spec(self) -> InputSpec: ...
+    def input_spec(self) -> InputSpec:
+        """Shape and kind of one input."""
+        ...
 
     @property
-    def num_classes(self) -> int: ...
+    def num_classes(self) -> int:
+        """K."""
+        ...
 
     @property
-    def random_labels(self) -> bool: ...
+    def random_labels(self) -> bool:
+        """Whether labels are drawn at random, the control that cannot generalise."""
+        ...
 
 
 def split_by_fraction(inputs: Tensor, labels: Tensor, fraction: float, seed: int, task: Described) -> Split:
