@@ -127,6 +127,40 @@ def test_shared_states_change_nothing():
     torch.testing.assert_close(network.features(stacked, tokens.clone()), shared, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("length", [2, 9])
+def test_bfloat16_products_stay_near(length):
+    network = Transformer(width=16, start=True).build(InputSpec("tokens", (length,), vocabulary=VOCABULARY), CLASSES)
+    one = network.init(torch.Generator().manual_seed(0))
+    stacked = {name: value.unsqueeze(0).requires_grad_() for name, value in one.items()}
+    tokens = torch.randint(VOCABULARY, (1, 20, length), generator=torch.Generator().manual_seed(1))
+
+    def gradient():
+        logits = network.logits(stacked, tokens)
+        return torch.autograd.grad(logits.float().square().mean(), stacked["layers.0.qkv.weight"])[0]
+
+    exact = gradient()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = gradient()
+    assert not torch.equal(rounded, exact)
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated")  # the compiler's own doing
+@pytest.mark.parametrize("length", [2, 9])
+def test_the_compiler_sees_all_of_it(length):
+    network = Transformer(width=16).build(InputSpec("tokens", (length,), vocabulary=VOCABULARY), CLASSES)
+    one = network.init(torch.Generator().manual_seed(0), torch.float64)
+    stacked = {name: value.unsqueeze(0).requires_grad_() for name, value in one.items()}
+    tokens = torch.randint(VOCABULARY, (1, 20, length), generator=torch.Generator().manual_seed(1))
+    torch._dynamo.reset()
+    compiled = torch.compile(network.features, backend="aot_eager", fullgraph=True)
+
+    def gradient(features):
+        return torch.autograd.grad(features(stacked, tokens).square().sum(), stacked["layers.0.qkv.weight"])[0]
+
+    torch.testing.assert_close(gradient(compiled), gradient(network.features), rtol=1e-10, atol=1e-12)
+
+
 def test_inputs_written_to_are_looked_up_anew():
     network = Transformer(width=16).build(InputSpec("tokens", (2,), vocabulary=VOCABULARY), CLASSES)
     stacked = {name: value.unsqueeze(0) for name, value in network.init(torch.Generator().manual_seed(0)).items()}
