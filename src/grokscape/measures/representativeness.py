@@ -20,6 +20,7 @@ robustness under cross-entropy is never negative. All of it is in float64: the d
 Shapes: `...` any leading replica axes, N samples, d features, K classes.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,8 @@ from grokscape.measures import checks
 from grokscape.measures.softmax import Softmax
 from grokscape.numerics import Estimate, full_precision
 
+_BLOCK = 2**17
+"""Logits worked on at once: what a processor's cache holds, since every sample takes a dozen passes over them."""
 Kernel = Literal["sphere", "gaussian"]
 RADIUS = 0.02
 """δ of the paper's Appendix D."""
@@ -68,15 +71,22 @@ def smoothing_excess(
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     weight, logits = weight.double(), logits.double()
     sizes = radius * torch.linalg.vector_norm(features.double(), dim=-1, keepdim=True)
-    base = Softmax.of(logits).cross_entropy(labels)
+    pieces = logits.split(max(1, _BLOCK * logits.shape[-2] // logits.numel()), -2)
+    starts = [0, *itertools.accumulate(piece.shape[-2] for piece in pieces)]
+    blocks = [slice(*ends) for ends in itertools.pairwise(starts)]
+    base = [Softmax.of(piece).cross_entropy(labels[..., rows]) for piece, rows in zip(pieces, blocks, strict=True)]
     values = []
     for _ in range(probes):
         noise = torch.randn(features.shape[-2:], generator=generator, dtype=torch.float64, device=generator.device)
         if kernel == "sphere":
             noise = noise / torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
-        shift = (sizes * noise.to(features.device)) @ weight.mT
-        both = [Softmax.of(logits + sign * shift).cross_entropy(labels) for sign in (1, -1)]
-        values.append((both[0] - base) / 2 + (both[1] - base) / 2)
+        noise = noise.to(features.device)
+        excess = []
+        for piece, rows, before in zip(pieces, blocks, base, strict=True):
+            shift = (sizes[..., rows, :] * noise[rows]) @ weight.mT
+            both = [Softmax.of(piece + sign * shift).cross_entropy(labels[..., rows]) for sign in (1, -1)]
+            excess.append((both[0] - before) / 2 + (both[1] - before) / 2)
+        values.append(torch.cat(excess, -1))
     return torch.stack(values)
 
 

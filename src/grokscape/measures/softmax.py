@@ -7,6 +7,7 @@ Shapes: `...` any leading replica axes, N samples, K classes.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,17 +19,15 @@ class Softmax:
 
     Attributes:
         top: index r of the likeliest class, int64 (..., N).
-        rest: p_c for c ≠ r and 0 at r, (..., N, K).
-        rest_mass: 1 − p_r = Σ_{c≠r} p_c, (..., N).
-        log_normaliser: log Σ_c exp(z_c − z_r) ≥ 0, (..., N).
         gaps: z_c − z_r ≤ 0, divided by τ, (..., N, K).
+        odds: p_c / p_r for c ≠ r and 0 at r, (..., N, K).
+        odds_sum: Σ_{c≠r} p_c / p_r, (..., N).
     """
 
     top: Tensor
-    rest: Tensor
-    rest_mass: Tensor
-    log_normaliser: Tensor
     gaps: Tensor
+    odds: Tensor
+    odds_sum: Tensor
 
     @classmethod
     def of(cls, logits: Tensor, temperature: float = 1.0) -> "Softmax":
@@ -38,14 +37,22 @@ class Softmax:
         top = logits.argmax(-1, keepdim=True)
         gaps = logits - logits.gather(-1, top)
         odds = gaps.exp().scatter(-1, top, 0.0)
-        odds_sum = odds.sum(-1)
-        return cls(
-            top=top.squeeze(-1),
-            rest=odds / (1 + odds_sum)[..., None],
-            rest_mass=odds_sum / (1 + odds_sum),
-            log_normaliser=torch.log1p(odds_sum),
-            gaps=gaps,
-        )
+        return cls(top.squeeze(-1), gaps, odds, odds.sum(-1))
+
+    @cached_property
+    def rest(self) -> Tensor:
+        """p_c for c ≠ r and 0 at r, (..., N, K)."""
+        return self.odds / (1 + self.odds_sum)[..., None]
+
+    @cached_property
+    def rest_mass(self) -> Tensor:
+        """1 − p_r = Σ_{c≠r} p_c, (..., N)."""
+        return self.odds_sum / (1 + self.odds_sum)
+
+    @cached_property
+    def log_normaliser(self) -> Tensor:
+        """log Σ_c exp(z_c − z_r) ≥ 0, (..., N)."""
+        return torch.log1p(self.odds_sum)
 
     def at(self, temperature: float) -> "Softmax":
         """The same logits at another temperature τ."""
