@@ -19,9 +19,9 @@ class _RowSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, lookup: "Lookup") -> Tensor:
-        """Gather and add."""
+        """Gather and add; detached, the kernel keeps nothing for a backward pass of its own."""
         ctx.lookup = lookup
-        return F.embedding_bag(lookup.indices, table, lookup.offsets, mode="sum")
+        return F.embedding_bag(lookup.indices, table.detach(), lookup.offsets, mode="sum")
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -95,8 +95,8 @@ class _WeightedSum(torch.autograd.Function):
         """Gather, scale and add."""
         ctx.save_for_backward(weights, table)
         ctx.orders = there, back
-        flat = table.view(-1, table.shape[-1])
-        sums = F.embedding_bag(there.rows, flat, there.offsets, mode="sum", per_sample_weights=weights.view(-1))
+        flat, scale = table.detach().view(-1, table.shape[-1]), weights.detach().view(-1)
+        sums = F.embedding_bag(there.rows, flat, there.offsets, mode="sum", per_sample_weights=scale)
         return sums.view(len(weights), -1, table.shape[-1]).transpose(0, 1).contiguous()
 
     @staticmethod
