@@ -205,6 +205,7 @@ def _train(
         live = launcher == "inline"
 
         def tell(measured: Progress) -> None:
+            """Pass progress on to the display and the trackers."""
             if progress is not None:
                 progress(measured)
             if live:

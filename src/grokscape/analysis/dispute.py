@@ -59,6 +59,7 @@ def _first(findings: Findings, *columns: str) -> Finding | None:
 
 def _at(expected: str, *columns: str) -> Callable[[Findings], tuple[str, str]]:
     def judge(findings: Findings) -> tuple[str, str]:
+        """Whether the measure leads generalisation or trails it, held against what is expected."""
         side, why = _side(_first(findings, *columns))
         return ("undecided" if side == "unknown" else "agrees" if side == expected else "disagrees"), why
     return judge
@@ -66,6 +67,7 @@ def _at(expected: str, *columns: str) -> Callable[[Findings], tuple[str, str]]:
 
 def _need(property_name: str, expected: str, opposite: tuple[str, ...]) -> Callable[[Findings], tuple[str, str]]:
     def judge(findings: Findings) -> tuple[str, str]:
+        """The verdict on the property's necessity, held against what is expected."""
         found = findings.get(f"necessity/{property_name}")
         if found is None:
             return "undecided", "not manipulated"
@@ -76,6 +78,7 @@ def _need(property_name: str, expected: str, opposite: tuple[str, ...]) -> Calla
 
 def _leads(*columns: str) -> Callable[[Findings], tuple[str, str]]:
     def judge(findings: Findings) -> tuple[str, str]:
+        """Whether the measure moves before test accuracy does."""
         found = _first(findings, *columns)
         if found is None or found.verdict in ("no clear order", "does not move"):
             return "undecided", "not measured" if found is None else str(found.verdict)

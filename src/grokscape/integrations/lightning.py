@@ -73,6 +73,7 @@ class InterventionCallback(Callback):
 
         @functools.wraps(own)
         def training_step(batch: Any, *arguments: Any, **keywords: Any) -> Any:
+            """The module's own step, with the penalty added to its loss."""
             return self._training_step(own, trainer, pl_module, batch, *arguments, **keywords)
 
         pl_module.__dict__["training_step"] = training_step

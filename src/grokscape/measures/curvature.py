@@ -39,6 +39,7 @@ def hessian_trace(
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
 
     def estimate(operator: Any, samples: int, like: Tensor) -> Estimate:
+        """Hutchinson's estimate of the trace per sample."""
         values = []
         for _ in range(probes):
             signs = rademacher(operator.shape[0], generator=generator, like=like)
@@ -64,6 +65,7 @@ def hessian_eigenvalues(model: nn.Module, data: Any, number: int = 1, *, batch_s
     """
 
     def largest(operator: Any, samples: int, like: Tensor) -> list[float]:
+        """The largest eigenvalues per sample, by Lanczos."""
         import numpy
         from scipy.sparse.linalg import eigsh
 
@@ -118,6 +120,7 @@ class _Rows(nn.Module):
         self.model = model
 
     def forward(self, inputs: Any) -> Tensor:
+        """Logits of the positions that carry a label, one row each."""
         batch: Batch = inputs["batch"]
         return rows_with_labels(self.model, batch.labels, forward(self.model, batch))
 
@@ -191,4 +194,5 @@ class _Moved(nn.Module):
         self._values = parameters
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        """The model at the given parameters."""
         return torch.func.functional_call(self._model[0], self._values, arguments, keywords)

@@ -74,6 +74,7 @@ def relative_flatness(
     features, weight = widen(features), widen(weight)
 
     def part(features: Tensor, logits: Tensor | None, targets: Tensor | None) -> Tensor:
+        """κ of every sample of a chunk."""
         logits = _logits(features, weight, bias) if logits is None else widen(logits)
         return flatness.squared_norms(features) * curvature(loss, weight, logits, targets)
 
@@ -123,6 +124,7 @@ def relative_flatness_bound(
     features, weight = widen(features), widen(weight)
 
     def part(features: Tensor, logits: Tensor | None, _: Tensor | None) -> Tensor:
+        """‖φ_i‖² (1 − ‖p_i‖²) of every sample of a chunk."""
         logits = _logits(features, weight, bias) if logits is None else widen(logits)
         return flatness.squared_norms(features) * Softmax.of(logits, temperature).impurity()
 

@@ -101,6 +101,7 @@ class _Plan:
     generator: torch.Generator
 
     def is_exact(self, layer: _Layer) -> bool:
+        """Whether a layer is computed exactly: as asked for, or where that costs no more than the probes."""
         return self.exact if self.exact is not None else layer.exact_cost() <= self.probes
 
 
@@ -217,7 +218,10 @@ def _watched(layers: Sequence[_Layer]) -> Iterator[None]:
     """
 
     def hook(layer: _Layer) -> Callable[..., Tensor | None]:
+        """What notes inputs and outputs of one layer."""
+
         def note(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
+            """Note this call, and hand on a copy of its output."""
             layer.calls += 1
             if not isinstance(output, Tensor) or not inputs or not isinstance(inputs[0], Tensor):
                 return None

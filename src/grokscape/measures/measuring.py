@@ -195,6 +195,7 @@ class _Impurity:
     values: Tensor
 
     def impurity(self) -> Tensor:
+        """1 − ‖p_i‖² of every sample."""
         return self.values
 
 
@@ -210,6 +211,7 @@ class _Seen:
 
     @property
     def number(self) -> int:
+        """How many samples there were."""
         return len(self.samples["labels"])
 
     def again(self) -> Iterator[Looked]:

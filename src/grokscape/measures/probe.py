@@ -65,6 +65,7 @@ class Probe:
 
     @transform.setter
     def transform(self, transform: Transform | None) -> None:
+        """Take effect at once, also while the probe watches."""
         self._transform = transform
         if "_probe_transform" in self.head.module.__dict__:
             self.head.module.__dict__["_probe_transform"] = transform
@@ -106,6 +107,7 @@ class Probe:
             return
 
         def call(*inputs: Any, **keywords: Any) -> Any:  # hooks would become a part of the compiled code
+            """The compiled forward pass, with its output kept."""
             self._forget()
             self._output = compiled(*inputs, **keywords)
             return self._output
@@ -137,6 +139,7 @@ class Probe:
         module.__dict__["_probe_transform"] = self.transform
 
         def restore() -> None:
+            """Give the module its own class back."""
             module.__class__ = own
             module.__dict__.pop("_probe_seen", None)
             module.__dict__.pop("_probe_transform", None)
@@ -257,7 +260,10 @@ def _recording(own: type) -> type:
     """A subclass that keeps what passes through; compiled code notices the class and is compiled for it."""
 
     class Recording(own):  # type: ignore[misc, valid-type]
+        """The head's class, keeping what passes through."""
+
         def forward(self, features: Tensor, *args: Any, **keywords: Any) -> Tensor:
+            """Transform the features, apply the head, keep both ends."""
             if self._probe_transform is not None:
                 features = self._probe_transform(features)
             output = super().forward(features, *args, **keywords)

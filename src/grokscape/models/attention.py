@@ -114,6 +114,7 @@ class Gathered:
         of_kept = F.pad(torch.cat([pair, pair], 1).repeat_interleave(2, 0), (first, 0, first, 0))
 
         def around(tail: Tensor) -> Tensor:
+            """The rows around each query, (R, M, S): those of the kept rows, then those of the samples."""
             of_samples = torch.cat([begin, head, tail], 2).repeat_interleave(2, 1)
             return torch.cat([of_kept.expand(replicas, -1, -1), of_samples], 1)
 

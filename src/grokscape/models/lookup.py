@@ -153,6 +153,7 @@ class Pairs:
         head = torch.arange(heads, device=device).unsqueeze(1)
 
         def every(items: Tensor) -> Tensor:
+            """Items numbered once per head, (H·n,)."""
             return (items * heads + head).flatten()
 
         of_bag = every(torch.arange(replicas * bags, device=device)).repeat_interleave(length)

@@ -87,11 +87,13 @@ def _specs(config: Transformer, input_spec: InputSpec, num_classes: int) -> dict
     }
 
     def affine(name: str, outputs: int, inputs: int) -> None:
+        """A linear map's weight, and its bias if the network has them."""
         specs[f"{name}.weight"] = ParameterSpec((outputs, inputs), "uniform", scale * inputs**-0.5)
         if config.bias:
             specs[f"{name}.bias"] = ParameterSpec((outputs,), "constant", 0.0)
 
     def norm(name: str) -> None:
+        """A layer norm's weight, and its bias if the network has them."""
         specs[f"{name}.weight"] = ParameterSpec((width,), "constant", 1.0)
         if config.bias:
             specs[f"{name}.bias"] = ParameterSpec((width,), "constant", 0.0)

@@ -62,6 +62,7 @@ class _Grid:
 
     @classmethod
     def of(cls, plate: Plate, width: int) -> "_Grid":
+        """Where the panels of a plate lie at a given width."""
         n, rows = plate.columns, -(-len(plate.panels) // plate.columns)
         labels = [max(_label_width(p.y, width) for p in plate.panels[c::n]) for c in range(n)]
         free = width - sum(labels) - 18 - 24 * (n - 1)

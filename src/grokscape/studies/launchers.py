@@ -254,6 +254,7 @@ class _Sharded:
         self._shown: Progress | None = None
 
     def execute(self) -> None:
+        """Train every shard, show how far they are, and put the parts together."""
         self._stop_file.unlink(missing_ok=True)
         try:
             with stop_requests() as stop, ThreadPoolExecutor(self._workers, thread_name_prefix="shard") as pool:

@@ -104,6 +104,7 @@ def _asked_to_stop(path: Path, other: Callable[[], bool]) -> Callable[[], bool]:
     next_look = 0.0
 
     def asked() -> bool:
+        """Whether to stop; the file is looked for once in a while only."""
         nonlocal next_look
         if other():
             return True

@@ -15,6 +15,7 @@ def main() -> None:
     orphaned = threading.Event()
 
     def watch() -> None:
+        """Wait until the parent's end of the pipe is gone."""
         sys.stdin.buffer.read()
         orphaned.set()
 

@@ -46,6 +46,7 @@ class Batches:
         self._transforms = [split.transform for split in kept]
 
         def stack(name: str) -> Tensor:
+            """One tensor of all splits, on the device."""
             tensor = torch.stack([getattr(split, name) for split in kept])
             return tensor.to(device, dtype if tensor.is_floating_point() else None)
 

@@ -97,6 +97,7 @@ class Engine:
         flat = torch.stack([rows[r.init_seed] for r in plan.replicas]).to(self.device)
 
         def full(value: float | bool, dtype: torch.dtype, *shape: int) -> Tensor:
+            """One value for every replica."""
             return torch.full((count, *shape), value, dtype=dtype, device=self.device)
 
         return State(

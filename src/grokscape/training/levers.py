@@ -79,6 +79,7 @@ class StackedPenalty:
         self._schedule = _Schedule(penalties, like)
 
         def stack(values: list[float]) -> Tensor:
+            """One number a replica, as a tensor."""
             return torch.tensor(values, dtype=like.dtype, device=like.device)
 
         self._strength = stack([p.strength if isinstance(p, Clamp) else p.signed_strength for p in penalties])

@@ -142,6 +142,7 @@ class Rates:
         self, optimizers: Sequence[AdamW | SGD], unplugs: Sequence[Unplug | None], steps: int, like: Tensor
     ) -> None:
         def column(values: Sequence[float]) -> Tensor:
+            """One number a replica, (R, 1)."""
             return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
         both = list(zip(optimizers, unplugs, strict=True))

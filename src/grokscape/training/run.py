@@ -69,6 +69,7 @@ class _Recorder:
         self._rows: dict[str, list[Any]] = {}
 
     def add(self, step: int, replicas: Sequence[int], values: dict[str, list[float]]) -> None:
+        """Keep one measurement of some replicas."""
         for index in replicas:
             replica = self._plan.replicas[index]
             keys = {"replica": index, "arm": replica.arm, "seed": replica.seed, "init_seed": replica.init_seed}
@@ -78,6 +79,7 @@ class _Recorder:
             self._rows.setdefault(name, []).extend(column)
 
     def flush(self) -> None:
+        """Write what has been kept since the last time."""
         if self._rows:
             self._folder.append(self._rows, self._columns)
             self._rows = {}
@@ -96,6 +98,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     before = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, frame: object) -> None:
+        """Wish to stop, and let the next signal act as usual."""
         wish.set()
         for each in numbers:
             signal.signal(each, before[each])
