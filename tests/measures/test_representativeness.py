@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from grokscape.measures import MEASURES, Snapshot, decompose_gap, evaluate, feature_robustness, relative_flatness
+from grokscape.measures import representativeness as module
 
 
 def head(seed=0, samples=200, width=10, classes=5):
@@ -34,6 +35,24 @@ def test_robustness_is_the_rise_of_the_loss_under_noise():
     losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(4000), reduction="none").reshape(4000, 30).mean(1)
     expected = float(losses.mean() - F.cross_entropy(features @ weight.T + bias, labels))
     assert abs(found.value - expected) <= 4 * (found.stderr + float(losses.std()) / 4000**0.5)
+
+
+@pytest.mark.parametrize("block", [1, 35, 1000])
+def test_every_sample_has_its_own_noise_whatever_the_blocks(monkeypatch, block):
+    features, labels, weight, bias = head(samples=23)
+    several = torch.stack([features, 2 * features])
+    arguments = several, torch.stack([weight, weight]), several @ weight.T + bias, torch.stack([labels, labels])
+    generator = torch.Generator().manual_seed(0)  # what the function takes when none is given
+    draws = [torch.randn(23, 10, generator=generator, dtype=torch.float64) for _ in range(2)]
+    expected = []
+    for noise in draws:
+        shift = 0.1 * several.norm(dim=-1, keepdim=True) * noise @ weight.T
+        losses = [F.cross_entropy((arguments[2] + sign * shift).flatten(0, 1), arguments[3].flatten(), reduction="none")
+                  for sign in (0, 1, -1)]
+        expected.append(((losses[1] + losses[2]) / 2 - losses[0]).unflatten(0, (2, 23)))
+    monkeypatch.setattr(module, "_BLOCK", block)
+    found = module.smoothing_excess(*arguments, radius=0.1, probes=2)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-9, atol=1e-13)
 
 
 def test_the_parts_add_up_to_the_gap():
