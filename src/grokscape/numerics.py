@@ -24,7 +24,7 @@ def squared_distances(rows: Tensor, block: slice | None = None) -> Tensor:
     Returns:
         (..., K, K), or (..., block, K); differentiable.
     """
-    wide = rows if rows.device.type == "mps" else rows.to(torch.float64)
+    wide = widest(rows)
     wide = wide - wide.detach().mean(-2, keepdim=True)
     norms = wide.square().sum(-1)
     some, some_norms = (wide, norms) if block is None else (wide[..., block, :], norms[..., block])
@@ -120,6 +120,25 @@ def full_precision() -> Iterator[None]:
             torch.set_float32_matmul_precision("highest")
             stack.callback(torch.set_float32_matmul_precision, before)
         yield
+
+
+WITHOUT_FLOAT64 = {"mps"}
+"""Devices whose widest type is float32: Apple's GPUs."""
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device can hold float64."""
+    return device.type not in WITHOUT_FLOAT64
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """In float64; on the CPU if the tensor's own device has no such type."""
+    return (tensor if has_float64(tensor.device) else tensor.cpu()).double()
+
+
+def widest(tensor: Tensor) -> Tensor:
+    """In the widest type of the tensor's device."""
+    return tensor.double() if has_float64(tensor.device) else tensor.float()
 
 
 def widen(tensor: Tensor) -> Tensor:

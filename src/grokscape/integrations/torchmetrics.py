@@ -13,6 +13,7 @@ from grokscape.measures import MEASURES, relative_flatness
 from grokscape.measures.losses import Loss
 from grokscape.measures.snapshot import Quantities, Snapshot
 from grokscape.measures.streaming import ClassMoments
+from grokscape.numerics import in_float64
 
 
 class RelativeFlatness(Metric):
@@ -55,7 +56,7 @@ class RelativeFlatness(Metric):
         values = relative_flatness(
             features.detach(), weight.detach(), logits.detach(), loss=self.loss, targets=targets, reduction="sample"
         )
-        self.total += values.sum(dtype=torch.float64)
+        self.total += in_float64(values).sum().to(self.total.device)
         self.samples += len(values)
 
     def compute(self) -> Tensor:
@@ -101,7 +102,7 @@ class NeuralCollapse(Metric):
         moments = ClassMoments(self.counts, self.means, self.squares, self.scatter).update(features, labels)
         for name, value in vars(moments).items():
             setattr(self, name, value)
-        norms = torch.linalg.vector_norm(features.double(), dim=-1)
+        norms = torch.linalg.vector_norm(in_float64(features), dim=-1).to(self.norms.device)
         self.norms += norms.sum()
         self.largest = torch.maximum(self.largest, norms.amax()) if len(norms) else self.largest
 

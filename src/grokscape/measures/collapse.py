@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from grokscape.measures.statistics import ClassMeans
-from grokscape.numerics import finite_or_identity
+from grokscape.numerics import finite_or_identity, widest
 
 NAN = float("nan")
 
@@ -173,9 +173,8 @@ def _cut(statistics: ClassMeans, tolerance: float | None) -> float:
 
 
 def _gram(statistics: ClassMeans) -> tuple[Tensor, Tensor]:
-    """Gram matrix of the centred means, in float64, and where it is finite and not zero."""
-    means = statistics.centred_means
-    means = means if means.device.type == "mps" else means.to(torch.float64)
+    """Gram matrix of the centred means, in the widest type, and where it is finite and not zero."""
+    means = widest(statistics.centred_means)
     gram = means @ means.mT if means.shape[-2] <= means.shape[-1] else means.mT @ means
     safe, finite = finite_or_identity(gram)
     return safe, finite & (gram.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from grokscape.measures.batches import Batch, as_batch, batches, differentiable, evaluating, placement
 from grokscape.measures.model_loss import align_labels, forward, rows_with_labels, total_loss
-from grokscape.numerics import Estimate, full_precision, rademacher
+from grokscape.numerics import Estimate, full_precision, in_float64, rademacher
 
 
 @full_precision()
@@ -43,7 +43,7 @@ def hessian_trace(
         values = []
         for _ in range(probes):
             signs = rademacher(operator.shape[0], generator=generator, like=like)
-            values.append((signs.double() @ (operator @ signs).double() / samples).cpu())
+            values.append((in_float64(signs) @ in_float64(operator @ signs) / samples).cpu())
         return Estimate.of(torch.stack(values))
 
     return _with_operator(model, data, batch_size, estimate)

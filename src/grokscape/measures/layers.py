@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from grokscape.measures import model_loss
 from grokscape.measures.batches import as_batch, batches, differentiable, evaluating, placement
 from grokscape.measures.losses import Loss
-from grokscape.numerics import Estimate, full_precision, rademacher
+from grokscape.numerics import Estimate, full_precision, in_float64, rademacher
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -293,9 +293,9 @@ def _exact_directions(layer: _Layer, principal: Tensor) -> Iterator[Tensor]:
 def _weighted(layer: _Layer, products: Tensor) -> Tensor:
     """Sum of the products, for the first route weighted with the samples' squared input norms."""
     if not layer.per_sample or layer.inputs is None:
-        return products.double().sum().cpu()
+        return in_float64(products).sum().cpu()
     norms = torch.linalg.vector_norm(layer.inputs, dim=-1).square()
-    return (products.sum(-1).double() * norms.double()).sum().cpu()
+    return (in_float64(products.sum(-1)) * in_float64(norms)).sum().cpu()
 
 
 def _estimate(layer: _Layer, samples: int, plan: _Plan) -> Estimate:

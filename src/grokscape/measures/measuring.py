@@ -24,7 +24,7 @@ from grokscape.measures.measurement import Measurement
 from grokscape.measures.model_loss import forward
 from grokscape.measures.probe import Probe
 from grokscape.measures.representation import roots_of_eigenvalues
-from grokscape.measures.snapshot import Quantities, Snapshot
+from grokscape.measures.snapshot import Quantities, Snapshot, with_float64
 from grokscape.measures.statistics import ClassMeans, nearer_mean
 from grokscape.measures.streaming import ClassMoments, StreamedStatistics
 from grokscape.measures.table import MEASURES
@@ -135,7 +135,7 @@ class _Source:
             batch = as_batch(raw).to(device, dtype)
             with self.probe:
                 forward(self.model, batch)
-                snapshot = self.probe.snapshot(batch.labels.long())
+                snapshot = with_float64(self.probe.snapshot(batch.labels.long()))
             yield snapshot
             if self.progress is not None:
                 self.progress(f"{self.name}: batch {number}, {len(snapshot.labels)} samples")

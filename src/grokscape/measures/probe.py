@@ -15,6 +15,7 @@ from grokscape.measures.batches import logits_of
 from grokscape.measures.locate import LinearHead, is_linear, linear_layers, locate_head, unwrapped
 from grokscape.measures.model_loss import align
 from grokscape.measures.snapshot import Snapshot
+from grokscape.numerics import in_float64
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -251,7 +252,7 @@ class Probe:
 def _same(first: Tensor, second: Tensor) -> bool:
     """Equal up to the rounding of half precision or of TensorFloat-32."""
     tolerance = max(4 * torch.finfo(first.dtype).eps, 4 * torch.finfo(second.dtype).eps, 2e-3)
-    first, second = first.detach().double(), second.detach().double()
+    first, second = in_float64(first.detach()), in_float64(second.detach())
     return bool((first - second).abs().max() <= tolerance * second.abs().max())
 
 

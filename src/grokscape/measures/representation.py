@@ -10,14 +10,14 @@ from torch import Tensor
 
 from grokscape.measures.softmax import Softmax
 from grokscape.measures.statistics import ClassMeans
-from grokscape.numerics import finite_or_identity
+from grokscape.numerics import finite_or_identity, widest
 
 NAN = float("nan")
 
 
 def spectrum(features: Tensor) -> Tensor:
     """Singular values of the centred features, largest last: (..., N, d) → (..., min(N, d)); NaN where not finite."""
-    wide = features if features.device.type == "mps" else features.double()
+    wide = widest(features)
     centred = wide - wide.mean(-2, keepdim=True)
     gram = centred @ centred.mT if wide.shape[-2] < wide.shape[-1] else centred.mT @ centred
     return roots_of_eigenvalues(gram).to(features.dtype)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from grokscape.measures import checks
 from grokscape.measures.softmax import Softmax
-from grokscape.numerics import Estimate, full_precision
+from grokscape.numerics import Estimate, full_precision, in_float64
 
 _BLOCK = 2**17
 """Logits worked on at once: what a processor's cache holds, since every sample takes a dozen passes over them."""
@@ -69,8 +69,8 @@ def smoothing_excess(
     if kernel not in ("sphere", "gaussian"):
         raise ValueError(f"kernel must be 'sphere' or 'gaussian', got {kernel!r}")
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
-    weight, logits = weight.double(), logits.double()
-    sizes = radius * torch.linalg.vector_norm(features.double(), dim=-1, keepdim=True)
+    features, weight, logits = in_float64(features), in_float64(weight), in_float64(logits)
+    labels, sizes = labels.to(logits.device), radius * torch.linalg.vector_norm(features, dim=-1, keepdim=True)
     pieces = logits.split(max(1, _BLOCK * logits.shape[-2] // logits.numel()), -2)
     starts = [0, *itertools.accumulate(piece.shape[-2] for piece in pieces)]
     blocks = [slice(*ends) for ends in itertools.pairwise(starts)]
@@ -80,7 +80,7 @@ def smoothing_excess(
         noise = torch.randn(features.shape[-2:], generator=generator, dtype=torch.float64, device=generator.device)
         if kernel == "sphere":
             noise = noise / torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
-        noise = noise.to(features.device)
+        noise = noise.to(logits.device)
         excess = []
         for piece, rows, before in zip(pieces, blocks, base, strict=True):
             shift = (sizes[..., rows, :] * noise[rows]) @ weight.mT
@@ -120,7 +120,7 @@ def feature_robustness(
     Source: Petzka et al., NeurIPS 2021, Section 4.
     """
     _check(features, labels, weight, bias, radius)
-    logits = features.double() @ weight.double().mT + (0 if bias is None else bias.double())
+    logits = in_float64(features) @ in_float64(weight).mT + (0 if bias is None else in_float64(bias))
     excess = smoothing_excess(
         features, weight, logits, labels, radius=radius, kernel=kernel, probes=probes, generator=generator
     )
@@ -177,9 +177,9 @@ def decompose_gap(
     robustness = feature_robustness(
         features, labels, weight, bias, radius=radius, kernel=kernel, probes=probes, generator=generator
     )
-    offset = 0 if bias is None else bias.double()
+    wide, offset = in_float64(weight), 0 if bias is None else in_float64(bias)
     losses = [
-        float(Softmax.of(some.double() @ weight.double().mT + offset).cross_entropy(their).mean())
+        float(Softmax.of(in_float64(some) @ wide.mT + offset).cross_entropy(their.to(wide.device)).mean())
         for some, their in ((test_features, test_labels), (features, labels))
     ]
     gap = losses[0] - losses[1]

@@ -17,7 +17,7 @@ from grokscape.measures.representation import spectrum
 from grokscape.measures.representativeness import smoothing_excess
 from grokscape.measures.softmax import Softmax
 from grokscape.measures.statistics import ClassMeans, ClassStatistics
-from grokscape.numerics import full_precision, widen
+from grokscape.numerics import full_precision, has_float64, widen
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,15 @@ class Snapshot:
     def num_classes(self) -> int:
         """K, the number of outputs of the head."""
         return self.logits.shape[-1]
+
+
+def with_float64(snapshot: Snapshot) -> Snapshot:
+    """The snapshot on a device that has float64: itself, or a copy on the CPU."""
+    if has_float64(snapshot.features.device):
+        return snapshot
+    names = ("features", "logits", "labels", "weight", "bias")
+    moved = {name: value.cpu() for name in names if (value := getattr(snapshot, name)) is not None}
+    return replace(snapshot, **moved, parameters={name: value.cpu() for name, value in snapshot.parameters.items()})
 
 
 def _widened(snapshot: Snapshot) -> Snapshot:

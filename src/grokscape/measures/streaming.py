@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grokscape.measures.checks import check_floating, check_labels
 from grokscape.measures.statistics import ClassMeans
-from grokscape.numerics import full_precision, select_rows, sum_by_class
+from grokscape.numerics import full_precision, has_float64, select_rows, sum_by_class
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ClassMoments:
     def empty(cls, num_classes: int, num_features: int, device: torch.device | str = "cpu") -> "ClassMoments":
         """Statistics of nothing."""
         device = torch.device(device)
-        like = {"dtype": torch.float32 if device.type == "mps" else torch.float64, "device": device}
+        like = {"dtype": torch.float64 if has_float64(device) else torch.float32, "device": device}
         return cls(
             torch.zeros(num_classes, **like),
             torch.zeros(num_classes, num_features, **like),

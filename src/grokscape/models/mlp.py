@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
@@ -84,7 +85,7 @@ class MLPNetwork(SpecifiedNetwork):
         """Of all tokens' rows at once (one-hot), or of every token's row apart (embedding)."""
         if not self._one_hot:
             return Lookup.of(tokens.reshape(len(tokens), -1, 1), self._vocabulary)
-        position = tokens.new_tensor([self._vocabulary * i for i in range(tokens.shape[-1])])
+        position = torch.arange(tokens.shape[-1], device=tokens.device) * self._vocabulary
         return Lookup.of(tokens + position, self._vocabulary * tokens.shape[-1])
 
     def features(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grokscape.measures import Snapshot, evaluate
+from grokscape.measures.snapshot import with_float64
 from grokscape.training.batches import Batches
 from grokscape.training.columns import measures_of
 from grokscape.training.levers import Chunk, Levers, chunks_of, unplug_of
@@ -108,7 +109,7 @@ class Engine:
             references={},
             memorised=full(False, torch.bool),
             streak=full(0, torch.int64),
-            accuracies=full(0.0, torch.float64, 2),
+            accuracies=full(0.0, self.dtype, 2),
             moving=full(False, torch.bool),
             buffers=self.network.prepare(count, self.device, self.dtype),
         )
@@ -176,7 +177,7 @@ class Engine:
         if self._any_orthogonal:
             grad = torch.where(self._orthogonal, orthogonal_gradient(state.flat, grad, self.layout), grad)
         state.alive &= finite
-        state.last_good[state.alive] = step
+        state.last_good.masked_fill_(state.alive, step)
         alive = state.alive[:, None]
         grad = torch.where(alive, grad, torch.zeros_like(grad))
         lr, wd = self.rates.at(step)
@@ -200,7 +201,8 @@ class Engine:
 
     def _measure(self, step: int, rows: slice) -> tuple[dict[str, Tensor], Snapshot]:
         with self.network.working_on(rows, training=False):
-            train, test = self._side("train", step, rows), self._side("test", step, rows)
+            here = self._side("train", step, rows)
+            train, test = with_float64(here), with_float64(self._side("test", step, rows))
         names = self._measures
         values = {
             **{f"train/{k}": v for k, v in evaluate(train, names["train"]).items()},
@@ -208,7 +210,7 @@ class Engine:
             **{f"cross/{k}": v for k, v in evaluate(test, names["cross"], around=train).items()},
             **{f"params/{k}": v for k, v in evaluate(train, names["params"]).items()},
         }
-        return values, train
+        return {name: value.to(self.device) for name, value in values.items()}, here
 
     @torch.no_grad()
     def measure(self, step: int) -> dict[str, Tensor]:

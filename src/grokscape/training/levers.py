@@ -58,14 +58,25 @@ class _Schedule:
         self._ramp = torch.tensor([getattr(s, "ramp", 0) for s in scheduled])
         self._settled = int((self._start + self._ramp).max())
         self._ends = bool(self._until.isfinite().any())
-        self._last: tuple[object, Tensor] = (None, torch.empty(0))
+        self._step = -1
+        self._gates = self._there = torch.full_like(self._until, torch.nan, dtype=torch.float64)
 
     def at(self, step: int) -> Tensor:
-        """Gates, one a row; recomputed only while they can change."""
-        key = step if self._ends or step < self._settled else "settled"
-        if self._last[0] != key:
-            self._last = (key, schedule_gate(step, self._start, self._until, self._ramp).to(self._like))
-        return self._last[1]
+        """Gates, one a row; recomputed only while they can change, and moved to the device only when they have."""
+        self._update(step)
+        return self._there
+
+    def active(self, step: int) -> bool:
+        """Whether any gate is open; known without waiting for the device."""
+        self._update(step)
+        return bool(self._gates.any())
+
+    def _update(self, step: int) -> None:
+        if step == self._step or (not self._ends and min(step, self._step) >= self._settled):
+            return
+        self._step, gates = step, schedule_gate(step, self._start, self._until, self._ramp)
+        if not torch.equal(gates, self._gates):
+            self._gates, self._there = gates, gates.to(self._like)
 
 
 class StackedPenalty:
@@ -94,7 +105,7 @@ class StackedPenalty:
 
     def active(self, step: int) -> bool:
         """Whether any replica of the block feels it at this step."""
-        return bool(self._schedule.at(step).any())
+        return self._schedule.active(step)
 
     def value(self, snapshot: Snapshot) -> Tensor:
         """The measure, one number a replica."""
@@ -222,10 +233,9 @@ class Levers:
         if group is None:
             return None
         owners, schedule, values = group
-        gates = schedule.at(step)
-        if not gates.any():
+        if not schedule.active(step):
             return None
-        full = self._like.new_full((self.replicas,), neutral)
+        gates, full = schedule.at(step), self._like.new_full((self.replicas,), neutral)
         full[owners] = torch.where(gates > 0, values, torch.full_like(values, neutral))
         return full
 

@@ -59,7 +59,7 @@ class AdamW(_Optimizer):
         direction = torch.zeros_like(flat)
         torch._fused_adamw_(  # the kernel of torch.optim knows one rate for all replicas: take its direction alone
             [direction], [grad], [slots["exp_avg"]], [slots["exp_avg_sq"]], [],
-            [torch.tensor(float(t), device=flat.device)], lr=1.0, beta1=self.betas[0], beta2=self.betas[1],
+            [torch.full((), float(t), device=flat.device)], lr=1.0, beta1=self.betas[0], beta2=self.betas[1],
             weight_decay=0.0, eps=self.eps, amsgrad=False, maximize=False,
         )
         flat.mul_(1 - lr * wd).addcmul_(direction, lr)

@@ -179,12 +179,9 @@ class Run:
         while True:
             self._save_if_due(step, stop)
             before = time.monotonic()
-            if step in grid:
-                self._measure_all(step)
-            else:
-                self._measure_moving(step)
+            measured = self._measure_all(step) if step in grid else self._measure_moving(step)
             self._measuring += time.monotonic() - before
-            if step == plan.steps or (plan.early_stop and engine.settled):
+            if step == plan.steps or (plan.early_stop and measured and engine.settled):
                 break
             engine.step(step)
             step += 1
@@ -212,24 +209,27 @@ class Run:
                 f"Go on with: grokscape resume {self._folder.path}"
             )
 
-    def _measure_all(self, step: int) -> None:
+    def _measure_all(self, step: int) -> bool:
         values = self._engine.measure(step)
         alive = self._engine.state.alive.tolist()
         kept = [index for index, good in enumerate(alive) if good]
-        columns = {name: _listed(column, kept) for name, column in values.items()}
+        columns = _listed(values, kept)
         self._recorder.add(step, kept, columns)
         if self._progress is not None:
             made = (step - self._first) * len(alive)
             rate = made / max(time.monotonic() - self._began, 1e-9)
             arms = tuple(self._plan.replicas[index].arm for index in kept)
             self._progress(Progress(step, self._plan.steps, self._seconds, rate, arms, columns))
+        return True
 
-    def _measure_moving(self, step: int) -> None:
+    def _measure_moving(self, step: int) -> bool:
+        measured = False
         for rows, values in self._engine.measure_moving(step):
             alive = self._engine.state.alive.tolist()
             kept = [position for position, row in enumerate(rows) if alive[row]]
-            columns = {name: _listed(column, kept) for name, column in values.items()}
-            self._recorder.add(step, [rows[position] for position in kept], columns)
+            self._recorder.add(step, [rows[position] for position in kept], _listed(values, kept))
+            measured = True
+        return measured
 
     def _status(self, state: str, step: int, **extra: Any) -> None:
         last_good = self._engine.state.last_good.tolist()
@@ -256,6 +256,7 @@ class Run:
         )
 
 
-def _listed(column: Tensor, rows: list[int]) -> list[float]:
-    values = column.double().tolist()
-    return [values[row] for row in rows]
+def _listed(values: dict[str, Tensor], rows: list[int]) -> dict[str, list[float]]:
+    """Some rows of every column, fetched from the device in one go."""
+    columns = torch.stack(list(values.values())).tolist()
+    return {name: [column[row] for row in rows] for name, column in zip(values, columns, strict=True)}
