@@ -55,3 +55,9 @@ def test_outcomes_keep_the_run_that_never_generalises_and_the_one_that_diverged(
     assert table["generalised_lower"].to_list() == [40, None, None]
     assert table["delay"].to_list() == [40, 80, 80]  # the diverged run counts as never generalising, to the last step
     assert table["delay_observed"].to_list() == [True, False, False]
+
+
+@pytest.mark.parametrize(("right", "there"), [(19, True), (18, False)])
+def test_a_share_that_equals_the_threshold_is_there_in_float32_too(right, there):
+    share = float(np.float32(right) / np.float32(20))  # 19 / 20 is 0.949999988
+    assert bool(threshold_onset(np.full((1, 3), share), np.arange(3.0)[None], 0.95, 3).observed) is there

@@ -15,6 +15,9 @@ from grokscape.analysis.design import Rules
 from grokscape.analysis.frames import TEST_ACCURACY, TRAIN_ACCURACY, Array, Panel, compress
 
 
+_ROUNDING = 2e-7  # accuracies are measured in float32, where 95 % is a little less than 0.95
+
+
 @dataclass(frozen=True)
 class Onset:
     """Onsets of R replicas, in steps; all (R,).
@@ -73,7 +76,7 @@ def threshold_onset(values: Array, steps: Array, threshold: float, hold: int) ->
     """Onset of `values` at or above `threshold`; evaluations without a value are passed over. Arrays (R, T)."""
     values, steps = compress(values, steps)
     with np.errstate(invalid="ignore"):
-        return onset(values >= threshold, steps, hold)
+        return onset(values >= threshold - _ROUNDING, steps, hold)
 
 
 def outcomes(panel: Panel, rules: Rules) -> pl.DataFrame:
