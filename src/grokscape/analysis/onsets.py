@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from grokscape.analysis.design import Rules
 from grokscape.analysis.frames import TEST_ACCURACY, TRAIN_ACCURACY, Array, Panel, compress
 
-
 _ROUNDING = 2e-7  # accuracies are measured in float32, where 95 % is a little less than 0.95
 
 

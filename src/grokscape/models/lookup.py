@@ -29,9 +29,27 @@ class _RowSum(torch.autograd.Function):
         return _RowSum.apply(grads[0].contiguous(), ctx.lookup.reversed), None
 
 
-def _starts(by_row: Tensor, number_of_rows: int) -> Tensor:
-    """Where each row begins in a sorted list of rows, (number_of_rows,)."""
-    return torch.searchsorted(by_row, torch.arange(number_of_rows, device=by_row.device))
+class _Turned(NamedTuple):
+    """A list of rows, `length` of them to a bag, in order of rows.
+
+    Attributes:
+        rows: the list, sorted.
+        places: where each of them is in the list.
+        bags: whose they are.
+        starts: where each row's part begins.
+    """
+
+    rows: Tensor
+    places: Tensor
+    bags: Tensor
+    starts: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, number_of_rows: int, length: int) -> "_Turned":
+        """From the list, (bags · length,)."""
+        by_row, places = torch.sort(rows, stable=True)
+        starts = torch.searchsorted(by_row, torch.arange(number_of_rows, device=rows.device))
+        return cls(by_row, places, places.div(length, rounding_mode="floor"), starts)
 
 
 @dataclass(frozen=True)
@@ -57,9 +75,8 @@ class Lookup:
         first = torch.arange(replicas, device=rows.device).view(-1, 1, 1) * number_of_rows
         indices = (rows + first).flatten()
         offsets = torch.arange(0, indices.numel(), length, device=rows.device)
-        by_row, turned = torch.sort(indices, stable=True)
-        back_indices = turned.div(length, rounding_mode="floor")
-        return cls((replicas, samples), indices, offsets, back_indices, _starts(by_row, replicas * number_of_rows))
+        turned = _Turned.of(indices, replicas * number_of_rows, length)
+        return cls((replicas, samples), indices, offsets, turned.bags, turned.starts)
 
     def __call__(self, table: Tensor) -> Tensor:
         """Row sums of a table (R, M, F), as (R, N, F)."""
@@ -146,10 +163,8 @@ class Pairs:
         replicas, bags, length = rows.shape
         device, total = rows.device, rows.numel()
         flat = (rows + torch.arange(replicas, device=device).view(-1, 1, 1) * number_of_rows).flatten()
-        by_row, turned = torch.sort(flat, stable=True)
-        turned_back = torch.empty_like(turned).scatter_(0, turned, torch.arange(total, device=device))
-        bag_of = turned.div(length, rounding_mode="floor")
-        starts = _starts(by_row, replicas * number_of_rows)
+        turned = _Turned.of(flat, replicas * number_of_rows, length)
+        places_back = torch.empty_like(turned.places).scatter_(0, turned.places, torch.arange(total, device=device))
         head = torch.arange(heads, device=device).unsqueeze(1)
 
         def every(items: Tensor) -> Tensor:
@@ -158,8 +173,8 @@ class Pairs:
 
         of_bag = every(torch.arange(replicas * bags, device=device)).repeat_interleave(length)
         offsets = torch.arange(0, heads * total, length, device=device)
-        there = _Order(every(flat), of_bag, offsets, turned)
-        back = _Order(every(bag_of), every(by_row), (starts + head * total).flatten(), turned_back)
+        there = _Order(every(flat), of_bag, offsets, turned.places)
+        back = _Order(every(turned.bags), every(turned.rows), (turned.starts + head * total).flatten(), places_back)
         return cls((replicas, bags, length), there, back)
 
     def dots(self, bags: Tensor, table: Tensor) -> Tensor:
