@@ -63,6 +63,18 @@ def test_talk_is_larger_in_every_respect_and_kept_beside_paper(small: Plate, tmp
     assert write_plate(small, tmp_path, "talk", ("svg",))[0].name == "small-talk.svg"
 
 
+@pytest.mark.parametrize("style", ["paper", "talk"])
+def test_a_long_legend_takes_nothing_from_the_panel(style) -> None:
+    def panel_of(arms: int) -> float:
+        """Height of the panel in inches."""
+        lines = tuple(Line([0, 1], [0, 1], label=f"Arm number {number}") for number in range(arms))
+        drawn = draw(Plate("many", "", "", "", (Panel(Axis("step"), Axis("κ"), lines),)), style)
+        drawn.draw_without_rendering()
+        return drawn.axes[0].get_position().height * drawn.get_figheight()
+
+    assert panel_of(60) > 0.9 * panel_of(2)
+
+
 def test_an_unknown_style_is_refused(small: Plate) -> None:
     with pytest.raises(ValueError, match="expected a style out of paper, talk, got 'poster'"):
         draw(small, "poster")  # pyright: ignore[reportArgumentType]

@@ -92,7 +92,10 @@ def _draw(plate: Plate, style: Style) -> Figure:
     size = STYLES[style]
     rows = -(-len(plate.panels) // plate.columns)
     ratios = [max(p.height for p in plate.panels[r * plate.columns : (r + 1) * plate.columns]) for r in range(rows)]
-    figure = Figure(figsize=(size["width"], size["row"] * sum(ratios) + 0.35), layout="constrained")
+    legend = _entries(plate, size["line"]) if plate.legend else {}
+    columns = max(1, min(len(legend), round(_LEGEND_LETTERS / (max(map(len, legend), default=0) + 8))))
+    height = size["row"] * sum(ratios) + 0.35 + max(0, -(-len(legend) // columns) - 2) * size["font"] * 1.4 / 72
+    figure = Figure(figsize=(size["width"], height), layout="constrained")
     grid = figure.subplots(
         rows,
         plate.columns,
@@ -107,8 +110,8 @@ def _draw(plate: Plate, style: Style) -> Figure:
         _draw_panel(axes, plate.panels[number], size["line"], (7, 4, 3)[min(plate.columns, 3) - 1])
         if plate.shared_x and number < len(plate.panels) - plate.columns:
             axes.set_xlabel("")
-    if plate.legend:
-        _legend(figure, plate, size["line"])
+    if len(legend) > 1:
+        figure.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=columns, frameon=False)
     return figure
 
 
@@ -219,7 +222,8 @@ def _draw_points(axes: Axes, layer: Points, scale: float) -> None:
     )
 
 
-def _legend(figure: Figure, plate: Plate, scale: float) -> None:
+def _entries(plate: Plate, scale: float) -> dict[str, Line2D]:
+    """Label → mark for the legend."""
     entries: dict[str, Line2D] = {}
     for panel in plate.panels:
         for layer in panel.layers:
@@ -239,9 +243,7 @@ def _legend(figure: Figure, plate: Plate, scale: float) -> None:
                     mfc="none" if hollow else layer.colour.light,
                 )
                 entries.setdefault(layer.label, mark)
-    if len(entries) > 1:
-        columns = max(1, min(len(entries), round(_LEGEND_LETTERS / (max(map(len, entries)) + 8))))
-        figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=columns, frameon=False)
+    return entries
 
 
 def _floats(values: Sequence[float | None]) -> list[float]:
