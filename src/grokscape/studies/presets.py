@@ -1,15 +1,15 @@
 """Studies that come with the project, by name."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from grokscape.interventions import Clamp, Promote, Rescale
-from grokscape.models import QuadraticMLP, Transformer
+from grokscape.models import MLP, QuadraticMLP, Transformer
 from grokscape.studies.paper import PAPER_PRESETS, SAME_RUNS
 from grokscape.studies.paper_parts import Scale
 from grokscape.studies.spec import DEFAULT_MEASURES, Arm, StudySpec
-from grokscape.testbeds import ModularArithmetic
-from grokscape.training import AdamW, Evaluation
+from grokscape.testbeds import Digits, ModularArithmetic
+from grokscape.training import AdamW, Evaluation, OnsetRule
 
 BASELINE = Arm(name="baseline", title="Baseline", role="baseline")
 
@@ -25,6 +25,27 @@ def _promoted(name: str, title: str, measure: str) -> Arm:
 def _loss_held(level: float, name: str, title: str, strength: float = 0.1) -> Arm:
     clamp = Clamp("loss", at_least=level, strength=strength)
     return Arm(name=name, title=title, role="control", control="matched-level", interventions=(clamp,))
+
+
+def _hands(levels: Mapping[str, Sequence[float]]) -> tuple[Arm, ...]:
+    """Each property promoted, and held back at these levels by every hand there is for it."""
+    flatness = {"kappa": ("κ", "relative_flatness"), "surrogate": ("κ̄", "relative_flatness_bound")}
+    collapse = {"cdnv": ("CDNV", "cdnv"), "scatter": ("Scatter ratio", "nc1_ratio"), "rnc1": ("rNC1", "rnc1")}
+    arms = []
+    for title, hands in (("Flatness", flatness), ("Collapse", collapse)):
+        _, measure = next(iter(hands.values()))
+        arms.append(_promoted(f"{title.lower()}-promoted", f"{title} promoted", measure))
+        arms += [_held(name, *hand, level) for name, hand in hands.items() for level in levels[name]]
+    return tuple(arms)
+
+
+def _controls(**faster: float) -> tuple[Arm, ...]:
+    """Random labels, rescaled weights, and an optimiser that takes the delay away."""
+    labels = {"title": "Random labels", "control": "random-labels", "testbed": {"random_labels": True}}
+    weights = {"title": "Rescaled weights", "control": "rescaling", "interventions": (Rescale(2.0),)}
+    delay = {"title": "Learning rate and decay doubled", "control": "no-delay", "optimizer": faster}
+    named = {"random-labels": labels, "rescaled": weights, "no-delay": delay}
+    return tuple(Arm(name=name, role="control", **fields) for name, fields in named.items())
 
 
 def _quick_testbed() -> dict:
@@ -75,39 +96,51 @@ def _necessity() -> StudySpec:
         ),
         arms=(
             BASELINE,
-            _promoted("flatness-promoted", "Flatness promoted", "relative_flatness"),
-            *(_held("kappa", "κ", "relative_flatness", level) for level in (3, 10, 30, 100)),
-            *(_held("surrogate", "κ̄", "relative_flatness_bound", level) for level in (300, 900, 2500)),
-            _promoted("collapse-promoted", "Collapse promoted", "cdnv"),
-            *(_held("cdnv", "CDNV", "cdnv", level) for level in (1.2, 1.6, 2.0)),
-            *(_held("scatter", "Scatter ratio", "nc1_ratio", level) for level in (2.5, 3.5)),
-            *(_held("rnc1", "rNC1", "rnc1", level) for level in (0.42, 0.47)),
+            *_hands(
+                {
+                    "kappa": (3, 10, 30, 100), "surrogate": (300, 900, 2500),
+                    "cdnv": (1.2, 1.6, 2.0), "scatter": (2.5, 3.5), "rnc1": (0.42, 0.47),
+                }
+            ),
             _loss_held(2e-3, "loss-0.002", "Loss ≥ 0.002"),
             _loss_held(2e-2, "loss-0.02", "Loss ≥ 0.02"),
             _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
-            Arm(
-                name="random-labels",
-                title="Random labels",
-                role="control",
-                control="random-labels",
-                testbed={"random_labels": True},
-            ),
-            Arm(
-                name="rescaled",
-                title="Rescaled weights",
-                role="control",
-                control="rescaling",
-                interventions=(Rescale(2.0),),
-            ),
-            Arm(
-                name="no-delay",
-                title="Learning rate and decay doubled",
-                role="control",
-                control="no-delay",
-                optimizer={"lr": 2e-2, "weight_decay": 2.0},
-            ),
+            *_controls(lr=2e-2, weight_decay=2.0),
         ),
         **_quick_testbed(),
+    )
+
+
+def _necessity_digits() -> StudySpec:
+    return StudySpec(
+        name="necessity-digits",
+        title="Flatness and collapse on real images, each moved by several hands",
+        question="Does what holds for modular addition hold for pictures of digits?",
+        description=(
+            "The design of `necessity` on 200 of scikit-learn's digits: a ReLU MLP from an eight times too large "
+            "initialisation memorises them by step 100 with three quarters of the others right, and generalises 500 "
+            "steps later (Liu et al. 2023). It ends at 94 %, so generalised means 92 % here. 20 arms × 8 paired seeds; "
+            "about five minutes on 2 CPU cores."
+        ),
+        testbed=Digits(train_samples=200),
+        model=MLP(widths=(128, 128), init_scale=8.0),
+        optimizer=AdamW(lr=1e-3, weight_decay=1.0),
+        arms=(
+            BASELINE,
+            *_hands(
+                {
+                    "kappa": (100, 300, 1000, 3000), "surrogate": (3000, 10000),
+                    "cdnv": (0.6, 0.8, 1.0), "scatter": (1.4, 1.8), "rnc1": (0.16, 0.2),
+                }
+            ),
+            _loss_held(2e-2, "loss-0.02", "Loss ≥ 0.02"),
+            _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
+            *_controls(lr=2e-3, weight_decay=2.0),
+        ),
+        seeds=8,
+        steps=1500,
+        onset=OnsetRule(test_threshold=0.92),
+        evaluation=Evaluation(measures=DEFAULT_MEASURES, points=35, refine=50),
     )
 
 
@@ -134,6 +167,7 @@ def _grok_transformer() -> StudySpec:
 PRESETS: dict[str, Callable[[], StudySpec]] = {
     "quickstart": _quickstart,
     "necessity": _necessity,
+    "necessity-digits": _necessity_digits,
     "grok-transformer": _grok_transformer,
 }
 
