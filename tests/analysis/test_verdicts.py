@@ -50,6 +50,23 @@ def test_one_hand_alone_is_not_enough_however_many_doses():
     assert all_found["convergence/flatness"].verdict == "not tested"
 
 
+def test_hands_that_share_a_part_are_not_two():
+    penalty = clamp(FLAT, 80.0)
+    twice = ArmTruth("b", interventions=[penalty], extra={"optimizer": {"lr": 5e-3}}, floor={FLAT: 80.0}, never=True,
+                     final_accuracy=0.6)
+    found, all_found = verdict(harmed("a", 80.0), twice)
+    assert found.verdict == "inconclusive"
+    assert "no second hand that shares nothing with it" in found.statement
+    assert all_found["convergence/flatness"].verdict == "not tested"
+
+
+def test_a_second_hand_of_unclear_effect_is_not_denied():
+    unclear = arm("b", 80.0, "relative_flatness_bound", delay_factor=2.0)
+    found, _ = verdict(harmed("a", 80.0), unclear, steps=3000)
+    assert found.verdict == "inconclusive"
+    assert "the effect of “B”, a second hand at the same level, is unclear" in found.statement
+
+
 def test_harm_that_another_hand_does_not_do_belongs_to_the_manipulation():
     found, all_found = verdict(harmed("a", 80.0), arm("b", 85.0, "loss"))
     assert found.verdict == "belongs to the manipulation"

@@ -137,6 +137,10 @@ class Arm:
         ends = [aim.until for aim in self.aims]
         return max(end for end in ends if end is not None) if ends and None not in ends else None
 
+    def apart_from(self, other: "Arm") -> bool:
+        """Whether the two hands have no part in common: what they share may do what both do."""
+        return not set(self.hand.split(" + ")) & set(other.hand.split(" + "))
+
 
 def describe(column: str, columns: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Measure, split, property, direction and title of a column, from the trajectory or from well-known names."""

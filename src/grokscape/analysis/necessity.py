@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from grokscape.analysis.design import describe
+from grokscape.analysis.design import Rules, describe
 from grokscape.analysis.dose import trend
 from grokscape.analysis.effects import Effect, worded
 from grokscape.analysis.estimation import plain
@@ -136,7 +136,8 @@ def comparisons(record: Record, found: list[Level]) -> list[dict[str, Any]]:
             if one.effect.arm.hand == two.effect.arm.hand or one.effect.call != "harmed" or not one.aimed:
                 continue
             matched = abs(gap) <= near
-            agree = matched and two.effect.call == "harmed" and (two.aimed or two.matching)
+            agree = matched and two.effect.call == "harmed" and (two.aimed or two.matching) and \
+                one.effect.arm.apart_from(two.effect.arm)
             contradict = gap >= -near and two.effect.call in ("intact", "hastened")
             if agree or contradict:
                 losses = abs(float(np.log(two.loss / one.loss))) if one.loss > 0 and two.loss > 0 else np.nan
@@ -148,8 +149,8 @@ def comparisons(record: Record, found: list[Level]) -> list[dict[str, Any]]:
     return result
 
 
-def _verdict(found: list[Level], pairs: list[dict[str, Any]], enough: float) -> tuple[str, list[Level], str]:
-    """Verdict, the arms that decided it, and the reason in words; `enough` is the share of its way to be blocked."""
+def _verdict(found: list[Level], pairs: list[dict[str, Any]], rules: Rules) -> tuple[str, list[Level], str]:
+    """Verdict, the arms that decided it, and the reason in words."""
     by_name = {level.effect.arm.name: level for level in found}
     contradicted = {pair["arms"][0]: pair["arms"][1] for pair in pairs if not pair["agree"]}
     for pair in pairs:
@@ -165,10 +166,17 @@ def _verdict(found: list[Level], pairs: list[dict[str, Any]], enough: float) -> 
             f"“{two.effect.arm.title}” brought it to {two.value:.3g} by another hand and left generalisation intact, "
             f"so the harm belongs to the manipulation and not to the level")
     if harmed:
-        return "inconclusive", harmed[-1:], (
-            f"“{harmed[-1].effect.arm.title}” harmed generalisation, but no second hand brought the measure to the "
-            f"same level, so the harm may belong to the manipulation")
-    return _unharmed([level for level in found if level.aimed], enough)
+        return "inconclusive", harmed[-1:], _alone(harmed[-1], found, float(np.log(rules.match_factor)))
+    return _unharmed([level for level in found if level.aimed], rules.blocked_fraction)
+
+
+def _alone(one: Level, found: list[Level], near: float) -> str:
+    """One hand that harms and has no second beside it, in words."""
+    beside = [two for two in found if (two.aimed or two.matching) and abs(two.blocked - one.blocked) <= near
+              and one.effect.arm.apart_from(two.effect.arm)]
+    what = f"the effect of “{beside[-1].effect.arm.title}”, a second hand at the same level, is unclear" if beside else \
+        "no second hand that shares nothing with it brought the measure to the same level"
+    return f"“{one.effect.arm.title}” harmed generalisation, but {what}, so the harm may belong to the manipulation"
 
 
 def _clean(pair: dict[str, Any], contradicted: dict[str, str]) -> bool:
@@ -216,7 +224,7 @@ def necessity(record: Record, target: Target, found: list[Effect], failed: list[
     """
     ordered = levels(record, target, found)
     pairs = comparisons(record, ordered)
-    verdict, deciding, why = _verdict(ordered, pairs, record.rules.blocked_fraction)
+    verdict, deciding, why = _verdict(ordered, pairs, record.rules)
     if failed:
         verdict, why = "inconclusive", f"a control failed ({', '.join(failed)}); without it the reading would be: {why}"
     title = record.title(target.column)

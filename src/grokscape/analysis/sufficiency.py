@@ -1,5 +1,7 @@
 """Does bringing a property about suffice for generalisation, or at least bring it forward?"""
 
+from itertools import combinations
+
 import numpy as np
 
 from grokscape.analysis.design import describe
@@ -84,7 +86,7 @@ def sufficiency(record: Record, target: Target, found: list[Effect], failed: lis
               f"{worst['level']:.3g}, where the baseline had {worst['wanted']:.3g} when it generalised, and did not " \
               f"generalise"
         estimates["runs without generalisation"] = share_interval(int(str(worst["without"])), n, 1 - rules.alpha)
-    elif len({item.arm.hand for item in helping}) >= 2:
+    elif any(one.arm.apart_from(two.arm) for one, two in combinations(helping, 2)):
         verdict, n, p = "consistent with sufficient", min(item.n for item in helping), max(
             item.p_hastened for item in helping)
         why = "; ".join(f"“{item.arm.title}”: {worded(item)}" for item in helping)
