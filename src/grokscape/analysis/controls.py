@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 
 from grokscape.analysis.design import Arm
-from grokscape.analysis.effects import effect
 from grokscape.analysis.estimation import estimate, mean_interval, plain, share_interval
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import TEST_ACCURACY
 from grokscape.analysis.manipulation import at_memorisation, check, log_ratio, middle
 from grokscape.analysis.record import Record
 from grokscape.analysis.sufficiency import final_level
+from grokscape.analysis.survival import delay_ratio, faster_than, paired_delays
 
 INVARIANT = "relative_flatness"
 VOIDS_ALL = ("random-labels",)
@@ -84,13 +84,14 @@ def _no_generalisation(record: Record, arm: Arm) -> Judged:
 
 
 def _no_delay(record: Record, arm: Arm) -> Judged:
-    found = effect(record, arm)
-    ratio = found.ratio
-    if ratio["value"] is None or found.check.memorised < record.rules.memorised_fraction:
+    rules, results = record.rules, record.results_before(arm.until)
+    own, base = paired_delays(results, arm.name, record.arms[0].name)[:2]
+    ratio = delay_ratio(own, base, rules)
+    if ratio["value"] is None or check(record, arm).memorised < rules.memorised_fraction:
         return "inconclusive", "the delay cannot be compared with the baseline's", {"delay ratio": ratio}, {}
-    verdict = "passed" if found.p_hastened <= record.rules.alpha else "failed"
-    return verdict, f"its delay is {ratio['value']:.2f} times the baseline's", {"delay ratio": ratio}, {
-        "p": found.p_hastened}
+    p = faster_than(own, base, 1 / rules.delay_ratio_margin)
+    return "passed" if p <= rules.alpha else "failed", f"its delay is {ratio['value']:.2f} times the baseline's", {
+        "delay ratio": ratio}, {"p": p}
 
 
 def _rescaling(record: Record, arm: Arm) -> Judged:

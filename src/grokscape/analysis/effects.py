@@ -5,14 +5,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
+from numpy.typing import NDArray
 
 from grokscape.analysis.design import Arm
 from grokscape.analysis.estimation import estimate, holm, mean_interval, share_interval, tost
 from grokscape.analysis.estimation import one_sided as greater
-from grokscape.analysis.manipulation import Check, check
+from grokscape.analysis.frames import TEST_ACCURACY, Array, Flags
+from grokscape.analysis.manipulation import Check, check, intact_rows
+from grokscape.analysis.onsets import final
 from grokscape.analysis.record import Record
 from grokscape.analysis.survival import delay_ratio, faster_than, paired_delays, slower_than
 
+Rows = NDArray[np.int64]
 Call = Literal["harmed", "intact", "hastened", "unclear", "says nothing"]
 _EXPECTED_TO_DIFFER = ("random-labels", "rescaling", "no-delay", "no-grokking")
 
@@ -24,13 +29,14 @@ class Effect:
     Attributes:
         arm: the arm.
         check: its manipulation check.
-        n: pairs of seeds.
+        n: pairs of seeds whose baseline memorised.
         generalised: share of its seeds that generalised while it acted.
-        accuracy: difference in final test accuracy, mean over seeds.
+        accuracy: difference in final test accuracy, mean over seeds, each taken where both runs were still followed.
         ratio: restricted mean delay over the baseline's.
-        p_harmed: p value of "neither accuracy nor delay is worse than its margin".
+        p_harmed: p value of "neither accuracy nor delay is worse than its margin", in seeds that kept memorisation.
         p_intact: p value of "accuracy or delay is worse than its margin" (and the follow-up is long enough to tell).
-        p_hastened: p value of "the delay is not shorter than the baseline's divided by the margin".
+        p_hastened: p value of "the delay is not shorter than the baseline's divided by the margin, generalisation comes
+            no sooner, or accuracy is worse than its margin".
         p_tost: p value of "final accuracy differs by at least the margin", both sides.
         long_enough: whether the study went on long enough to see a delay of the margin.
         call: what the corrected p values say.
@@ -59,26 +65,57 @@ class Effect:
 
 
 def effect(record: Record, arm: Arm, *, until: float | None = None) -> Effect:
-    """The effect of one arm, while it acted, before correction for the number of arms."""
+    """The effect of one arm, while it acted, before correction for the number of arms.
+
+    Seeds whose baseline lost memorisation are left out. Harm must show in the seeds in which the arm kept it as well;
+    an arm is intact or hastened only with those in which it did not.
+    """
     assert record.baseline is not None
-    rules, results = record.rules, record.results_before(arm.until if until is None else until)
-    both = results.filter(arm=arm.name).join(results.filter(arm=record.baseline.name), on="seed", suffix="_base")
-    both = both.sort("seed").drop_nulls(["final_accuracy", "final_accuracy_base"])
-    gaps = (both["final_accuracy"] - both["final_accuracy_base"]).to_numpy()
-    own, base, limit, seen, seen_base = paired_delays(results, arm.name, record.baseline.name)
+    rules, end = record.rules, arm.until if until is None else until
+    results = record.results_before(end)
+    rows, others = record.panel.pairs(arm.name, record.baseline.name)
+    rows, others = (side[intact_rows(record, others)] for side in (rows, others))
+    kept = intact_rows(record, rows)
+    gaps = _accuracy_gaps(record, rows, others, end)
+    own, base, limit, seen, seen_base = _delays(record, results, rows)
     complete = bool(seen.all() and seen_base.all())
     long_enough = bool(len(base)) and float(base.mean()) > 0 and (
         complete or limit >= rules.delay_ratio_margin * float(base.mean()))
-    worse = greater(-gaps, rules.accuracy_margin)
-    slower = slower_than(own, base, rules.delay_ratio_margin)
+    worse = greater(-gaps[kept], rules.accuracy_margin)
+    slower = slower_than(*_delays(record, results, rows[kept])[:2], rules.delay_ratio_margin)
     not_worse = greater(gaps, -rules.accuracy_margin)
     not_slower = faster_than(own, base, rules.delay_ratio_margin) if long_enough else 1.0
+    from_start = results.with_columns(delay=pl.coalesce("generalised", "followed"),
+                                      delay_observed=pl.col("generalised").is_not_null())
+    sooner = faster_than(*_delays(record, from_start, rows)[:2], 1.0)
+    faster = faster_than(own, base, 1 / rules.delay_ratio_margin)
     runs = results.filter(arm=arm.name)
     return Effect(
-        arm, check(record, arm), len(gaps), share_interval(runs["generalised"].count(), len(runs), 1 - rules.alpha),
+        arm, check(record, arm), int((~np.isnan(gaps)).sum()),
+        share_interval(runs["generalised"].count(), len(runs), 1 - rules.alpha),
         mean_interval(gaps, 1 - rules.alpha, "difference in test accuracy"), delay_ratio(own, base, rules),
-        min(1.0, 2 * min(worse, slower)), max(not_worse, not_slower),
-        faster_than(own, base, 1 / rules.delay_ratio_margin), tost(gaps, rules.accuracy_margin), long_enough)
+        min(1.0, 2 * min(worse, slower)), max(not_worse, not_slower), max(faster, sooner, not_worse),
+        tost(gaps, rules.accuracy_margin), long_enough)
+
+
+def _accuracy_gaps(record: Record, own: Rows, base: Rows, end: float | None) -> Array:
+    """Differences in final test accuracy, pair by pair; a pair is followed as long as both of its runs are."""
+    steps, followed = record.panel.steps, record.moment("followed")
+    until = np.minimum(followed[own], followed[base])[:, None]
+    finals = []
+    for rows in (own, base):
+        with np.errstate(invalid="ignore"):
+            inside = (steps[rows] <= until) & ~(steps[rows] >= (np.inf if end is None else end))
+        finals.append(final(np.where(inside, record.panel[TEST_ACCURACY][rows], np.nan),
+                            record.rules.final_evaluations))
+    return finals[0] - finals[1]
+
+
+def _delays(record: Record, results: pl.DataFrame, rows: Rows) -> tuple[Array, Array, float, Flags, Flags]:
+    """Restricted delays of the runs in `rows`, all of one arm, and of the baseline's of the same seeds."""
+    assert record.baseline is not None
+    chosen = results.filter(pl.col("seed").is_in(record.panel.seeds[rows].tolist()))
+    return paired_delays(chosen, str(record.panel.arms[rows[0]]) if len(rows) else "", record.baseline.name)
 
 
 def effects(record: Record) -> list[Effect]:
@@ -118,6 +155,8 @@ def worded(item: Effect) -> str:
     """The effect in words with its numbers."""
     share, gap, ratio = item.generalised, item.accuracy, item.ratio
     parts = [f"{round((share['value'] or 0) * item.check.n)} of {item.check.n} seeds generalised"]
+    if item.check.memorised < 1:
+        parts.append(f"memorisation intact in {round(item.check.memorised * item.check.n)}")
     if gap["value"] is not None:
         parts.append(f"final test accuracy {100 * gap['value']:+.1f} points against the baseline"
                      f"{_range(gap, 100, '+.1f')}")

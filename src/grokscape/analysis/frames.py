@@ -1,8 +1,9 @@
 """Trajectories as arrays: any training log with a step, a train and a test accuracy becomes a `Panel`.
 
 Needed columns: `step`, `train/accuracy`, `test/accuracy`. Taken if present: `arm` (else every row belongs to
-"baseline"), `seed` (else 0), `replica` (else one per arm and seed), and any number of measures named `split/measure`.
-Rows in any order; a repeated evaluation counts once, the later row wins; missing values and NaN mean "not measured".
+"baseline"), `seed` (else the place of the replica within its arm, or 0), `replica` (else one per arm and seed), and any
+number of measures named `split/measure`. Rows in any order; a repeated evaluation counts once, the later row wins;
+missing values and NaN mean "not measured".
 
 Shapes: R replicas, T evaluations of the longest replica.
 """
@@ -34,7 +35,7 @@ def tidy(frame: pl.DataFrame) -> pl.DataFrame:
     """A frame with `replica`, `arm`, `seed` and `step` filled in, measures as floats, sorted, each evaluation once.
 
     Raises:
-        FrameError: a needed column is missing, or a measure is not numeric.
+        FrameError: a needed column is missing, a measure is not numeric, or an arm has a seed twice.
     """
     if frame.is_empty():
         return pl.DataFrame(schema={"replica": pl.Int64, "arm": pl.String, "seed": pl.Int64, "step": pl.Int64,
@@ -46,7 +47,8 @@ def tidy(frame: pl.DataFrame) -> pl.DataFrame:
     if "arm" not in frame.columns:
         frame = frame.with_columns(arm=pl.lit("baseline"))
     if "seed" not in frame.columns:
-        frame = frame.with_columns(seed=pl.lit(0))
+        place = pl.col("replica").rank("dense").over("arm").cast(pl.Int64) - 1 if "replica" in frame.columns else 0
+        frame = frame.with_columns(seed=place)
     if "replica" not in frame.columns:
         runs = frame.select("arm", "seed").unique(maintain_order=True).with_row_index("replica")
         frame = frame.join(runs, on=["arm", "seed"], how="left", nulls_equal=True, maintain_order="left")
@@ -58,6 +60,10 @@ def tidy(frame: pl.DataFrame) -> pl.DataFrame:
                          f"Cast them, or drop them from the frame")
     numeric = [name for name in measures if "/" in name]
     frame = frame.with_columns(pl.col("arm").cast(pl.String), *(pl.col(name).cast(pl.Float64) for name in numeric))
+    runs = frame.group_by("arm", "seed", maintain_order=True).agg(n=pl.col("replica").n_unique())
+    for arm, seed, n in runs.filter(pl.col("n") > 1).iter_rows():
+        raise FrameError(f"an arm has one run of each seed, for seeds are what is paired and counted; arm {arm!r} has "
+                         f"{n} replicas of seed {seed}. Number them in the column `seed`, or leave that column out")
     frame = frame.unique(["replica", "step"], keep="last", maintain_order=True)
     return frame.sort("replica", "step")
 

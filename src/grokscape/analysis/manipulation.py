@@ -82,7 +82,7 @@ def _ends(record: Record) -> Array:
 def check(record: Record, arm: Arm) -> Check:
     """The manipulation check of one arm."""
     rules, rows = record.rules, record.panel.rows(arm.name)
-    intact = _intact(record, rows)
+    intact = intact_rows(record, rows)
     memorised = float(intact.mean()) if len(rows) else 0.0
     state, held = _state(record, arm)
     reasons = []
@@ -93,6 +93,9 @@ def check(record: Record, arm: Arm) -> Check:
     if len(rows) and memorised < rules.memorised_fraction:
         reasons.append(f"memorisation was lost in {round((1 - memorised) * len(rows))} of {len(rows)} seeds")
         state = "lost memorisation"
+    elif len(rows) >= rules.minimum_seeds > (both := _pairs(record, arm)):
+        reasons.append(f"in only {both} of its {len(rows)} seeds is memorisation intact in it and in the baseline, and "
+                       f"a verdict needs {rules.minimum_seeds}")
     if state == "idle":
         reasons.append("the baseline meets the same goal by itself")
     if state == "not held":
@@ -100,7 +103,14 @@ def check(record: Record, arm: Arm) -> Check:
     return Check(arm, state, held, memorised, len(rows), tuple(reasons))
 
 
-def _intact(record: Record, rows: NDArray[np.int64]) -> Flags:
+def _pairs(record: Record, arm: Arm) -> int:
+    """Seeds whose memorisation is intact both in an arm and in the baseline."""
+    assert record.baseline is not None
+    own, base = record.panel.pairs(arm.name, record.baseline.name)
+    return int((intact_rows(record, own) & intact_rows(record, base)).sum())
+
+
+def intact_rows(record: Record, rows: NDArray[np.int64]) -> Flags:
     """Whether each run memorised, kept it, and did not diverge."""
     accuracy = record.moment("final_train_accuracy")[rows]
     kept = accuracy >= record.rules.train_threshold - record.rules.accuracy_margin

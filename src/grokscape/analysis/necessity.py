@@ -174,8 +174,8 @@ def _alone(one: Level, found: list[Level], near: float) -> str:
     """One hand that harms and has no second beside it, in words."""
     beside = [two for two in found if (two.aimed or two.matching) and abs(two.blocked - one.blocked) <= near
               and one.effect.arm.apart_from(two.effect.arm)]
-    what = f"the effect of “{beside[-1].effect.arm.title}”, a second hand at the same level, is unclear" if beside else \
-        "no second hand that shares nothing with it brought the measure to the same level"
+    what = "no second hand that shares nothing with it brought the measure to the same level" if not beside else \
+        f"the effect of “{beside[-1].effect.arm.title}”, a second hand at the same level, is unclear"
     return f"“{one.effect.arm.title}” harmed generalisation, but {what}, so the harm may belong to the manipulation"
 
 

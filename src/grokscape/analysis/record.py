@@ -78,8 +78,11 @@ class Record:
         if step is None:
             return self.results
         if step not in self._until:
-            cut = Panel.of(self.panel.frame.filter(pl.col("step") < step))
-            self._until[step] = outcomes(cut, self.rules)
+            frame = self.panel.frame.filter(pl.col("step") < step)
+            last = self.panel.frame.group_by("replica").agg(pl.col("step").max())
+            gone = self.panel.replicas.filter("diverged").join(last, on="replica", how="left").filter(
+                (pl.col("step") < frame["step"].max()).fill_null(True)).with_columns(diverged_at=pl.lit(0))
+            self._until[step] = outcomes(Panel.of(frame, {"replicas": gone.to_dicts()}), self.rules)
         return self._until[step]
 
     def measured(self) -> list[str]:

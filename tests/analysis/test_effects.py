@@ -1,0 +1,107 @@
+"""What counts as harm, as intact and as hastened: seeds that lost memorisation, were not followed or are not paired."""
+
+import polars as pl
+import pytest
+
+import synthetic
+from grokscape.analysis import FrameError
+from grokscape.analysis.effects import effects
+from grokscape.analysis.frames import tidy
+from grokscape.analysis.pipeline import findings_of
+from grokscape.analysis.record import Record
+from synthetic import BASELINE, ArmTruth, clamp
+
+FLAT = "relative_flatness"
+HELD = ArmTruth("a", interventions=[clamp(FLAT, 80.0)], floor={FLAT: 80.0})
+BOTH = HELD, ArmTruth("b", interventions=[clamp("relative_flatness_bound", 4000.0)],
+                      floor={FLAT: 80.0, "relative_flatness_bound": 4000.0})
+
+
+def made(*arms, change=None, **options):
+    study = synthetic.study([BASELINE, *(arms or (HELD,))], **options)
+    frame = study.frame if change is None else change(study.frame)
+    return Record.of(frame, study.spec, study.columns, study.status)
+
+
+def of(arm):
+    return pl.col("arm") == arm
+
+
+def test_a_verdict_needs_enough_pairs_not_enough_runs():
+    for harm in ({}, {"never": True, "final_accuracy": 0.6}):
+        arm = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, **harm)
+        (found,) = effects(made(arm, change=lambda f: f.filter(~of("baseline") | (pl.col("seed") < 3))))
+        assert found.n == 3
+        assert found.call == "says nothing"
+        assert "in only 3 of its 8 seeds" in found.check.reasons[0]
+
+
+def test_seeds_whose_baseline_lost_memorisation_say_nothing_about_the_arm():
+    def forget(frame):
+        lost = of("baseline") & (pl.col("seed") < 2)
+        return frame.with_columns(pl.when(lost).then(0.1).otherwise(pl.col(name)).alias(name)
+                                  for name in ("train/accuracy", "test/accuracy"))
+    (found,) = effects(made(change=forget))
+    assert (found.n, found.call) == (6, "intact")
+    assert found.accuracy["value"] == pytest.approx(0, abs=0.01)
+
+
+def test_seeds_that_lost_memorisation_are_no_harm_and_not_intact_either():
+    def forget(frame):
+        lost = ~of("baseline") & (pl.col("seed") < 20)
+        return frame.with_columns(pl.when(lost).then(0.1).otherwise(pl.col(name)).alias(name)
+                                  for name in ("train/accuracy", "test/accuracy"))
+    record = made(*BOTH, seeds=100, change=forget, every=50)
+    assert [item.call for item in effects(record)] == ["unclear", "unclear"]
+    found = {item.id: item for item in findings_of(record)}["necessity/flatness"]
+    assert found.verdict == "inconclusive"
+    assert "memorisation intact in 80" in found.statement
+
+
+@pytest.mark.parametrize("last", [300, 700])
+def test_runs_that_were_followed_for_less_time_are_compared_at_that_time(last):
+    record = made(*BOTH, change=lambda f: f.filter(of("baseline") | (pl.col("step") <= last)))
+    assert all(item.call in ("unclear", "intact") for item in effects(record))
+    assert all(abs(item.accuracy["value"]) < 0.25 for item in effects(record))
+
+
+def test_hastened_needs_accuracy_as_well():
+    fall = dict(enumerate([0.0, 0.0, 0.0, 0.0, 0.1, 0.15, 0.25, 0.3]))  # 0.1 on average: no clear harm, yet not intact
+
+    def worse(frame):
+        late = of("a") & (pl.col("step") > 700)
+        less = pl.col("test/accuracy") - pl.col("seed").replace_strict(fall)
+        return frame.with_columns(pl.when(late).then(less).otherwise(pl.col("test/accuracy")).alias("test/accuracy"))
+    quick = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, delay_factor=0.2)
+    assert effects(made(quick))[0].call == "hastened"
+    assert effects(made(quick, change=worse))[0].call == "unclear"
+
+
+def test_late_memorisation_alone_does_not_hasten():
+    late = (of("a") & (pl.col("step") < 400), of("a") & (pl.col("step") >= 400))
+    record = made(change=lambda f: f.with_columns(
+        pl.when(late[0]).then(0.5).when(late[1]).then(1.0).otherwise(pl.col("train/accuracy")).alias("train/accuracy")),
+        spread=0.05)
+    (found,) = effects(record)
+    assert found.ratio["high"] < 0.5  # the delay is short, yet generalisation comes when it did
+    assert found.call == "intact"
+
+
+def test_a_run_that_diverged_before_the_intervention_ended_stays_in_view():
+    held = ArmTruth("a", interventions=[clamp(FLAT, 60.0), {"kind": "unplug", "step": 1000}], floor={FLAT: 60.0},
+                    diverge=[3])
+    study = synthetic.study([BASELINE, held])
+    frame = study.frame.filter(pl.col("train/accuracy").is_not_nan())  # as the engine records it
+    runs = Record.of(frame, study.spec, study.columns, study.status).results_before(1000)
+    gone = runs.filter((pl.col("arm") == "a") & (pl.col("seed") == 3))
+    assert gone["diverged"].item()
+    assert gone["followed"].item() == 990
+    assert runs["diverged"].sum() == 1
+
+
+def test_replicas_without_seeds_are_paired_once_and_a_seed_that_recurs_is_refused():
+    frame = synthetic.study([BASELINE, HELD]).frame
+    found = effects(Record.of(frame.drop("seed"), synthetic.study([BASELINE, HELD]).spec))[0]
+    assert found.n == 8
+    with pytest.raises(FrameError, match=r"arm 'baseline' has 8 replicas of seed 0.*Number them"):
+        tidy(frame.with_columns(seed=pl.lit(0)))
