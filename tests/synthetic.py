@@ -149,6 +149,7 @@ def _runs(arm: ArmTruth, grid: np.ndarray, memorised: np.ndarray, generalised: n
     noise = lambda size: np.exp(generator.normal(0, size, (len(memorised), len(grid))))  # noqa: E731
     rise = 1 / (1 + np.exp(-(t - tm) / (0.05 * tm) - 5))
     turn = 1 / (1 + np.exp(-(t - tg) / (0.05 * tg) - 3))
+    early = 0 * t if arm.never else 1 / (1 + np.exp(-(t - 0.7 * tg) / (0.05 * tg)))
     inner = turn if arm.geometry or not arm.never else np.zeros_like(turn)
     turn = np.zeros_like(turn) if arm.never else turn
     low = 1 / 31
@@ -166,7 +167,7 @@ def _runs(arm: ArmTruth, grid: np.ndarray, memorised: np.ndarray, generalised: n
         "train/relative_flatness_bound": ("relative_flatness_bound", 5 + 3000 * rise * (1 - inner)),
         "train/cdnv": ("cdnv", 0.2 + 3 * np.exp(-t / tm)), "test/cdnv": ("cdnv", 0.3 + 3 * (1 - turn)),
         "train/rnc1": ("rnc1", 0.1 + 0.8 * np.exp(-t / tm)), "test/rnc1": ("rnc1", 0.15 + 0.8 * (1 - turn)),
-        "test/ildr": ("ildr", 1 + 5 * turn), "params/weight_norm": ("weight_norm", 20 + 20 * rise * (1 - inner)),
+        "test/ildr": ("ildr", 1 + 5 * early), "params/weight_norm": ("weight_norm", 20 + 20 * rise * (1 - inner)),
     }
     for name, (measure, values) in shapes.items():
         columns[name] = np.maximum(values, arm.floor.get(measure, 0)) * noise(0.03)

@@ -34,6 +34,11 @@ def test_collapse_that_waits_for_generalisation_disagrees():
     assert found["dispute/collapse-with-memorisation"].verdict == "disagrees"
 
 
+def test_a_held_out_ratio_that_mirrors_test_accuracy_does_not_lead():
+    found = findings(**{"test/ildr": 1 + 5 * pl.col("test/accuracy")})
+    assert found["dispute/held-out-ratio-leads"].verdict == "undecided"
+
+
 def test_population_variance_that_falls_early_disagrees():
     found = findings(**{"test/rnc1": pl.col("train/rnc1")})
     assert found["dispute/population-variance"].verdict == "disagrees"

@@ -57,6 +57,43 @@ def test_a_measure_that_moves_before_or_after_is_told_so(shift, verdict):
     assert item.data["sign_p"] == pytest.approx(2 / 2**8)
 
 
+def logged(generator, seeds, every, shift=0.0):
+    """Runs whose measure is half-way as test accuracy jumps, but for chance and a shift, logged every so many steps."""
+    generalised = 800 * np.exp(generator.normal(0, 0.15, seeds))
+    values = step_down(generalised * np.exp(shift + generator.normal(0, 0.03, seeds)))
+    values[:, GRID % every > 0] = np.nan
+    return frame_of(generalised, {"train/cdnv": values})
+
+
+def test_a_measure_logged_more_rarely_than_accuracy_does_not_lag_for_that():
+    draws = 40
+    called = [finding(logged(np.random.default_rng(draw), 12, 200), "train/cdnv", bootstrap=50).verdict
+              for draw in range(draws)]
+    assert called.count("lags") + called.count("leads") <= draws * 0.05 + 3 * np.sqrt(draws * 0.05 * 0.95)
+    assert finding(logged(np.random.default_rng(0), 12, 50, shift=0.3), "train/cdnv").verdict == "lags"
+
+
+@pytest.mark.parametrize("mirror", [
+    lambda accuracy: 1 + 5 * accuracy, lambda accuracy: 1.1 - accuracy, lambda accuracy: np.exp(3 * accuracy),
+    lambda accuracy: accuracy**2, lambda accuracy: 1 / accuracy])
+def test_what_mirrors_test_accuracy_does_not_lead_it(mirror):
+    generalised = np.linspace(600, 1200, 8)
+    accuracy = 0.05 + 0.95 / (1 + np.exp((generalised[:, None] - GRID[None]) / 60 - 3.5))
+    frame = frame_of(generalised, {"test/mirror": mirror(accuracy)}).with_columns(
+        pl.Series("test/accuracy", accuracy.ravel()))
+    item = finding(frame, "test/mirror")
+    assert item.estimates["lag"]["high"] < 0
+    assert item.verdict == "no clear order"
+    assert "test accuracy itself is half-way" in item.statement
+
+
+def test_a_mean_over_some_of_the_seeds_says_so():
+    values = step_down(np.linspace(500, 700, 8))
+    values[3:] = 1.0
+    item = finding(frame_of(np.linspace(800, 1000, 8), {"train/cdnv": values}), "train/cdnv")
+    assert "in 3 of which it changes" in item.statement
+
+
 def test_position_is_zero_at_memorisation_and_one_at_generalisation():
     generalised = np.array([800] * 6)
     with_it = finding(frame_of(generalised, {"train/cdnv": step_down(generalised)}), "train/cdnv")

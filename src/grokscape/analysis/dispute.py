@@ -80,8 +80,10 @@ def _leads(*columns: str) -> Callable[[Findings], tuple[str, str]]:
     def judge(findings: Findings) -> tuple[str, str]:
         """Whether the measure moves before test accuracy does."""
         found = _first(findings, *columns)
-        if found is None or found.verdict in ("no clear order", "does not move"):
-            return "undecided", "not measured" if found is None else str(found.verdict)
+        if found is None or not found.data["enough"]:
+            return "undecided", _side(found)[1]
+        if found.verdict in ("no clear order", "does not move"):
+            return "undecided", str(found.verdict)
         return ("agrees" if found.verdict == "leads" else "disagrees"), f"it {found.verdict}"
     return judge
 

@@ -4,16 +4,19 @@ from typing import Any
 
 import numpy as np
 
-from grokscape.analysis.estimation import bootstrap_interval, holm, mean_and_error, plain, sign_test, two_sided
+from grokscape.analysis.estimation import bootstrap_interval, holm, mean_and_error, one_sided, plain, sign_test
 from grokscape.analysis.finding import Finding
+from grokscape.analysis.frames import TEST_ACCURACY
+from grokscape.analysis.onsets import threshold_onset
 from grokscape.analysis.record import Record
 from grokscape.analysis.transitions import change_points, transitions
 
 RULE = (
     "Transition: first evaluation from which the measure has gone half the way (log scale) between its level at "
-    "memorisation and its final level; a measure that changes by less than a factor of {moved:g} has none. Leads "
-    "or lags: the mean log ratio to the moment of generalisation differs from zero over seeds (Student's t, Holm "
-    "over measures, level {alpha:g}); a sign test stands beside it. Position: 0 is memorisation, 1 is "
+    "memorisation and its final level; a measure that changes by less than a factor of {moved:g} has none. Leads: "
+    "the mean log ratio to the moment at which test accuracy itself has gone half its way so is below zero over seeds. "
+    "Lags: that to the moment of generalisation, which comes later, is above zero (Student's t, Holm over measures, "
+    "level {alpha:g}); a sign test against generalisation stands beside it. Position: 0 is memorisation, 1 is "
     "generalisation, on a log scale of steps."
 )
 
@@ -32,17 +35,23 @@ def _numbers(record: Record, column: str) -> dict[str, Any]:
     """Per-seed lags of one column and their estimates."""
     assert record.baseline is not None
     rules, rows = record.rules, record.panel.rows(record.baseline.name)
-    found = transitions(record, column)
+    # Moments on different grids would be rounded up differently: only evaluations that saw both count.
+    seen = ~np.isnan(record.series(column)) & ~np.isnan(record.panel[TEST_ACCURACY])
+    found, accuracy = transitions(record, column, seen), transitions(record, TEST_ACCURACY, seen)
+    generalised = threshold_onset(np.where(seen, record.panel[TEST_ACCURACY], np.nan), record.panel.steps,
+                                  rules.test_threshold, rules.hold)
     moment, before = found.onset.step[rows], found.onset.lower[rows]
-    test, test_before = record.moment("generalised")[rows], record.moment("generalised_lower")[rows]
+    test, test_before = generalised.step[rows], generalised.lower[rows]
+    half = np.fmin(accuracy.onset.step[rows], test)
     train, followed = record.moment("memorised")[rows], record.moment("followed")[rows]
     lag, late = moment - test, ~np.isnan(moment) & np.isnan(test)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio, ratio_train = np.log(moment / test), np.log(moment / train)
+        ratio, ratio_train, ratio_half = np.log(moment / test), np.log(moment / train), np.log(moment / half)
         position = np.log(moment / train) / np.log(test / train)
         leads = (moment <= test_before) | (late & (moment < followed))
         lags = before >= test
     kept = np.isfinite(ratio)
+    earlier, later = one_sided(-ratio_half[kept], 0.0), one_sided(ratio[kept], 0.0)
     interval = {"confidence": 1 - rules.alpha, "resamples": rules.bootstrap}
     change = change_points(record, column)[rows]
     return {
@@ -51,7 +60,8 @@ def _numbers(record: Record, column: str) -> dict[str, Any]:
         "position": position, "leads": int(leads.sum()), "lags": int(lags.sum()), "moved": int(found.moved[rows].sum()),
         "start": found.start[rows], "end": found.end[rows], "n": int(kept.sum()), "runs": len(rows),
         "judged": int((~np.isnan(test)).sum()), "enough": bool((~np.isnan(test)).sum() >= rules.minimum_seeds),
-        "sign_p": sign_test(int(leads.sum()), int(lags.sum())), "p": two_sided(ratio[kept], 0.0),
+        "sign_p": sign_test(int(leads.sum()), int(lags.sum())), "p": min(1.0, 2 * min(earlier, later)),
+        "side": "leads" if earlier < later else "lags", "half_way": half, "accuracy_lag": (half - test)[kept],
         "check": float(np.mean(np.abs(np.log(change / moment)[kept]) <= np.log(rules.delay_ratio_margin)))
         if kept.any() else None,
         "estimates": {
@@ -73,7 +83,7 @@ def verdict(numbers: dict[str, Any], alpha: float) -> str:
         return "does not move"
     if numbers["p"] > alpha:
         return "no clear order"
-    return "leads" if numbers["estimates"]["log lag"]["value"] < 0 else "lags"
+    return str(numbers["side"])
 
 
 def _finding(record: Record, row: dict[str, Any]) -> Finding:
@@ -91,12 +101,15 @@ def _finding(record: Record, row: dict[str, Any]) -> Finding:
         span = "" if lag["low"] is None else f" (interval {lag['low']:.0f} to {lag['high']:.0f})"
         text = f"{row['title']} is half-way {abs(lag['value']):.0f} steps {side} generalisation on average{span}; " \
                f"before it in {row['leads']} and after it in {row['lags']} of {row['runs']} seeds"
+        if row["n"] < row["runs"]:
+            text += f", in {row['n']} of which it changes and generalisation is seen"
+        if (row["accuracy_lag"] < 0).any():
+            text += f"; test accuracy itself is half-way {-row['accuracy_lag'].mean():.0f} steps before generalisation"
         if place["value"] is not None:
             text += f"; position {place['value']:.2f} between memorisation (0) and generalisation (1)"
     about = record.columns[row["column"]]
-    keys = ("seeds", "transition", "generalised", "memorised", "change_point", "lag", "log_lag", "position", "start",
-            "end", "leads", "lags", "moved", "runs", "check", "sign_p", "judged",
-            "enough")
+    keys = ("seeds", "transition", "generalised", "half_way", "memorised", "change_point", "lag", "log_lag", "position",
+            "start", "end", "leads", "lags", "moved", "runs", "check", "sign_p", "judged", "enough")
     return Finding(
         f"lead_lag/{row['column']}", "lead_lag",
         {"column": row["column"], "measure": about["measure"], "property": about["property"], "split": about["split"]},

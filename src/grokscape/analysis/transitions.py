@@ -11,7 +11,7 @@ import numpy as np
 import ruptures
 
 from grokscape.analysis.estimation import row_median
-from grokscape.analysis.frames import Array, compress
+from grokscape.analysis.frames import Array, Flags, compress
 from grokscape.analysis.onsets import Onset, onset
 from grokscape.analysis.record import Record
 
@@ -43,10 +43,10 @@ def on_log_scale(values: Array) -> tuple[Array, bool]:
     return np.where(np.isfinite(logs), logs, np.nan), True
 
 
-def transitions(record: Record, column: str) -> Transition:
-    """Transition of a column after memorisation, per replica."""
-    rules = record.rules
-    logs, taken = on_log_scale(record.series(column))
+def transitions(record: Record, column: str, among: Flags | None = None) -> Transition:
+    """Transition of a column after memorisation, per replica; `among` (R, T): the evaluations to look at, else all."""
+    rules, series = record.rules, record.series(column)
+    logs, taken = on_log_scale(series if among is None else np.where(among, series, np.nan))
     after = record.window(record.moment("memorised"), np.full(len(logs), np.nan))
     values, steps = compress(np.where(after, logs, np.nan), record.panel.steps)
     count = (~np.isnan(values)).sum(axis=1)[:, None]

@@ -33,10 +33,9 @@ def lead_lag_plate(run: Run) -> Plate | Missing:
         )
     rows = _rows(moved, lambda f: f["estimates"]["log lag"]["value"])
     layers: list[Layer] = [Rule(1.0, label="generalises")]
-    early = _memorisation(run)
-    if early:
-        layers.append(Rule(early, label="memorises"))
-    centres = [exp(f["estimates"]["log lag"]["value"]) for f in moved] + ([early] if early else [])
+    marks = {"memorises": _middle_ratio(run, "memorised"), "test accuracy half-way": _middle_ratio(run, "half_way")}
+    layers += [Rule(place, label=name) for name, place in marks.items() if place]
+    centres = [exp(f["estimates"]["log lag"]["value"]) for f in moved] + [place for place in marks.values() if place]
     limits = (min([*centres, 1.0]) / 1.4, max([*centres, 1.0]) * 1.4)
     layers += [_lag(run, finding, rows, limits) for finding in moved]
     still = sorted(
@@ -48,9 +47,11 @@ def lead_lag_plate(run: Run) -> Plate | Missing:
     )
     caption = (
         "In the baseline, the step at which a measure is half-way (on a log scale) between its level at memorisation "
-        "and its last, over the step of generalisation: left of 1 it moves before, right of 1 after. Means over seeds "
-        "with bootstrap intervals. Filled circles: training samples; hollow: held-out samples; diamonds: held-out "
-        "around training means; squares: parameters. Intervals are cut at the edges. Coming before is not causing."
+        "and its last, over the step of generalisation: left of 1 it moves before, right of 1 after. Test accuracy "
+        "itself is half-way before a run counts as generalised, so only what lies left of that line leads. Means over "
+        "seeds with bootstrap intervals. Filled circles: training samples; hollow: held-out samples; diamonds: "
+        "held-out around training means; squares: parameters. Intervals are cut at the edges. Coming before is not "
+        "causing."
     )
     if still:
         caption += f" On some samples these hardly move after memorisation: {', '.join(still)}."
@@ -69,9 +70,9 @@ def lead_lag_plate(run: Run) -> Plate | Missing:
     )
 
 
-def _memorisation(run: Run) -> float | None:
+def _middle_ratio(run: Run, moment: str) -> float | None:
     data = next((f["data"] for f in run.of_kind("lead_lag") if f.get("data")), {})
-    pairs = [m / g for m, g in zip(data.get("memorised") or [], data.get("generalised") or []) if m and g]
+    pairs = [m / g for m, g in zip(data.get(moment) or [], data.get("generalised") or []) if m and g]
     return sorted(pairs)[len(pairs) // 2] if pairs else None
 
 
