@@ -21,7 +21,6 @@ from grokscape.analysis.estimation import (
     sign_test,
     swap_test,
     tost,
-    two_sided,
 )
 
 
@@ -57,7 +56,6 @@ def test_tost_at_the_margin_keeps_its_level_and_finds_true_equivalence(n):
 def test_one_sided_is_scipys_test():
     values = np.array([0.2, 0.5, 0.1, 0.9])
     assert one_sided(values, 0.1) == pytest.approx(stats.ttest_1samp(values, 0.1, alternative="greater").pvalue)
-    assert two_sided(values, 0.1) == pytest.approx(stats.ttest_1samp(values, 0.1).pvalue)
 
 
 def test_values_all_alike_leave_no_doubt():
@@ -121,3 +119,15 @@ def test_plain_is_ready_for_json():
     found = plain({"a": np.array([1.0, np.nan, math.inf]), 2: (np.int64(3), np.bool_(True))})
     assert found == {"a": [1.0, None, None], "2": [3, True]}
     assert type(found["2"][0]) is int
+
+
+@pytest.mark.parametrize(("n", "share"), [(8, 0.5), (8, 0.75), (12, 0.75)])
+def test_bootstrap_interval_covers_where_values_are_tied(n, share):
+    generator = np.random.default_rng(n)
+    covered, draws = 0, 400
+    for _ in range(draws):
+        values = 85.0 * (generator.random(n) < share)  # on a coarse grid: one of two steps
+        found = bootstrap_interval(mean_and_error, values, resamples=500)
+        covered += found["low"] <= 85 * share <= found["high"]
+    best = stats.binom.pmf(np.arange(1, n), n, share).sum()  # draws in which all are alike tell nothing of the spread
+    assert covered / draws >= 0.95 * best - 3 * np.sqrt(0.05 * 0.95 / draws)
