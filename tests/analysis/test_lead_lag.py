@@ -87,6 +87,15 @@ def test_what_mirrors_test_accuracy_does_not_lead_it(mirror):
     assert "test accuracy itself is half-way" in item.statement
 
 
+def test_one_early_seed_among_late_ones_is_no_order():
+    generalised = np.full(8, 800.0)
+    moments = generalised + np.array([0, 20, 80, 80, 80, 100, 100, 80])
+    item = finding(frame_of(generalised, {"train/cdnv": step_down(moments)}), "train/cdnv")
+    assert item.p < 0.05
+    assert item.estimates["log lag"]["low"] < 0
+    assert item.verdict == "no clear order"
+
+
 def test_a_mean_over_some_of_the_seeds_says_so():
     values = step_down(np.linspace(500, 700, 8))
     values[3:] = 1.0

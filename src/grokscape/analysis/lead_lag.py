@@ -16,8 +16,8 @@ RULE = (
     "memorisation and its final level; a measure that changes by less than a factor of {moved:g} has none. Leads: "
     "the mean log ratio to the moment at which test accuracy itself has gone half its way so is below zero over seeds. "
     "Lags: that to the moment of generalisation, which comes later, is above zero (Student's t, Holm over measures, "
-    "level {alpha:g}); a sign test against generalisation stands beside it. Position: 0 is memorisation, 1 is "
-    "generalisation, on a log scale of steps."
+    "level {alpha:g}, and the bootstrap interval excludes zero as well); a sign test against generalisation stands "
+    "beside it. Position: 0 is memorisation, 1 is generalisation, on a log scale of steps."
 )
 
 
@@ -61,12 +61,14 @@ def _numbers(record: Record, column: str) -> dict[str, Any]:
         "start": found.start[rows], "end": found.end[rows], "n": int(kept.sum()), "runs": len(rows),
         "judged": int((~np.isnan(test)).sum()), "enough": bool((~np.isnan(test)).sum() >= rules.minimum_seeds),
         "sign_p": sign_test(int(leads.sum()), int(lags.sum())), "p": min(1.0, 2 * min(earlier, later)),
-        "side": "leads" if earlier < later else "lags", "half_way": half, "accuracy_lag": (half - test)[kept],
+        "half_way": half, "accuracy_lag": (half - test)[kept],
         "check": float(np.mean(np.abs(np.log(change / moment)[kept]) <= np.log(rules.delay_ratio_margin)))
         if kept.any() else None,
         "estimates": {
             "lag": bootstrap_interval(mean_and_error, lag[kept], unit="steps", **interval),
             "log lag": bootstrap_interval(mean_and_error, ratio[kept], unit="log of steps", **interval),
+            "log lag to half of test accuracy": bootstrap_interval(
+                mean_and_error, ratio_half[kept], unit="log of steps", **interval),
             "lag after memorisation": bootstrap_interval(
                 mean_and_error, (moment - train)[kept], unit="steps", **interval),
             "log lag after memorisation": bootstrap_interval(
@@ -81,9 +83,11 @@ def verdict(numbers: dict[str, Any], alpha: float) -> str:
     """"leads", "lags", "no clear order" or "does not move"."""
     if numbers["moved"] == 0 and numbers["judged"]:
         return "does not move"
-    if numbers["p"] > alpha:
+    estimates = numbers["estimates"]
+    behind, ahead = estimates["log lag"]["low"], estimates["log lag to half of test accuracy"]["high"]
+    if numbers["p"] > alpha or behind is None or ahead is None:
         return "no clear order"
-    return str(numbers["side"])
+    return "leads" if ahead < 0 else "lags" if behind > 0 else "no clear order"
 
 
 def _finding(record: Record, row: dict[str, Any]) -> Finding:
