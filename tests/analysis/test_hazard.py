@@ -77,3 +77,17 @@ def test_without_a_loss_each_measure_stands_alone():
     found = {item.id: item for item in hazard(record)}
     assert found["hazard/train/cdnv"].verdict == "inconclusive"
     assert found["hazard/train/cdnv"].estimates["concordance"]["value"] is not None
+
+
+def test_a_perfect_ranking_of_few_seeds_is_no_finding():
+    def rows(seeds):
+        made = synthetic.study([BASELINE], seeds=seeds, every=50, seed=3)
+        delay = dict(zip(*(lambda t: (t["replica"], t["delay"]))(Record.of(made.frame, made.spec).results)))
+        hint = pl.col("replica").replace_strict(delay, return_dtype=pl.Float64)
+        record = record_of(made, **{"train/cdnv": hint, "train/loss": 1 / hint + pl.col("seed") % 2})
+        return {row["column"]: row for row in hazard_table(record)}["train/cdnv"]
+    few, more = rows(4), rows(8)
+    assert few["p"] == few["p_adjusted"] == 1.0
+    assert few["ratio"]["value"] is not None
+    assert few["ratio"]["low"] is None
+    assert more["ratio"]["high"] < 1

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from grokscape.analysis.cox import RiskSets, concordance, fit
+from grokscape.analysis.design import Rules
 from grokscape.analysis.estimation import estimate, holm, plain
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import TRAIN_LOSS, Array
@@ -23,9 +24,10 @@ from grokscape.analysis.transitions import on_log_scale
 RULE = (
     "Cox model of the hazard of generalising, time from memorisation, stratified by arm, covariates as last seen "
     "before; hazard ratios per standard deviation of the measure (its logarithm unless it takes both signs). "
-    "Intervals: jackknife over groups of seeds, Student's t. Concordance: share of pairs in which the run that "
-    "generalises is ranked above one that has not, coefficients fitted without its seed. Foretells beyond the "
-    "loss: p of the adjusted coefficient, Holm over measures, at most {alpha:g}."
+    "Intervals: jackknife over groups of seeds, Student's t; none, and no verdict, below {seeds} seeds, whose order is "
+    "too often perfect by chance. Concordance: share of pairs in which the run that generalises is ranked above one "
+    "that has not, coefficients fitted without its seed. Foretells beyond the loss: p of the adjusted coefficient, "
+    "Holm over measures, at most {alpha:g}."
 )
 GROUPS = 10
 
@@ -117,15 +119,15 @@ def model(at: Moments, covariates: Sequence[Array]) -> dict[str, Any]:
             "concordance": good / pairs if pairs else np.nan, "pairs": int(pairs)}
 
 
-def _ratio(found: dict[str, Any], alpha: float) -> tuple[dict[str, Any], float]:
+def _ratio(found: dict[str, Any], rules: Rules) -> tuple[dict[str, Any], float]:
     """Hazard ratio per standard deviation of the first covariate with its interval, and its p value."""
     beta, se, df = float(found["beta"][0]), float(found["se"][0]), found["df"]
     unit = "hazard ratio per standard deviation"
     if np.isnan(beta):
         return estimate(None, unit=unit), 1.0
-    if np.isnan(se) or df < 1 or se == 0:
+    if np.isnan(se) or df < max(rules.minimum_seeds - 1, 1) or se == 0:
         return estimate(float(np.exp(beta)), unit=unit), 1.0
-    reach = float(stats.t.ppf(1 - alpha / 2, df)) * se
+    reach = float(stats.t.ppf(1 - rules.alpha / 2, df)) * se
     with np.errstate(over="ignore"):
         low, high = float(np.exp(beta - reach)), float(np.exp(beta + reach))
     return estimate(float(np.exp(beta)), low, high, unit), float(2 * stats.t.sf(abs(beta) / se, df))
@@ -137,15 +139,15 @@ def hazard_table(record: Record) -> list[dict[str, Any]]:
     Keys: `column`, `measure`, `property`, `split`, `title`, `events`, `ratio`, `ratio_adjusted` (estimates), `p`,
     `p_adjusted` (Holm over measures), `concordance`, `concordance_adjusted`, `concordance_loss`, `gain`.
     """
-    at, alpha = moments(record), record.rules.alpha
+    at = moments(record)
     loss = last_seen(record, TRAIN_LOSS, at) if TRAIN_LOSS in record.panel else np.full(len(at.step), np.nan)
     reference = model(at, [loss])["concordance"]
     rows = []
     for column in record.measured():
         values = last_seen(record, column, at)
         alone, both = model(at, [values]), model(at, [values, loss])
-        ratio, p = _ratio(alone, alpha)
-        adjusted, p_adjusted = _ratio(both, alpha)
+        ratio, p = _ratio(alone, record.rules)
+        adjusted, p_adjusted = _ratio(both, record.rules)
         rows.append({"column": column, **{key: record.columns[column][key] for key in
                                           ("measure", "property", "split", "title")},
                      "events": alone["events"], "ratio": ratio, "ratio_adjusted": adjusted, "p": p,
@@ -167,7 +169,8 @@ def hazard(record: Record) -> list[Finding]:
     rows = hazard_table(record)
     if not rows:
         return []
-    rule, seeds = RULE.format(alpha=record.rules.alpha), len(np.unique(record.panel.seeds))
+    rule = RULE.format(alpha=record.rules.alpha, seeds=record.rules.minimum_seeds)
+    seeds = len(np.unique(record.panel.seeds))
     if all(np.isnan(row["concordance"]) for row in rows):
         text = "No run generalised while another of its arm had not, so nothing can be said about foretelling it"
     else:
