@@ -43,6 +43,18 @@ def test_two_hands_that_harm_at_one_level_are_consistent_with_necessary():
     assert found.p <= 0.05
 
 
+def test_another_property_that_the_same_arms_block_is_named():
+    both = {FLAT: 80.0, "relative_flatness_bound": 4000.0, "cdnv": 1.5}
+    arms = [ArmTruth(name, interventions=[clamp(measure, level)], floor=both, never=True, final_accuracy=0.6)
+            for name, measure, level in (("a", FLAT, 80.0), ("b", "relative_flatness_bound", 4000.0))]
+    collapse = ArmTruth("c", interventions=[clamp("cdnv", 1.2)], floor={"cdnv": 1.2})
+    found, _ = verdict(*arms, collapse)
+    assert found.verdict == "consistent with necessary"
+    assert "the same arms kept collapse (CDNV) from arising as well" in found.statement
+    alone, _ = verdict(harmed("a", 80.0), harmed("b", 80.0, "relative_flatness_bound"), collapse)
+    assert "from arising as well" not in alone.statement
+
+
 def test_one_hand_alone_is_not_enough_however_many_doses():
     found, all_found = verdict(harmed("a", 80.0), harmed("b", 90.0), harmed("c", 300.0))
     assert found.verdict == "inconclusive"

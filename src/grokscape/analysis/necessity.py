@@ -227,6 +227,11 @@ def necessity(record: Record, target: Target, found: list[Effect], failed: list[
     verdict, deciding, why = _verdict(ordered, pairs, record.rules)
     if failed:
         verdict, why = "inconclusive", f"a control failed ({', '.join(failed)}); without it the reading would be: {why}"
+    also = _also_blocked(record, target, found, deciding)
+    apart = [other for other in also if other.property_name != target.property_name]
+    if apart and any(level.effect.call == "harmed" for level in deciding):
+        names = " and ".join(f"{other.property_name} ({record.title(other.column)})" for other in apart)
+        why += f"; the same arms kept {names} from arising as well, which this evidence cannot tell apart"
     title = record.title(target.column)
     harm = any(level.effect.call == "harmed" for level in deciding)
     p = max((level.effect.p_harmed if harm and level.effect.call == "harmed" else level.effect.p_intact
@@ -244,7 +249,7 @@ def necessity(record: Record, target: Target, found: list[Effect], failed: list[
                     blocked=rules.blocked_fraction),
         plain({"doses": doses(record, target, found), "trend": trend(record, target, found), "pairs": pairs,
                "deciding": [level.effect.arm.name for level in deciding], "reason": why, "failed_controls": failed,
-               "also_blocked": _also_blocked(record, target, found, deciding)}))
+               "also_blocked": [other.measure for other in also]}))
     return [first, _convergence(record, target, ordered, pairs)]
 
 
@@ -278,11 +283,11 @@ def doses(record: Record, target: Target, found: list[Effect]) -> list[dict[str,
     return result
 
 
-def _also_blocked(record: Record, target: Target, found: list[Effect], deciding: list[Level]) -> list[str]:
+def _also_blocked(record: Record, target: Target, found: list[Effect], deciding: list[Level]) -> list[Target]:
     """Other targeted measures that every deciding arm blocked as well: the evidence cannot tell them apart."""
     names = {level.effect.arm.name for level in deciding}
     others = [other for other in targets(record, "block") if other.column != target.column]
-    return [other.measure for other in others
+    return [other for other in others
             if names and names <= {level.effect.arm.name for level in levels(record, other, found)}]
 
 
