@@ -24,12 +24,13 @@ from grokscape.analysis.transitions import on_log_scale
 RULE = (
     "Cox model of the hazard of generalising, time from memorisation, stratified by arm, covariates as last seen "
     "before; hazard ratios per standard deviation of the measure (its logarithm unless it takes both signs). "
-    "Intervals: jackknife over groups of seeds, Student's t; none, and no verdict, below {seeds} seeds, whose order is "
-    "too often perfect by chance. Concordance: share of pairs in which the run that generalises is ranked above one "
-    "that has not, coefficients fitted without its seed. Foretells beyond the loss: p of the adjusted coefficient, "
-    "Holm over measures, at most {alpha:g}."
+    "Intervals: jackknife over groups of seeds, Student's t; none, and no verdict, below {seeds} seeds or {runs} "
+    "runs, whose order is too often perfect by chance. Concordance: share of pairs in which the run that generalises "
+    "is ranked above one that has not, coefficients fitted without its seed. Foretells beyond the loss: p of the "
+    "adjusted coefficient, Holm over measures, at most {alpha:g}."
 )
 GROUPS = 10
+FEWEST = 8
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def model(at: Moments, covariates: Sequence[Array]) -> dict[str, Any]:
     """Fit on all runs, jackknifed over groups of seeds, with the concordance on the seeds left out.
 
     Returns:
-        {"beta", "se": (p,), "df", "events", "concordance", "pairs"}; beta is NaN where nothing can be fitted.
+        {"beta", "se": (p,), "df", "runs", "events", "concordance", "pairs"}; beta is NaN where nothing can be fitted.
     """
     x = np.stack(covariates, axis=1)
     sets, rows = at.sets.keep(np.array(np.isfinite(x).all(axis=1), dtype=bool))
@@ -98,7 +99,7 @@ def model(at: Moments, covariates: Sequence[Array]) -> dict[str, Any]:
     spread = x.std(axis=0) if len(x) else np.zeros(p)
     if not len(x) or not (spread > 0).all():
         nothing = np.full(p, np.nan)
-        return {"beta": nothing, "se": nothing, "df": 0, "events": 0, "concordance": np.nan, "pairs": 0}
+        return {"beta": nothing, "se": nothing, "df": 0, "runs": 0, "events": 0, "concordance": np.nan, "pairs": 0}
     x = (x - x.mean(axis=0)) / spread
     group = at.group[sets.run]
     groups = np.unique(at.group)
@@ -115,8 +116,8 @@ def model(at: Moments, covariates: Sequence[Array]) -> dict[str, Any]:
     table, g = np.array(left_out), len(left_out)
     enough = g == len(groups) and g > 1
     se = np.sqrt((g - 1) / g * ((table - table.mean(axis=0)) ** 2).sum(axis=0)) if enough else np.full(p, np.nan)
-    return {"beta": fit(sets, x), "se": se, "df": g - 1, "events": int(sets.event.sum()),
-            "concordance": good / pairs if pairs else np.nan, "pairs": int(pairs)}
+    return {"beta": fit(sets, x), "se": se, "df": g - 1, "runs": len(np.unique(sets.run)),
+            "events": int(sets.event.sum()), "concordance": good / pairs if pairs else np.nan, "pairs": int(pairs)}
 
 
 def _ratio(found: dict[str, Any], rules: Rules) -> tuple[dict[str, Any], float]:
@@ -125,7 +126,7 @@ def _ratio(found: dict[str, Any], rules: Rules) -> tuple[dict[str, Any], float]:
     unit = "hazard ratio per standard deviation"
     if np.isnan(beta):
         return estimate(None, unit=unit), 1.0
-    if np.isnan(se) or df < max(rules.minimum_seeds - 1, 1) or se == 0:
+    if np.isnan(se) or se == 0 or df < max(rules.minimum_seeds - 1, 1) or found["runs"] < FEWEST:
         return estimate(float(np.exp(beta)), unit=unit), 1.0
     reach = float(stats.t.ppf(1 - rules.alpha / 2, df)) * se
     with np.errstate(over="ignore"):
@@ -169,7 +170,7 @@ def hazard(record: Record) -> list[Finding]:
     rows = hazard_table(record)
     if not rows:
         return []
-    rule = RULE.format(alpha=record.rules.alpha, seeds=record.rules.minimum_seeds)
+    rule = RULE.format(alpha=record.rules.alpha, seeds=record.rules.minimum_seeds, runs=FEWEST)
     seeds = len(np.unique(record.panel.seeds))
     if all(np.isnan(row["concordance"]) for row in rows):
         text = "No run generalised while another of its arm had not, so nothing can be said about foretelling it"
