@@ -128,6 +128,12 @@ def test_bootstrap_interval_covers_where_values_are_tied(n, share):
     for _ in range(draws):
         values = 85.0 * (generator.random(n) < share)  # on a coarse grid: one of two steps
         found = bootstrap_interval(mean_and_error, values, resamples=500)
-        covered += found["low"] <= 85 * share <= found["high"]
+        covered += found["low"] is not None and found["low"] <= 85 * share <= found["high"]
     best = stats.binom.pmf(np.arange(1, n), n, share).sum()  # draws in which all are alike tell nothing of the spread
     assert covered / draws >= 0.95 * best - 3 * np.sqrt(0.05 * 0.95 / draws)
+
+
+def test_seeds_that_are_all_alike_give_no_interval():
+    for found in (mean_interval(np.full(8, 0.3)), bootstrap_interval(mean_and_error, np.full(8, 0.3))):
+        assert found["value"] == pytest.approx(0.3)
+        assert found["low"] is found["high"] is None

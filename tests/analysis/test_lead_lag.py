@@ -77,8 +77,8 @@ def test_a_measure_logged_more_rarely_than_accuracy_does_not_lag_for_that():
     lambda accuracy: 1 + 5 * accuracy, lambda accuracy: 1.1 - accuracy, lambda accuracy: np.exp(3 * accuracy),
     lambda accuracy: accuracy**2, lambda accuracy: 1 / accuracy])
 def test_what_mirrors_test_accuracy_does_not_lead_it(mirror):
-    generalised = np.linspace(600, 1200, 8)
-    accuracy = 0.05 + 0.95 / (1 + np.exp((generalised[:, None] - GRID[None]) / 60 - 3.5))
+    generalised = np.array([600, 690, 760, 870, 930, 1050, 1110, 1190])
+    accuracy = 0.05 + 0.95 / (1 + np.exp((1 - GRID[None] / generalised[:, None]) * 15 - 3.5))
     frame = frame_of(generalised, {"test/mirror": mirror(accuracy)}).with_columns(
         pl.Series("test/accuracy", accuracy.ravel()))
     item = finding(frame, "test/mirror")

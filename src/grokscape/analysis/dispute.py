@@ -45,7 +45,7 @@ def _side(found: Finding | None) -> tuple[str, str]:
         return "memorisation", "it does not move after memorisation"
     place = found.estimates["position"]
     if place["low"] is None:
-        return "unknown", "too few seeds"
+        return "unknown", "too few seeds, or all alike"
     if place["low"] > 0.5:
         return "generalisation", f"its transition sits at {place['value']:.2f} of the way to generalisation"
     if place["high"] < 0.5:

@@ -1,7 +1,7 @@
 """Estimates over seeds: intervals that are honest with few of them, equivalence, sign tests, correction.
 
-The unit is the seed: arrays hold one value per seed, paired arms in the same order. Fewer than two values give an
-estimate without an interval, none give no estimate; nothing here raises for small n.
+The unit is the seed: arrays hold one value per seed, paired arms in the same order. Fewer than two values, or values
+that are all alike, give an estimate without an interval, none give no estimate; nothing here raises for small n.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,9 +37,9 @@ def estimate(value: float | None, low: float | None = None, high: float | None =
 
 
 def mean_interval(values: Array, confidence: float = 0.95, unit: str = "") -> dict[str, Any]:
-    """Mean over seeds with Student's t interval; NaN values are left out."""
+    """Mean over seeds with Student's t interval; NaN left out; values that are all alike give no interval."""
     values = values[~np.isnan(values)]
-    if len(values) < 2:
+    if len(values) < 2 or np.ptp(values) == 0:
         return estimate(float(values[0]) if len(values) else None, unit=unit)
     mean, spread = float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
     reach = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * spread
@@ -62,6 +62,7 @@ def bootstrap_interval(statistic: Statistic, *samples: Array, confidence: float 
     those of Student's t (bootstrap-t, Efron & Tibshirani 1993, ch. 12), which keeps its coverage with a handful of
     seeds where plain percentiles are too narrow. Draws of seeds that are all alike (ties, as on a coarse grid) have no
     error and lie infinitely far out; where they reach the quantile, and below eight seeds, Student's t is used.
+    Where there is no spread at all there is no interval: seeds that are all alike do not show how far others may lie.
 
     Args:
         statistic: samples (..., n) in, value and standard error (...) out.
@@ -76,7 +77,7 @@ def bootstrap_interval(statistic: Statistic, *samples: Array, confidence: float 
         return estimate(None, unit=unit)
     with np.errstate(divide="ignore", invalid="ignore"):
         value, error = (float(part) for part in statistic(*samples))
-        if n < 2 or np.isnan(error):
+        if n < 2 or not error > 1e-12 * max(1.0, abs(value)):
             return estimate(value, unit=unit)
         quantiles = stats.t.ppf(tails, n - 1)
         if n >= 8 and error > 0:

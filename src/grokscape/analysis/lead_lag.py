@@ -85,9 +85,9 @@ def verdict(numbers: dict[str, Any], alpha: float) -> str:
         return "does not move"
     estimates = numbers["estimates"]
     behind, ahead = estimates["log lag"]["low"], estimates["log lag to half of test accuracy"]["high"]
-    if numbers["p"] > alpha or behind is None or ahead is None:
-        return "no clear order"
-    return "leads" if ahead < 0 else "lags" if behind > 0 else "no clear order"
+    if numbers["p"] <= alpha and ahead is not None and ahead < 0:
+        return "leads"
+    return "lags" if numbers["p"] <= alpha and behind is not None and behind > 0 else "no clear order"
 
 
 def _finding(record: Record, row: dict[str, Any]) -> Finding:

@@ -117,7 +117,10 @@ def random_effects(effects: Sequence[float], errors: Sequence[float], confidence
 
 
 def _error(item: dict[str, Any], n: int, alpha: float, log: bool) -> tuple[float, float]:
-    """Value and standard error of an estimate, from its interval over `n` seeds; of its log if asked."""
+    """Value and standard error of an estimate, from its interval over `n` seeds (without spread none, and no error); of
+    its log if asked."""
+    if n > 1 and item.get("value") is not None and item.get("low") is None and not (log and not item["value"] > 0):
+        return float(np.log(item["value"]) if log else item["value"]), 0.0
     if item.get("low") is None or item.get("high") is None or (log and not item["low"] > 0):
         return np.nan, np.nan
     change = np.log if log else float
