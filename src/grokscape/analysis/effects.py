@@ -154,7 +154,8 @@ def _call(item: Effect, alpha: float) -> Call:
 def worded(item: Effect) -> str:
     """The effect in words with its numbers."""
     share, gap, ratio = item.generalised, item.accuracy, item.ratio
-    parts = [f"{round((share['value'] or 0) * item.check.n)} of {item.check.n} seeds generalised"]
+    parts = [f"{round((share['value'] or 0) * item.check.n)} of {item.check.n} seeds generalised"
+             f"{_range(share, 100, '.0f', ' %')}"]
     if item.check.memorised < 1:
         parts.append(f"memorisation intact in {round(item.check.memorised * item.check.n)}")
     if gap["value"] is not None:
@@ -165,10 +166,10 @@ def worded(item: Effect) -> str:
     return ", ".join(parts)
 
 
-def _range(item: dict[str, Any], factor: float, style: str) -> str:
+def _range(item: dict[str, Any], factor: float, style: str, unit: str = "") -> str:
     if item["low"] is None or item["high"] is None:
         return ""
-    return f" (interval {format(factor * item['low'], style)} to {format(factor * item['high'], style)})"
+    return f" (interval {format(factor * item['low'], style)} to {format(factor * item['high'], style)}{unit})"
 
 
 def blank(unit: str = "") -> dict[str, Any]:

@@ -68,9 +68,14 @@ def restriction(delays: Array, observed: Flags) -> float:
 def paired_delays(results: pl.DataFrame, arm: str, baseline: str) -> tuple[Array, Array, float, Flags, Flags]:
     """Delays of two arms by shared seed, restricted at their common τ, seeds that memorised in both.
 
+    A run generalised somewhere between two evaluations; the middle is taken, for the later of the two would add the
+    same steps to a short delay as to a long one, and so make their ratio smaller.
+
     Returns:
         Delays of the arm and of the baseline, τ, and whether each ended by generalising within τ.
     """
+    half = pl.when("delay_observed").then((pl.col("generalised") - pl.col("generalised_lower")) / 2).fill_null(0.0)
+    results = results.with_columns(delay=(pl.col("delay") - half).clip(lower_bound=0.0))
     both = results.filter(arm=arm).join(results.filter(arm=baseline), on="seed", suffix="_base").sort("seed")
     both = both.filter(pl.col("delay").is_not_null() & pl.col("delay_base").is_not_null())
     first, second = both["delay"].to_numpy(), both["delay_base"].to_numpy()
