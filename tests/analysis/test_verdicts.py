@@ -164,6 +164,12 @@ def test_lost_memorisation_says_nothing():
     assert found.verdict == "inconclusive"
 
 
+def test_why_no_arm_says_something_is_said():
+    found, _ = verdict(harmed("a", 80.0), seeds=3)
+    assert found.verdict == "inconclusive"
+    assert "“A” says nothing, for it has 3 seeds, and a verdict needs 5" in found.statement
+
+
 def test_an_arm_that_was_unplugged_is_judged_while_it_acted():
     held = ArmTruth("a", interventions=[clamp(FLAT, 60.0), {"kind": "unplug", "step": 400}], delay_factor=1.6,
                     floor={FLAT: 60.0})

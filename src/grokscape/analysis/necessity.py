@@ -199,7 +199,7 @@ def _agreement(chosen: list[Level], disputed: list[Level]) -> str:
 def _unharmed(aimed: list[Level], enough: float) -> tuple[str, list[Level], str]:
     """Verdict where no arm made to block the measure harms."""
     if not aimed:
-        return "inconclusive", [], "no arm both blocked it and left memorisation intact"
+        return "inconclusive", [], "no arm that says something blocked it"
     last = aimed[-1]
     if last.effect.call not in ("intact", "hastened"):
         return "inconclusive", [last], (
@@ -227,6 +227,10 @@ def necessity(record: Record, target: Target, found: list[Effect], failed: list[
     verdict, deciding, why = _verdict(ordered, pairs, record.rules)
     if failed:
         verdict, why = "inconclusive", f"a control failed ({', '.join(failed)}); without it the reading would be: {why}"
+    if not deciding:
+        mute = [item for item in found if item.arm.role == "manipulation" and not item.check.valid and any(
+            aim.goal == "block" and aim.property == target.property_name for aim in item.arm.aims)]
+        why += "".join(f"; “{item.arm.title}” says nothing, for {', '.join(item.check.reasons)}" for item in mute)
     also = _also_blocked(record, target, found, deciding)
     apart = [other for other in also if other.property_name != target.property_name]
     if apart and any(level.effect.call == "harmed" for level in deciding):
