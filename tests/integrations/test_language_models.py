@@ -79,3 +79,24 @@ def test_a_penalty_on_a_tied_head_reaches_the_embeddings():
         model(input_ids=tokens)
         gs.Promote("relative_flatness", strength=1.0)(probe.snapshot(tokens)).backward()
     assert model.transformer.wte.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("wrap", ["subclass", "wrapper", "compiled"])
+def test_labels_are_shifted_for_what_is_built_on_a_causal_model(wrap):
+    class Mine(transformers.GPT2LMHeadModel):
+        pass
+
+    model = gpt2(dtype=torch.float32)
+    twin = gpt2(dtype=torch.float32)
+    if wrap == "subclass":
+        twin.__class__ = Mine
+    elif wrap == "wrapper":
+        twin = torch.nn.DataParallel(twin)
+    else:
+        twin = torch.compile(twin, backend="eager")
+    tokens = torch.randint(0, 12, (2, 7), generator=torch.Generator().manual_seed(1))
+    data = [{"input_ids": tokens, "labels": masked(tokens)}]
+    assert gs.measure(twin, data, measures=["loss"]) == gs.measure(model, data, measures=["loss"])
+    layers = ["transformer.h.0.mlp.c_fc"]
+    assert gs.layer_flatness(twin, data, layers, 2) == gs.layer_flatness(model, data, layers, 2)
+    assert gs.measures.sharpness(twin, data) == pytest.approx(gs.measures.sharpness(model, data), rel=1e-6)

@@ -1,5 +1,6 @@
 """κ of hidden layers against dense Hessians of small networks, on both routes, and the convergence of estimates."""
 
+import copy
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from grokscape.measures import layer_flatness, relative_flatness
+from grokscape.measures import MeasureWarning, layer_flatness, relative_flatness
 
 
 def dense_kappa(model, parameter_name, inputs, labels, *, groups=1, transposed=False, tied=()):
@@ -203,3 +204,82 @@ def test_other_losses_of_the_last_layer_are_the_head_s(loss):
     weight, bias = model[2].weight.detach(), model[2].bias.detach()
     expected = relative_flatness(hidden, weight, bias=bias, loss=loss, targets=targets)
     assert found["2"].value == pytest.approx(float(expected), rel=1e-10)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+def normed(convolution, kind):
+    if kind == "weight":
+        return nn.utils.parametrizations.weight_norm(convolution)
+    if kind == "spectral":
+        return nn.utils.parametrizations.spectral_norm(convolution)
+    with pytest.warns(FutureWarning):
+        return nn.utils.weight_norm(convolution)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize("kind", ["weight", "spectral", "weight by hook"])
+def test_a_weight_made_of_other_parameters_is_a_weight(kind, trainable):
+    model, inputs, labels, _, _ = build("conv2d")
+    plain = copy.deepcopy(model)
+    model[0] = normed(model[0], kind).train()
+    model.requires_grad_(trainable)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    found = layer_flatness(model, (inputs, labels), exact=True, batch_size=2)
+    assert all(torch.equal(*pair) for pair in zip(buffers, model.buffers(), strict=True))
+    model.eval()(inputs)
+    plain[0].weight.data = model[0].weight.detach().clone()
+    assert found["0"].value == pytest.approx(dense_kappa(plain, "0.weight", inputs, labels), rel=1e-10)
+    assert all(parameter.requires_grad is trainable for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("hooked", [True, False])
+def test_an_output_that_is_not_the_weight_times_the_input(hooked):
+    model, inputs, labels, _, _ = build("mlp")
+    if hooked:
+        model[0].register_forward_hook(lambda module, arguments, output: 3 * output)
+    else:
+        model[0].__class__ = Scaled
+    found = layer_flatness(model, (inputs, labels), ["0"], exact=True)
+    assert found["0"].value == pytest.approx(dense_kappa(model, "0.weight", inputs, labels), rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv2d"])
+def test_half_precision(name):
+    model, inputs, labels, _, _ = build(name)
+    found = layer_flatness(model.bfloat16(), (inputs, labels), exact=True)
+    for layer, estimate in layer_flatness(model.double(), (inputs.bfloat16(), labels), exact=True).items():
+        assert found[layer].value == pytest.approx(estimate.value, rel=0.05)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("how", ["before", "in place", "a part"])
+def test_compiled_models(how):
+    model, inputs, labels, _, _ = build("mlp")
+    expected = layer_flatness(model, (inputs, labels))
+    if how == "before":
+        model = torch.compile(model, backend="aot_eager")
+    else:
+        (model if how == "in place" else model[2]).compile(backend="aot_eager")
+    model(inputs)
+    assert layer_flatness(model, (inputs, labels)) == expected
+
+
+def test_a_layer_without_gradients_is_no_number_and_says_so():
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.unused, self.head = nn.Conv1d(1, 2, 2), nn.Linear(2, 2), nn.Linear(6, 3)
+
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.mix(x[:, None]).flatten(1)
+            return self.head(x)
+
+    torch.manual_seed(0)
+    with pytest.warns(MeasureWarning, match="layer '(mix|unused)' is NaN: the loss has no gradient in it"):
+        found = layer_flatness(Cut(), (torch.randn(3, 4), torch.tensor([0, 1, 2])))
+    assert [math.isnan(found[name].value) for name in ("mix", "unused", "head")] == [True, True, False]

@@ -180,3 +180,15 @@ class Scaled(nn.Module):
 def test_errors_say_what_to_do(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+@pytest.mark.parametrize("shuffle", [None, False, True])
+def test_no_random_number_is_drawn(shuffle):
+    data = TensorDataset(*samples())
+    data = data if shuffle is None else DataLoader(data, 32, shuffle=shuffle)
+    model = network()
+    before = torch.get_rng_state()
+    gs.measure(model, data)
+    gs.layer_flatness(model, data, probes=1)
+    gs.measures.sharpness(model, data)
+    assert torch.equal(torch.get_rng_state(), before)

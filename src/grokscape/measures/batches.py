@@ -6,7 +6,7 @@ tensors are handed to the model by name, as transformers does.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
+
+from grokscape.measures.locate import evaluation_flags, is_compiled, unwrapped
 
 IGNORED = -100
 """Label of positions that carry no loss, as in torch and transformers."""
@@ -141,8 +143,7 @@ def logits_of(output: Any) -> Tensor:
 
 def shifts_labels(model: nn.Module) -> bool:
     """Whether a model predicts the next position from each, as the causal language models of transformers do."""
-    name = type(model).__name__
-    return name.endswith(("ForCausalLM", "LMHeadModel"))
+    return any(kind.__name__.endswith(("ForCausalLM", "LMHeadModel")) for kind in type(unwrapped(model)).__mro__)
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
@@ -155,18 +156,29 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and a second derivative through attention; every module's training flag is restored after."""
-    flags = [(module, module.training) for module in model.modules()]
+    """Evaluation mode, and a second derivative through attention; flags and generators are as they were after.
+
+    A data loader draws from the global generator whenever it is iterated over, even where it does not shuffle.
+    """
+    device, _ = placement(model)
     fast = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with (
+            evaluation_flags(model),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, flag in flags:
-            module.training = flag
+
+
+@contextmanager
+def eagerly(model: nn.Module) -> Iterator[None]:
+    """A compiled model as it was written: compiled code has no second derivative."""
+    with torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext():
+        yield
 
 
 @contextmanager

@@ -65,10 +65,15 @@ def check_samples(features: Tensor) -> None:
         raise ValueError(f"there are no samples: features have shape {tuple(features.shape)}")
 
 
-def check_labels(labels: Tensor, features: Tensor, num_classes: int) -> None:
-    """Raise unless labels are class indices (..., N), one for each sample, below the number of classes."""
+def check_indices(labels: Tensor) -> None:
+    """Raise TypeError unless labels are whole numbers."""
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be class indices (int64), got {labels.dtype}")
+
+
+def check_labels(labels: Tensor, features: Tensor, num_classes: int) -> None:
+    """Raise unless labels are class indices (..., N), one for each sample, below the number of classes."""
+    check_indices(labels)
     if labels.shape[-1:] != features.shape[-2:-1]:
         raise ValueError(
             f"labels must be one for each sample, (..., {features.shape[-2]}), got {tuple(labels.shape)}; "

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grokscape.measures.batches import Batch, as_batch, batches, differentiable, evaluating, placement
+from grokscape.measures.batches import Batch, as_batch, batches, differentiable, eagerly, evaluating, placement
+from grokscape.measures.locate import bare
 from grokscape.measures.model_loss import align_labels, forward, rows_with_labels, total_loss
 from grokscape.numerics import Estimate, full_precision, in_float64, rademacher
 
@@ -87,11 +88,12 @@ def _with_operator(
             from curvlinops import HessianLinearOperator
     except ImportError as error:
         raise ImportError("this needs curvlinops: pip install 'grokscape[curvature]'") from error
+    model = bare(model)
     parameters = _trainable(model)
     device, dtype = placement(model)
-    pairs = [(batch, align_labels(model, batch.labels.long())) for batch in map(as_batch, batches(data, batch_size))]
-    samples = _counted(sum(len(labels) for _, labels in pairs))
-    with evaluating(model), torch.enable_grad(), _deprecations_ignored():
+    with evaluating(model), eagerly(model), torch.enable_grad(), _deprecations_ignored():
+        pairs = [(batch, align_labels(model, batch.labels)) for batch in map(as_batch, batches(data, batch_size))]
+        samples = _counted(sum(len(labels) for _, labels in pairs))
         operator = HessianLinearOperator(
             _Rows(model),
             nn.CrossEntropyLoss(reduction="sum"),
@@ -157,11 +159,12 @@ def sharpness(model: nn.Module, data: Any, radius: float = 0.05, *, batch_size: 
 
     Source: Foret et al., ICLR 2021.
     """
+    model = bare(model)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     parameters = _trainable(model)
     device, dtype = placement(model)
-    prepared = [as_batch(batch).to(device, dtype) for batch in batches(data, batch_size)]
     with evaluating(model):
+        prepared = [as_batch(batch).to(device, dtype) for batch in batches(data, batch_size)]
         with differentiable(parameters), torch.enable_grad():
             slope, loss, samples = _slope(model, prepared, parameters)
         size = torch.stack([part.square().sum() for part in slope]).sum().sqrt()

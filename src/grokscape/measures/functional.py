@@ -326,10 +326,11 @@ def _reduce(
         raise ValueError(f"reduction must be 'mean', 'sample' or 'class', got {reduction!r}")
     if targets is None:
         raise ValueError("reduction='class' needs class indices: give targets=labels")
+    targets = targets if mask is None else targets.where(mask, 0)
+    checks.check_labels(targets, values[..., None], num_classes)
     if mask is not None:
         weights = mask.to(values.dtype).expand(values.shape)
-        labels = targets.where(mask, 0)
-        return per_class(values, labels, num_classes) / per_class(weights, labels, num_classes)
+        return per_class(values, targets, num_classes) / per_class(weights, targets, num_classes)
     return per_class(values, targets, num_classes)
 
 

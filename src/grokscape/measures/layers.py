@@ -16,18 +16,23 @@ of a hidden layer can be negative.
 Shapes: B samples of a batch, o outputs, i inputs of a layer.
 """
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from grokscape.measures import model_loss
-from grokscape.measures.batches import as_batch, batches, differentiable, evaluating, placement
+from grokscape.measures.batches import as_batch, batches, differentiable, eagerly, evaluating, placement
+from grokscape.measures.checks import MeasureWarning
+from grokscape.measures.locate import bare, has_own_forward, unwrapped
 from grokscape.measures.losses import Loss
-from grokscape.numerics import Estimate, full_precision, in_float64, rademacher
+from grokscape.numerics import Estimate, full_precision, in_float64, rademacher, widen
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -37,15 +42,19 @@ class _Layer:
     """One weight, how it is a matrix, and what was gathered about it.
 
     Attributes:
+        weight: of the last forward pass; of a parametrised layer, what its parametrisation makes of the parameters.
+        attribute: name of the weight in the module.
         shared: whether other modules hold the same weight.
         calls, inputs, outputs: of the module in the forward pass of the current batch.
         per_sample: whether the first route applies; decided at the first batch.
         sums: sums over samples, one for each probe, or a single exact one.
+        reached: whether the loss of any batch had a gradient in it.
     """
 
     name: str
     module: nn.Module
     weight: Tensor
+    attribute: str = "weight"
     groups: int = 1
     transposed: bool = False
     shared: bool = False
@@ -54,10 +63,11 @@ class _Layer:
     outputs: Tensor | None = None
     per_sample: bool | None = None
     sums: Tensor | None = None
+    reached: bool = False
 
     def matrix(self) -> Tensor:
-        """The weight as (groups, outputs per group, inputs)."""
-        weight = self.weight.detach()
+        """The weight as (groups, outputs per group, inputs), in float32 at least."""
+        weight = widen(self.weight.detach())
         flat = weight.T if self.transposed else weight.flatten(1)
         return flat.reshape(self.groups, -1, flat.shape[-1])
 
@@ -71,6 +81,8 @@ class _Layer:
         if self.per_sample is None:
             self.per_sample = (
                 isinstance(self.module, nn.Linear)
+                and not has_own_forward(self.module)
+                and not self.module._forward_hooks
                 and self.calls == 1
                 and not self.shared
                 and self.outputs is not None
@@ -125,7 +137,8 @@ def layer_flatness(
     Args:
         model: any module that returns logits.
         data: a DataLoader, iterable of batches, Dataset, or (inputs, labels); the loss is its mean over all samples.
-        layers: names as in `model.named_modules()`; by default every layer that has a linear weight.
+        layers: names as in `named_modules()` of the model without wrappers; by default every layer that has a linear
+            weight.
         probes: random probes for each layer; where an exact value takes no more products, it is exact.
         loss: as in `grokscape.relative_flatness`.
         exact: True for exact values at any cost, False for estimates always.
@@ -139,15 +152,21 @@ def layer_flatness(
     Raises:
         ValueError: a layer of that name does not exist or has no linear weight; no samples; probes below 1.
 
+    Warns:
+        MeasureWarning: a layer is NaN, because the loss has no gradient in it.
+
     Source: Petzka et al., NeurIPS 2021; estimators by Hutchinson's trace identity.
     """
     if probes < 1:
         raise ValueError(f"probes must be at least 1, got {probes}")
     plan = _Plan(probes, exact, generator if generator is not None else torch.Generator().manual_seed(0))
-    chosen = _find(model, layers)
-    samples = 0
+    model, samples = bare(model), 0
     device, dtype = placement(model)
-    with evaluating(model), differentiable([layer.weight for layer in chosen]), torch.enable_grad():
+    with ExitStack() as stack:
+        for context in (evaluating(model), eagerly(model), torch.enable_grad()):
+            stack.enter_context(context)
+        chosen = _find(model, layers)
+        stack.enter_context(differentiable([p for layer in chosen for p in layer.module.parameters()]))
         for number, raw in enumerate(batches(data, batch_size), start=1):
             batch = as_batch(raw).to(device, dtype)
             with _watched(chosen):
@@ -164,7 +183,7 @@ def layer_flatness(
 
 def _find(model: nn.Module, names: Sequence[str] | None) -> list[_Layer]:
     """Layers by name, each weight once."""
-    modules = dict(model.named_modules())
+    modules = dict(unwrapped(model).named_modules())
     for name in names or ():
         if name not in modules:
             raise ValueError(f"the model has no layer {name!r}; named_modules() has {', '.join(filter(None, modules))}")
@@ -194,7 +213,7 @@ def _as_layer(name: str, module: nn.Module) -> _Layer | None:
     if isinstance(module, _CONVOLUTIONS):
         return _Layer(name, module, module.weight, groups=module.groups)
     if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-        return _Layer(name, module, module.in_proj_weight)
+        return _Layer(name, module, module.in_proj_weight, "in_proj_weight")
     weight = getattr(module, "weight", None)
     if type(module).__name__ == "Conv1D" and isinstance(weight, nn.Parameter):
         return _Layer(name, module, weight, transposed=True)
@@ -212,9 +231,10 @@ def _shared_weights(model: nn.Module) -> set[int]:
 
 @contextmanager
 def _watched(layers: Sequence[_Layer]) -> Iterator[None]:
-    """Note inputs and outputs of layers during one forward pass.
+    """Note inputs, outputs and weights of layers during one forward pass.
 
-    What goes on is a copy of the output, so that an activation in place leaves the noted one alone.
+    What goes on is a copy of the output, so that an activation in place leaves the noted one alone. A weight that is
+    made from other parameters (weight norm and the like) is made once for all looks at it, and has a graph.
     """
 
     def hook(layer: _Layer) -> Callable[..., Tensor | None]:
@@ -235,7 +255,10 @@ def _watched(layers: Sequence[_Layer]) -> Iterator[None]:
     linear = [layer for layer in layers if isinstance(layer.module, nn.Linear)]
     handles = [layer.module.register_forward_hook(hook(layer)) for layer in linear]
     try:
-        yield
+        with parametrize.cached():
+            yield
+            for layer in layers:
+                layer.weight = getattr(layer.module, layer.attribute)
     finally:
         for handle in handles:
             handle.remove()
@@ -246,8 +269,9 @@ def _add_batch(layers: Sequence[_Layer], total: Tensor, samples: int, plan: _Pla
     for layer in layers:
         layer.decide(samples)
     variables = [layer.variable() for layer in layers]
-    slopes = torch.autograd.grad(total, variables, create_graph=True, allow_unused=True)
+    slopes = _slopes(total, variables)
     for layer, variable, slope in zip(layers, variables, slopes, strict=True):
+        layer.reached |= slope is not None
         exact = plan.is_exact(layer)
         sums = torch.zeros(1 if exact else plan.probes, dtype=torch.float64)
         if slope is not None and slope.requires_grad:
@@ -257,6 +281,14 @@ def _add_batch(layers: Sequence[_Layer], total: Tensor, samples: int, plan: _Pla
                 if product is not None:
                     sums[0 if exact else index] += _weighted(layer, direction * product)
         layer.add(sums)
+
+
+def _slopes(total: Tensor, variables: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients of a loss, with graph; None where it has none."""
+    able = [variable for variable in variables if variable.requires_grad]
+    slopes = torch.autograd.grad(total, able, create_graph=True, allow_unused=True) if able else ()
+    found = dict(zip(map(id, able), slopes, strict=True))
+    return [found.get(id(variable)) for variable in variables]
 
 
 def _directions(layer: _Layer, exact: bool, plan: _Plan, samples: int) -> Iterator[Tensor]:
@@ -299,6 +331,13 @@ def _weighted(layer: _Layer, products: Tensor) -> Tensor:
 
 
 def _estimate(layer: _Layer, samples: int, plan: _Plan) -> Estimate:
+    if not layer.reached:
+        warnings.warn(
+            f"relative flatness of layer {layer.name!r} is NaN: the loss has no gradient in it; it takes no part in "
+            f"the forward pass, or does so under torch.no_grad, detached or in a reentrant checkpoint",
+            MeasureWarning, stacklevel=3,
+        )
+        return Estimate(math.nan, math.nan, 0)
     sums = layer.sums if layer.sums is not None else torch.full((1,), float("nan"), dtype=torch.float64)
     if plan.is_exact(layer):
         return Estimate(float(sums[0]) / samples, 0.0, layer.exact_cost(), exact=True)

@@ -29,6 +29,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The model without torch's own wrappers, for derivatives that neither compiled code nor a reducer can take."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model._orig_mod  # pyright: ignore[reportAssignmentType]
+        else:
+            return model
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a model, or a part of it, runs through `torch.compile`."""
+    return any("_orig_mod" in part._modules or getattr(part, "_compiled_call_impl", None) for part in model.modules())
+
+
 def _wraps(model: nn.Module, name: str) -> bool:
     inner = getattr(model, name, None)
     return isinstance(inner, nn.Module) and [id(child) for child in model.children()] == [id(inner)]
@@ -37,6 +53,18 @@ def _wraps(model: nn.Module, name: str) -> bool:
 def is_linear(module: object) -> bool:
     """Whether a module is one affine map with a weight matrix of its own."""
     return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+
+
+def without_probes(kind: type) -> type:
+    """A module's class without the subclasses that a probe put on it to record what passes through."""
+    while "_records" in kind.__dict__:
+        kind = kind._records
+    return kind
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a subclass of `nn.Linear` computes something else than W φ + b, such as W φ + B A φ + b."""
+    return isinstance(module, nn.Linear) and without_probes(type(module)).forward is not nn.Linear.forward
 
 
 def is_adapter(module: nn.Module) -> bool:
@@ -59,11 +87,11 @@ class LinearHead:
     def affine(self) -> tuple[Tensor, Tensor | None]:
         """Weight (K, d) and bias (K,) or None, with their graph; of an adapter, those of the whole."""
         module = self.module
-        if isinstance(module, nn.Linear):
-            return module.weight, module.bias
-        if is_linear(module):
-            return module.weight.T, module.bias  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
-        return _affine_of(module, self.features_dim)
+        if has_own_forward(module) or not is_linear(module):
+            return _affine_of(module, self.features_dim)
+        with evaluation_flags(module):  # a spectral norm would take a step of its iteration at each look
+            weight: Tensor = module.weight  # pyright: ignore[reportAssignmentType]
+        return weight if isinstance(module, nn.Linear) else weight.T, module.bias  # pyright: ignore
 
     @property
     def features_dim(self) -> int:
@@ -95,15 +123,31 @@ def _affine_of(module: nn.Module, width: int) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _quiet(module: nn.Module) -> Iterator[None]:
-    """No dropout and no hooks on the module itself, meanwhile."""
-    flags = [(part, part.training) for part in module.modules()]
-    hooks = module._forward_hooks, module._forward_pre_hooks
+    """No dropout, no hooks on the module itself and no probe in it, meanwhile."""
+    hooks, own = (module._forward_hooks, module._forward_pre_hooks), type(module)
     module._forward_hooks, module._forward_pre_hooks = type(hooks[0])(), type(hooks[1])()
-    module.eval()
+    module.__class__ = without_probes(own)
+    try:
+        with evaluation_flags(module):
+            yield
+    finally:
+        module._forward_hooks, module._forward_pre_hooks = hooks
+        module.__class__ = own
+
+
+@contextmanager
+def evaluation_flags(module: nn.Module) -> Iterator[None]:
+    """Every part's training flag off, and back as it was after.
+
+    By hand, because `eval()` of some parts does more than that (adapters merge themselves into the weight), which
+    putting the flags back would not undo.
+    """
+    flags = [(part, part.training) for part in module.modules()]
+    for part, _ in flags:
+        part.training = False
     try:
         yield
     finally:
-        module._forward_hooks, module._forward_pre_hooks = hooks
         for part, flag in flags:
             part.training = flag
 

@@ -135,7 +135,7 @@ class _Source:
             batch = as_batch(raw).to(device, dtype)
             with self.probe:
                 forward(self.model, batch)
-                snapshot = with_float64(self.probe.snapshot(batch.labels.long()))
+                snapshot = with_float64(self.probe.snapshot(batch.labels))
             yield snapshot
             if self.progress is not None:
                 self.progress(f"{self.name}: batch {number}, {len(snapshot.labels)} samples")

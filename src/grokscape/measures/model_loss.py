@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grokscape.measures.batches import IGNORED, Batch, logits_of, shifts_labels
+from grokscape.measures.checks import check_indices
 from grokscape.measures.losses import Loss, check_loss
+from grokscape.numerics import widen
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:
@@ -25,6 +27,7 @@ def align(model: nn.Module, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, .
     """Labels and tensors (B, …, *) as the samples that carry a loss: (M), (M, *).
 
     Raises:
+        TypeError: labels that are no class indices.
         ValueError: labels do not fit the leading axes of the tensors.
     """
     lead = tensors[0].shape[:-1]
@@ -37,8 +40,13 @@ def align(model: nn.Module, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, .
 
 
 def align_labels(model: nn.Module, labels: Tensor) -> Tensor:
-    """Labels (B, …) of the samples that carry a loss, (M)."""
-    labels = _shifted(model, labels).flatten()
+    """Labels (B, …) of the samples that carry a loss, (M).
+
+    Raises:
+        TypeError: labels that are no class indices.
+    """
+    check_indices(labels)
+    labels = _shifted(model, labels).flatten().long()
     return labels[labels != IGNORED]
 
 
@@ -66,8 +74,9 @@ def total_loss(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Tensor, int]
         losses = loss(logits, labels)
         return losses.sum(), losses.numel()
     if loss == "cross_entropy" and not labels.is_floating_point():
-        kept, rows = align(model, labels.long(), logits)
-        return F.cross_entropy(rows, kept, reduction="sum"), len(kept)
+        kept, rows = align(model, labels, logits)
+        return F.cross_entropy(widen(rows), kept, reduction="sum"), len(kept)
+    logits = widen(logits)
     if labels.shape != logits.shape:
         raise ValueError(
             f"{loss} needs targets of the shape of the logits, {tuple(logits.shape)}, got {tuple(labels.shape)}"

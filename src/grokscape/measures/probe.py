@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from grokscape.measures.batches import logits_of
-from grokscape.measures.locate import LinearHead, is_linear, linear_layers, locate_head, unwrapped
+from grokscape.measures.checks import check_labels
+from grokscape.measures.locate import LinearHead, is_compiled, linear_layers, locate_head, unwrapped
 from grokscape.measures.model_loss import align
 from grokscape.measures.snapshot import Snapshot
-from grokscape.numerics import in_float64
+from grokscape.numerics import full_precision, in_float64
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -53,10 +54,10 @@ class Probe:
         self._outer, self._model = model, unwrapped(model)
         self.head: LinearHead = locate_head(model, head)
         self._transform = transform
-        self._seen: tuple[Tensor, Tensor] | None = None
+        self._seen: tuple[tuple[Tensor, Tensor], ...] = ()
         self._output: Any = None
-        self._calls = 0
         self._checked = False
+        self._slot: str | None = None
         self._undo: list[Callable[[], None]] = []
 
     @property
@@ -68,8 +69,8 @@ class Probe:
     def transform(self, transform: Transform | None) -> None:
         """Take effect at once, also while the probe watches."""
         self._transform = transform
-        if "_probe_transform" in self.head.module.__dict__:
-            self.head.module.__dict__["_probe_transform"] = transform
+        if self._slot is not None:
+            self.head.module.__dict__[f"{self._slot}_transform"] = transform
 
     # --- watching --------------------------------------------------------------------------------------------
 
@@ -78,7 +79,7 @@ class Probe:
             raise RuntimeError("this Probe is active already; leave its `with` block first, or make a second one")
         self._forget()
         self._watch_model()
-        if self._compiled():
+        if is_compiled(self._outer):
             self._swap_class()
         else:
             enter = self.head.module.register_forward_pre_hook(self._transformed)
@@ -94,9 +95,9 @@ class Probe:
         self._forget()
 
     def _forget(self) -> None:
-        self._seen, self._output, self._calls = None, None, 0
-        if "_probe_seen" in self.head.module.__dict__:
-            self.head.module.__dict__["_probe_seen"] = None
+        self._seen, self._output = (), None
+        if self._slot is not None:
+            self.head.module.__dict__[f"{self._slot}_seen"] = ()
 
     def _watch_model(self) -> None:
         outer = self._outer
@@ -123,50 +124,48 @@ class Probe:
         return None if self._transform is None else (self._transform(inputs[0]), *inputs[1:])
 
     def _record(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        self._seen = (inputs[0], output)
-        self._calls += 1
+        self._seen = (*self._seen, (inputs[0], output))
 
     # --- models that were compiled: hooks that come later are not seen by them ------------------------------
-
-    def _compiled(self) -> bool:
-        wrapped = any("_orig_mod" in part._modules for part in self._outer.modules())
-        return wrapped or any(getattr(part, "_compiled_call_impl", None) for part in self._outer.modules())
 
     def _swap_class(self) -> None:
         module = self.head.module
         own = type(module)
-        module.__class__ = _recording(own)
-        module.__dict__["_probe_seen"] = None
-        module.__dict__["_probe_transform"] = self.transform
+        slot = f"_probe{sum('_records' in kind.__dict__ for kind in own.__mro__)}"  # of its own for a probe in a probe
+        module.__class__ = _recording(own, slot)
+        module.__dict__ |= {f"{slot}_seen": (), f"{slot}_transform": self.transform}
+        self._slot = slot
 
         def restore() -> None:
             """Give the module its own class back."""
+            self._slot = None
             module.__class__ = own
-            module.__dict__.pop("_probe_seen", None)
-            module.__dict__.pop("_probe_transform", None)
+            del module.__dict__[f"{slot}_seen"], module.__dict__[f"{slot}_transform"]
 
         self._undo.append(restore)
 
     # --- what was seen ---------------------------------------------------------------------------------------
 
     def _last(self) -> tuple[Tensor, Tensor]:
-        seen = self.head.module.__dict__.get("_probe_seen") or self._seen
+        calls = self._seen
+        if self._slot is not None:
+            calls = self.head.module.__dict__[f"{self._slot}_seen"]
         kind = type(self._model).__name__
-        if seen is None and self._output is None:
+        if not calls and self._output is None:
             raise RuntimeError(
                 f"no forward pass of {kind} was seen; call the model inside the `with` block, then ask for a snapshot"
             )
-        if seen is None:
+        if not calls:
             raise RuntimeError(
                 f"layer {self.head.name!r} was not called in the last forward pass of {kind}, so it is not the head; "
                 f"name the layer that makes the logits: one of {self._others()}"
             )
-        if self._calls > 1 and self._output is not None:
+        if len(calls) > 1 and self._output is not None:
             raise RuntimeError(
-                f"layer {self.head.name!r} was called {self._calls} times in the last forward pass of {kind}; "
+                f"layer {self.head.name!r} was called {len(calls)} times in the last forward pass of {kind}; "
                 f"a snapshot needs one call that makes all logits"
             )
-        return seen
+        return calls[-1]
 
     def _others(self) -> str:
         return ", ".join(repr(n) for n in list(linear_layers(self._model))[-6:] if n != self.head.name) or "none"
@@ -196,19 +195,22 @@ class Probe:
 
         Raises:
             RuntimeError: no forward pass was seen, or the head took no part in it.
+            TypeError: labels that are no class indices.
             ValueError: the model's logits are not those of the head, or labels do not fit them.
         """
         features, logits = self._last()
         if self._output is not None:
             features, logits = self._matched(features, logits)
         labels, features, logits = align(self._model, labels, features, logits)
+        check_labels(labels, features, logits.shape[-1])
         weight, bias = self.head.affine()
+        eps = max(torch.finfo(tensor.dtype).eps for tensor in (features, logits, weight))
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         features, logits, weight = features.to(wide), logits.to(wide), weight.to(wide)
         bias = None if bias is None else bias.to(wide)
-        if not self._checked and not is_linear(self.head.module):
-            self._check_affine(features, logits, weight, bias)
-        self._checked = True
+        if not self._checked and len(labels):
+            self._check_affine(features, logits, weight, bias, eps)
+            self._checked = True
         return Snapshot(features, logits, labels, weight, bias, dict(self._model.named_parameters()))
 
     def _matched(self, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,14 +240,21 @@ class Probe:
             f"makes them: one of {self._others()}"
         )
 
-    def _check_affine(self, features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    @torch.no_grad()
+    @full_precision()
+    def _check_affine(
+        self, features: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> None:
+        """Refuse a head whose logits are not those of its weight, beyond the rounding of the pass that made them."""
         if any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in self.head.module.modules()):
             return
-        expected = features @ weight.T + (0 if bias is None else bias)
-        if not _same(expected, logits):
+        apart = (features @ weight.T + (0 if bias is None else bias) - logits).abs()
+        sizes = features.norm(dim=-1, keepdim=True) * weight.norm(dim=-1) + (0 if bias is None else bias.abs())
+        if (apart > max(4 * eps, 2e-3) * sizes).any():
             raise ValueError(
-                f"the adapter {self.head.name!r} ({type(self.head.module).__name__}) is not an affine map, and "
-                f"measures need a linear head; end the model in a linear layer after it"
+                f"the head {self.head.name!r} ({type(self.head.module).__name__}) does not return W φ + b for any "
+                f"weight of its own, and measures need a linear head; end the model in a linear layer after it, or "
+                f"remove what changes its output (a forward hook, a normalisation)"
             )
 
 
@@ -253,22 +262,28 @@ def _same(first: Tensor, second: Tensor) -> bool:
     """Equal up to the rounding of half precision or of TensorFloat-32."""
     tolerance = max(4 * torch.finfo(first.dtype).eps, 4 * torch.finfo(second.dtype).eps, 2e-3)
     first, second = in_float64(first.detach()), in_float64(second.detach())
-    return bool((first - second).abs().max() <= tolerance * second.abs().max())
+    return not (first - second).abs().max() > tolerance * second.abs().max()  # NaN on both sides is no difference
 
 
 @lru_cache(maxsize=64)
-def _recording(own: type) -> type:
+def _recording(own: type, slot: str) -> type:
     """A subclass that keeps what passes through; compiled code notices the class and is compiled for it."""
+    seen, transformation = f"{slot}_seen", f"{slot}_transform"
 
     class Recording(own):  # type: ignore[misc, valid-type]
         """The head's class, keeping what passes through."""
 
+        _records = own
+
         def forward(self, features: Tensor, *args: Any, **keywords: Any) -> Tensor:
             """Transform the features, apply the head, keep both ends."""
-            if self._probe_transform is not None:
-                features = self._probe_transform(features)
+            transform = getattr(self, transformation)
+            if transform is not None:
+                features = transform(features)
             output = super().forward(features, *args, **keywords)
-            self._probe_seen = (features, output)
+            if slot != "_probe0":  # what a probe that was there before has made of them
+                features = self._probe0_seen[-1][0]
+            setattr(self, seen, (*getattr(self, seen), (features, output)))
             return output
 
     Recording.__name__, Recording.__qualname__ = own.__name__, own.__qualname__
