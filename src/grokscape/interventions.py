@@ -16,6 +16,7 @@ and Unplug; the clamp is ours.
 """
 
 import difflib
+import warnings
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -24,7 +25,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from grokscape.measures import MEASURES, Measure, Snapshot
+from grokscape.measures import MEASURES, Measure, MeasureWarning, Snapshot
+from grokscape.measures.checks import holds, warn_if_nan
+from grokscape.measures.functional import why_nan
 
 _FROZEN = ConfigDict(extra="forbid", validate_default=True)
 Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -74,6 +77,40 @@ def measure_at(name: str, snapshot: Snapshot, temperature: float = 1.0) -> Tenso
     return MEASURES[name](snapshot)
 
 
+class Gate:
+    """A snapshot with a gate in its gradients, closed for the replicas in which a clamp rests.
+
+    A penalty of zero has a slope of zero; but where its measure does not exist the chain rule makes 0 · ∞ of it.
+
+    Attributes:
+        snapshot: what to compute the penalty from.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        acts: list[Tensor] = []
+        self._acts = acts
+
+        def through(slope: Tensor) -> Tensor:
+            """What of a gradient passes the gate."""
+            return slope.where(acts[0].reshape(*acts[0].shape, *[1] * (slope.dim() - acts[0].dim())), 0)
+
+        def gated(tensor: Tensor | None) -> Tensor | None:
+            """The tensor, with the gate in what comes back to it."""
+            if tensor is None or not tensor.requires_grad or not torch.is_grad_enabled():
+                return tensor
+            tensor = tensor.view_as(tensor)
+            tensor.register_hook(through)
+            return tensor
+
+        names = ("features", "logits", "weight", "bias")
+        self.snapshot = replace(snapshot, **{name: gated(getattr(snapshot, name)) for name in names})
+
+    def __call__(self, penalty: Tensor) -> Tensor:
+        """Close the gate where the penalty (...) is zero; to be called on it before its backward pass."""
+        self._acts.append(penalty.detach() != 0)
+        return penalty
+
+
 def linear_penalty(value: Tensor, strength: Tensor | float) -> Tensor:
     """strength · m; a negative strength pushes the measure up."""
     return strength * value
@@ -84,13 +121,15 @@ def clamp_penalty(
 ) -> Tensor:
     """strength · (relu(log at_least − log m)² + relu(log m − log at_most)²), exactly zero while the goal holds.
 
-    A goal that is NaN (a level relative to a moment that has not come yet) asks for nothing.
+    A goal that is NaN (a level relative to a moment that has not come yet) asks for nothing, and nothing is asked of a
+    measure that does not exist or is exactly zero: it has no logarithm, and no direction to move in.
     """
     total = torch.zeros_like(value)
     for goal, sign in ((at_least, 1), (at_most, -1)):
         if goal is not None:
             goal = torch.as_tensor(goal, dtype=value.dtype, device=value.device)
-            missed = sign * (goal.log() - value.detach().log()) > 0  # false for NaN
+            gap = sign * (goal.log() - value.detach().log())
+            missed = (gap > 0) & gap.isfinite()  # false for NaN
             one = torch.ones_like(value)  # keeps infinite slopes out of replicas that have reached their goal
             shortfall = torch.where(missed, goal, one).log() - torch.where(missed, value, one).log()
             total = total + shortfall**2
@@ -105,6 +144,10 @@ class _Penalty(_Scheduled):
     def value(self, snapshot: Snapshot) -> Tensor:
         """The measure that the penalty is about, at the penalty's temperature."""
         return measure_at(self.measure, snapshot, self.temperature)  # type: ignore[attr-defined]
+
+    def _warn(self, value: Tensor, snapshot: Snapshot, then: str) -> None:
+        name = self.measure  # type: ignore[attr-defined]
+        warn_if_nan(f"{name} of this batch", value, lambda: f"{why_nan(name, snapshot)}; {then}")
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -131,8 +174,10 @@ class _Linear(_Penalty):
         return self.strength * (1 if lower_is_better == self._promotes else -1)  # type: ignore[attr-defined]
 
     def __call__(self, snapshot: Snapshot, *, step: int = 0) -> Tensor:
-        """The term to add to the loss, shape (...)."""
-        return linear_penalty(self.value(snapshot), self.signed_strength * self.gate(step))
+        """The term to add to the loss, shape (...); NaN, with a warning, where the measure does not exist."""
+        value = self.value(snapshot)
+        self._warn(value, snapshot, "so is the penalty; leave such batches out (drop_last=True, larger batches)")
+        return linear_penalty(value, self.signed_strength * self.gate(step))
 
     def __str__(self) -> str:
         sign = "+" if self.signed_strength > 0 else "−"
@@ -221,7 +266,7 @@ class Clamp(_Penalty):
         return self
 
     def __call__(self, snapshot: Snapshot, *, step: int = 0, reference: Tensor | float | None = None) -> Tensor:
-        """The term to add to the loss, shape (...).
+        """The term to add to the loss, shape (...); zero, with a warning, where the measure does not exist.
 
         Args:
             snapshot: of the batch.
@@ -234,7 +279,13 @@ class Clamp(_Penalty):
             )
         scale = 1.0 if reference is None else torch.as_tensor(reference)
         low, high = (None if level is None else level * scale for level in (self.at_least, self.at_most))
-        return clamp_penalty(self.value(snapshot), self.strength * self.gate(step), low, high)
+        gate = Gate(snapshot)
+        value = self.value(gate.snapshot)
+        self._warn(value, snapshot, "the clamp rests")
+        if self.at_least is not None and holds((value == 0).any()):
+            text = f"{self.measure} of this batch is 0, which has no logarithm: the clamp rests"
+            warnings.warn(text, MeasureWarning, stacklevel=2)
+        return gate(clamp_penalty(value, self.strength * self.gate(step), low, high))
 
     def __str__(self) -> str:
         levels = [

@@ -34,6 +34,12 @@ def squared_distances(rows: Tensor, block: slice | None = None) -> Tensor:
     return distances.masked_fill(distances.abs() <= rounding * sums, 0).to(rows.dtype)
 
 
+def root(values: Tensor) -> Tensor:
+    """√x with slope 0, not ∞, at 0."""
+    positive = values > 0
+    return values.where(positive, 1).sqrt().where(positive, values)
+
+
 def select_rows(table: Tensor, index: Tensor) -> Tensor:
     """Rows of a table by index, for each replica its own: `table[..., index, :]`.
 

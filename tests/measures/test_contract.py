@@ -135,6 +135,36 @@ def test_gradients_reach_what_the_measure_is_of(name):
     assert any(slope is not None and slope.abs().sum() > 0 for slope in slopes)
 
 
+def edges():
+    """Inputs at which a root, a norm or a distance is zero."""
+    s = snapshot(samples=24, width=6)
+    quiet, dead, simplex = s.features.clone(), s.features.clone(), torch.eye(4, 6, dtype=torch.float64)
+    quiet[0] = 0
+    dead[s.labels < 2] = 0
+    simplex[:, :4] -= 0.25
+    return {
+        "a sample without features": (quiet, s.weight, s.bias, s.labels),
+        "classes without features": (dead, s.weight, s.bias, s.labels),
+        "two balanced classes": (s.features, s.weight[:2], s.bias[:2], s.labels % 2),
+        "one feature": (s.features[:, :1], s.weight[:2, :1], s.bias[:2], s.labels % 2),
+        "a simplex": (simplex[s.labels], simplex, torch.zeros_like(s.bias), s.labels),
+        "a zero head": (s.features, torch.zeros_like(s.weight), torch.zeros_like(s.bias), s.labels),
+        "rows that are equal": (s.features, s.weight[:1].expand(4, 6), s.bias, s.labels),
+        "large logits": (s.features, 1e4 * s.weight, s.bias, s.labels),
+    }
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize("edge", list(edges()))
+def test_a_finite_value_has_a_finite_gradient(name, edge):
+    *tensors, labels = edges()[edge]
+    inputs = [x.clone().requires_grad_() for x in tensors]
+    value = MEASURES[name](rebuilt(*inputs, labels))
+    if value.isfinite():
+        slopes = torch.autograd.grad(value, inputs, allow_unused=True)
+        assert all(slope.isfinite().all() for slope in slopes if slope is not None)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_leaves_the_snapshot_alone(name):
     s, before = snapshot(), snapshot()

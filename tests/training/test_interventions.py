@@ -1,6 +1,7 @@
 """Interventions by themselves: penalties against formulas, schedules, JSON, errors by their text."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from grokscape.interventions import (
     clamp_penalty,
     describe,
 )
-from grokscape.measures import MEASURES, Snapshot
+from grokscape.measures import MEASURES, MeasureWarning, Snapshot
 
 EXAMPLES = (
     Promote("cdnv", strength=1e-3, ramp=10),
@@ -73,6 +74,55 @@ def test_a_held_clamp_has_no_gradient_even_at_zero():
     value = torch.tensor([0.0, 5.0], requires_grad=True)
     clamp_penalty(value, 1.0, None, torch.tensor([1.0, 10.0])).sum().backward()
     assert value.grad.tolist() == [0.0, 0.0]
+
+
+CLAMPED = [row.name for row in MEASURES.values() if row.differentiable and row.positive and "statistics" in row.inputs]
+
+
+def seen_of(features, weight, labels):
+    return Snapshot(features, features @ weight.mT, labels, weight)
+
+
+@pytest.mark.parametrize("measure", CLAMPED)
+@pytest.mark.parametrize("batch", ["one class", "one of each class", "no features", "no head"])
+def test_a_clamp_rests_where_its_measure_does_not_exist(snapshot, measure, batch):
+    features, weight, labels = snapshot.features[0], snapshot.weight[0], snapshot.labels[0]
+    features = features[:4] if batch == "one of each class" else features
+    labels = torch.zeros_like(labels) if batch == "one class" else labels[: len(features)]
+    inputs = [features * (batch != "no features"), weight * (batch != "no head")]
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    value = MEASURES[measure](seen_of(*inputs, labels))
+    penalties = Clamp(measure, at_least=1e6), Clamp(measure, at_most=1e-6)
+    if value.isfinite() and value != 0:
+        penalties = ()
+    for clamp in penalties:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            penalty = clamp(seen_of(*inputs, labels))
+        assert penalty == 0
+        slopes = torch.autograd.grad(penalty, inputs, allow_unused=True)
+        assert all(slope is None or not slope.any() for slope in slopes)
+        reasons = [str(warning.message) for warning in caught]
+        if clamp.at_least or value != 0:
+            assert len(reasons) == 1
+            assert reasons[0].startswith(f"{measure} of this batch is")
+            assert reasons[0].endswith("the clamp rests")
+
+
+def test_a_clamp_rests_at_zero_and_moves_the_other_replicas(snapshot):
+    weight = snapshot.weight * torch.tensor([1.0, 0.0, 1.0])[:, None, None]
+    weight.requires_grad_()
+    with pytest.warns(MeasureWarning, match="relative_flatness of this batch is 0, which has no logarithm"):
+        penalty = Clamp("relative_flatness", at_least=1e9)(seen_of(snapshot.features, weight, snapshot.labels))
+    (slope,) = torch.autograd.grad(penalty.sum(), weight)
+    assert [bool(part.any()) for part in slope] == [True, False, True]
+    assert penalty.isfinite().all()
+
+
+def test_a_linear_penalty_of_no_number_says_why(snapshot):
+    one = seen_of(snapshot.features[0], snapshot.weight[0], torch.zeros(20, dtype=torch.int64))
+    with pytest.warns(MeasureWarning, match="cdnv of this batch is NaN: it needs two .* leave such batches out"):
+        assert Suppress("cdnv", strength=1)(one).isnan()
 
 
 def test_relative_clamp_scales_its_levels_and_asks_for_the_reference(snapshot):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from grokscape.measures.statistics import ClassMeans
-from grokscape.numerics import finite_or_identity, widest
+from grokscape.numerics import finite_or_identity, root, widest
 
 NAN = float("nan")
 
@@ -126,7 +126,7 @@ def _around_their_mean(statistics: ClassMeans) -> tuple[Tensor, Tensor]:
 def collapse_radius(statistics: ClassMeans) -> Tensor:
     """M of the theory of collapse: root mean square over classes of ‖μ_c − mean_c μ_c‖."""
     means, _ = _around_their_mean(statistics)
-    radius = (means.square().sum((-2, -1)) / statistics.number_present).sqrt()
+    radius = root(means.square().sum((-2, -1)) / statistics.number_present)
     return radius.where(statistics.number_present >= 2, NAN)
 
 
@@ -188,7 +188,7 @@ def nc1_ratio(statistics: ClassMeans) -> Tensor:
 
 def rnc1(statistics: ClassMeans, squared_norms: Tensor) -> Tensor:
     """Tr Σ_W / (mean_i ‖φ_i‖)²: within-class scatter on the scale of the features, without class separation."""
-    return statistics.within_trace() / squared_norms.sqrt().mean(-1).square()
+    return statistics.within_trace() / root(squared_norms).mean(-1).square()
 
 
 def rnc1_max(statistics: ClassMeans, squared_norms: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def _spread_of_norms(rows: Tensor, present: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(rows, dim=-1)
     mean = _mean_over_classes(norms, present)
     variance = _mean_over_classes((norms - mean[..., None]).square(), present)
-    return variance.sqrt() / mean
+    return root(variance) / mean
 
 
 def nc2_equinorm(statistics: ClassMeans) -> Tensor:
@@ -246,7 +246,7 @@ def nc2_etf(statistics: ClassMeans) -> Tensor:
         simplex = present[..., block, None] * (diagonal - present[..., None, :] / count)
         apart = means[..., block, :] @ means.mT / size - simplex / (count - 1).sqrt()
         total = total + apart.square().sum((-2, -1))
-    return total.sqrt()
+    return root(total)
 
 
 def nc3(statistics: ClassMeans, weight: Tensor) -> Tensor:

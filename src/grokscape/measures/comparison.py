@@ -60,4 +60,4 @@ def weight_norm(parameters: Mapping[str, Tensor], weight: Tensor) -> Tensor:
     if not parameters:
         return weight.new_full(weight.shape[:lead], float("nan"))
     norms = layer_norms(parameters, lead).values()
-    return torch.stack(list(norms), -1).square().sum(-1).sqrt()
+    return torch.linalg.vector_norm(torch.stack(list(norms), -1), dim=-1)

@@ -355,6 +355,15 @@ def why_no_collapse(features: Tensor | None, statistics: ClassMeans) -> str:
     return "class means or the head's weight are zero, or a value overflowed its dtype"
 
 
+def why_nan(name: str, snapshot: Snapshot) -> str:
+    """Why a measure of the table is NaN for a snapshot."""
+    inputs = {"features": snapshot.features, "logits": snapshot.logits, "weight": snapshot.weight}
+    reason = checks.nan_inputs(**inputs)
+    if reason is None and "statistics" in MEASURES[name].inputs:
+        reason = why_no_collapse(snapshot.features, Quantities(snapshot).statistics)
+    return reason or "it divides by zero, or a value overflowed its dtype"
+
+
 def _collapse_rows(with_head: bool) -> list[Measure]:
     rows = [row for row in MEASURES.values() if row.property == "collapse"]
     return rows if with_head else [row for row in rows if not {"weight", "prediction"} & set(row.inputs)]

@@ -165,7 +165,7 @@ class Probe:
                 f"layer {self.head.name!r} was called {len(calls)} times in the last forward pass of {kind}; "
                 f"a snapshot needs one call that makes all logits"
             )
-        return calls[-1]
+        return calls[-1]  # pyright: ignore[reportGeneralTypeIssues]
 
     def _others(self) -> str:
         return ", ".join(repr(n) for n in list(linear_layers(self._model))[-6:] if n != self.head.name) or "none"

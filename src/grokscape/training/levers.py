@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grokscape.interventions import (
     Clamp,
+    Gate,
     Intervention,
     NormalizeFeatures,
     Penalty,
@@ -113,11 +114,13 @@ class StackedPenalty:
 
     def __call__(self, snapshot: Snapshot, step: int, reference: Tensor | None) -> Tensor:
         """Penalty per replica of the block."""
-        value, strength = self.value(snapshot), self._strength * self._schedule.at(step)
+        strength = self._strength * self._schedule.at(step)
         if not self.is_clamp:
-            return linear_penalty(value, strength)
+            return linear_penalty(self.value(snapshot), strength)
+        gate = Gate(snapshot)
         scale = 1.0 if reference is None else torch.where(self._relative, reference, torch.ones_like(reference))
-        return clamp_penalty(value, strength, self._low * scale, self._high * scale)
+        value = self.value(gate.snapshot)
+        return gate(clamp_penalty(value, strength, self._low * scale, self._high * scale))
 
 
 @dataclass(frozen=True)
