@@ -192,3 +192,17 @@ def test_no_random_number_is_drawn(shuffle):
     gs.layer_flatness(model, data, probes=1)
     gs.measures.sharpness(model, data)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_samples_of_different_batches_have_different_noise():
+    inputs, labels = samples(400)
+    found = gs.measure(network(), (inputs, labels), batch_size=1)
+    assert found["feature_robustness"] == pytest.approx(0.02**2 / 2 * found["relative_flatness"], rel=0.06)
+
+
+def test_a_stream_of_samples_is_cut_into_batches():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(zip(*samples(), strict=True))
+
+    assert dict(gs.measure(network(), Stream())) == dict(gs.measure(network(), samples()))

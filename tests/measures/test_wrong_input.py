@@ -62,6 +62,8 @@ def test_is_refused(call, error, text):
      r"relative_flatness is NaN: there is NaN or infinity in weight, first at index \[0, 0\]"),
     (lambda: relative_flatness_bound(FEATURES, WEIGHT, LOGITS / 0),
      "relative_flatness_bound is NaN: there is NaN or infinity in logits"),
+    (lambda: relative_flatness(FEATURES, WEIGHT, LOGITS.index_fill(1, torch.tensor([3]), float("inf"))),
+     r"relative_flatness is NaN: there is NaN or infinity in logits, first at index \[0, 3\]"),
     (lambda: relative_flatness(FEATURES, WEIGHT, LOGITS, mask=torch.zeros(6, dtype=torch.bool)),
      "relative_flatness is NaN: the mask leaves no sample"),
     (lambda: cdnv(WITH_NAN, LABELS), r"cdnv is NaN: there is NaN or infinity in features, first at index \[2, 1\]"),

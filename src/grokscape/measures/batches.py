@@ -1,6 +1,6 @@
 """Running somebody's model over somebody's data: batches of any common form, fixed weights, and everything put back.
 
-Accepted data: a `DataLoader` or any iterable of batches, a map-style `Dataset` of (input, label) pairs, or tensors
+Accepted data: a `DataLoader` or any iterable of batches, a `Dataset` of (input, label) pairs, or tensors
 (inputs, labels). Accepted batches: (inputs, …, labels), or a mapping with a "labels" (or "label") entry whose other
 tensors are handed to the model by name, as transformers does.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from grokscape.measures.locate import evaluation_flags, is_compiled, unwrapped
 
@@ -68,7 +68,7 @@ def batches(data: Any, batch_size: int = 256) -> Iterable[Any]:
         return _Cut(tuple(data), batch_size)
     if isinstance(data, Mapping):
         return _Cut(dict(data), batch_size)
-    if isinstance(data, Dataset) and hasattr(data, "__len__"):
+    if isinstance(data, IterableDataset) or (isinstance(data, Dataset) and hasattr(data, "__len__")):
         return DataLoader(data, batch_size=batch_size)
     if isinstance(data, Iterable):
         return data

@@ -146,13 +146,13 @@ class _Source:
         noisy = bool(needed & {"smoothed_loss", "smoothing_excesses"})
         parts: dict[str, list[Tensor]] = {name: [] for name in _PER_SAMPLE if noisy or name != "smoothing_excesses"}
         kept: list[Looked] | None = [] if set(names) & _SECOND_LOOK else None
-        elements, moments, head = 0, None, None
+        elements, moments, head, noise = 0, None, None, torch.Generator().manual_seed(0)
         for head in self:
             if head.num_classes < 2:
                 raise ValueError("the head has one output; measures of a classifier need one output for each class")
             moments = moments or ClassMoments.empty(*head.weight.shape, device=head.weight.device)
             moments = moments.update(head.features, head.labels)
-            quantities = Quantities(head)
+            quantities = Quantities(head, noise=noise)
             for name, values in parts.items():
                 values.append(_PER_SAMPLE[name](quantities))
             elements += head.features.numel()

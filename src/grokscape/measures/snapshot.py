@@ -115,9 +115,14 @@ class Quantities:
         return (self.cross_entropies + self.smoothing_excesses).mean(-1)
 
     @cached_property
+    def noise(self) -> torch.Generator:
+        """Generator of the noise in the features; one for all batches of a data set, so that no two share theirs."""
+        return torch.Generator().manual_seed(0)
+
+    @cached_property
     def smoothing_excesses(self) -> Tensor:
         """How much noise in its features raises a sample's cross-entropy, (..., N)."""
-        excess = smoothing_excess(self.features, self.weight, self.logits, self.labels)
+        excess = smoothing_excess(self.features, self.weight, self.logits, self.labels, generator=self.noise)
         return excess.mean(0).to(self.logits.dtype)
 
     @property

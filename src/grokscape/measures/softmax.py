@@ -35,9 +35,11 @@ class Softmax:
         if temperature != 1.0:
             logits = logits / temperature
         top = logits.argmax(-1, keepdim=True)
-        gaps = logits - logits.gather(-1, top)
+        peak = logits.gather(-1, top)
+        gaps = logits - peak
         odds = gaps.exp().scatter(-1, top, 0.0)
-        return cls(top.squeeze(-1), gaps, odds, odds.sum(-1))
+        zero = (peak - peak).detach()  # NaN under a logit of infinity, which has no odds
+        return cls(top.squeeze(-1), gaps, odds, odds.sum(-1) + zero.squeeze(-1))
 
     @cached_property
     def rest(self) -> Tensor:
