@@ -81,6 +81,21 @@ def test_a_penalty_on_a_tied_head_reaches_the_embeddings():
     assert model.transformer.wte.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", ["Bart", "Llama"])
+def test_labels_are_shifted_where_the_model_does(name):
+    torch.manual_seed(0)
+    sizes = {
+        "Bart": {"d_model": 8, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8},
+        "Llama": {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
+    }
+    config = getattr(transformers, f"{name}Config")(vocab_size=12, max_position_embeddings=16, **sizes[name])
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    tokens = torch.randint(0, 12, (2, 7), generator=torch.Generator().manual_seed(1))
+    batch = {"input_ids": tokens, "labels": masked(tokens)}
+    found = gs.measure(model, [batch], measures=["loss"])
+    assert found["loss"] == pytest.approx(float(model(**batch).loss.detach()), rel=1e-5)
+
+
 @pytest.mark.parametrize("wrap", ["subclass", "wrapper", "compiled"])
 def test_labels_are_shifted_for_what_is_built_on_a_causal_model(wrap):
     class Mine(transformers.GPT2LMHeadModel):

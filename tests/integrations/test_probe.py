@@ -322,6 +322,24 @@ def test_something_after_the_head(data):
             probe.snapshot(y)
 
 
+def test_something_after_the_head_that_shows_only_later(data):
+    class Capped(Net):
+        def forward(self, x):
+            return 5 * torch.tanh(super().forward(x) / 5)
+
+    torch.manual_seed(0)
+    model, (x, y) = Capped().eval(), data
+    model.fc.weight.data *= 0.01
+    model.fc.bias.data.zero_()
+    with gs.Probe(model) as probe:
+        model(x)
+        probe.snapshot(y)
+        model.fc.weight.data *= 1000
+        model(x)
+        with pytest.raises(ValueError, match="the model's logits differ from what this layer returns"):
+            probe.snapshot(y)
+
+
 def test_no_forward_pass_yet(data):
     with gs.Probe(net()) as probe, pytest.raises(RuntimeError, match=r"no forward pass of Net was seen"):
         probe.snapshot(data[1])

@@ -20,6 +20,12 @@ from grokscape.measures.locate import evaluation_flags, is_compiled, unwrapped
 IGNORED = -100
 """Label of positions that carry no loss, as in torch and transformers."""
 
+_SHIFT_THEMSELVES = {
+    "Bart", "BigBirdPegasus", "Blenderbot", "BlenderbotSmall", "CpmAnt", "FlaubertWithLMHeadModel", "MBart", "Marian",
+    "Musicgen", "MusicgenMelody", "PLBart", "Pegasus", "Whisper", "XLMWithLMHeadModel", "XLNetLMHeadModel",
+}
+"""Language models of transformers whose labels are those of the positions themselves: who calls them shifts."""
+
 _LABEL_KEYS = ("labels", "label", "targets", "target")
 
 
@@ -143,7 +149,9 @@ def logits_of(output: Any) -> Tensor:
 
 def shifts_labels(model: nn.Module) -> bool:
     """Whether a model predicts the next position from each, as the causal language models of transformers do."""
-    return any(kind.__name__.endswith(("ForCausalLM", "LMHeadModel")) for kind in type(unwrapped(model)).__mro__)
+    names = [kind.__name__ for kind in type(unwrapped(model)).__mro__]
+    causal = next((name for name in names if name.endswith(("ForCausalLM", "LMHeadModel"))), None)
+    return causal is not None and causal.removesuffix("ForCausalLM") not in _SHIFT_THEMSELVES
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
