@@ -67,3 +67,23 @@ def test_cosine_needs_a_length():
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="pass steps="):
         Applied(net, [gs.Unplug(1, cosine=True)]).before_step(optimizer, 1)
+
+
+class Updated(torch.nn.Linear):
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.update = torch.nn.Parameter(torch.randn(outputs, inputs))
+
+    def forward(self, features):
+        return super().forward(features) + features @ self.update.T
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("make", [
+    lambda: torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 3)),
+    lambda: torch.nn.utils.weight_norm(torch.nn.Linear(4, 3)),
+    lambda: Updated(4, 3),
+])
+def test_a_cap_needs_a_weight_that_it_can_change(make):
+    with pytest.raises(ValueError, match=r"WeightCap needs a torch\.nn\.Linear with a weight of its own as head"):
+        Applied(torch.nn.Sequential(make()), [gs.WeightCap(1)])

@@ -121,3 +121,10 @@ def test_a_language_model_with_tied_weights_and_masked_positions(tmp_path, rows,
     expected = torch.autograd.grad(loss, list(before.parameters()))
     for new, old, gradient in zip(model.parameters(), before.parameters(), expected, strict=True):
         torch.testing.assert_close(new, old - 0.5 * gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_compiled_model(tmp_path, rows):
+    settings = {"torch_compile": True, "torch_compile_backend": "eager"}
+    run = trainer(tmp_path, bert(), rows, interventions=[gs.Clamp("cdnv", at_least=50.0)], arguments=settings)
+    run.train()
+    assert run.state.log_history[0]["penalty"] > 0

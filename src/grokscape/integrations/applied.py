@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from grokscape.interventions import Clamp, Intervention, NormalizeFeatures, Promote, Rescale, Suppress, WeightCap
 from grokscape.measures import Probe, Snapshot, evaluate
+from grokscape.measures.locate import has_own_forward
 from grokscape.training.levers import ended, unplug_of
 
 
@@ -38,7 +39,7 @@ class Applied:
 
     Raises:
         ValueError: an intervention that needs a study (levels relative to another moment, rescaling), cosine without
-            `steps`, a weight cap on an adapter.
+            `steps`, a weight cap on an adapter or a parametrised weight.
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class Applied:
         self._normalise = [i for i in kept if isinstance(i, NormalizeFeatures)]
         self._caps = [i for i in kept if isinstance(i, WeightCap)]
         self.probe = Probe(model, head)
-        if self._caps and not isinstance(self.probe.head.module, nn.Linear):
+        if self._caps and not _has_plain_weight(self.probe.head.module):
             raise ValueError(
-                f"WeightCap needs a torch.nn.Linear as head, got {type(self.probe.head.module).__name__} "
-                f"{self.probe.head.name!r}; leave the cap out or merge the adapter"
+                f"WeightCap needs a torch.nn.Linear with a weight of its own as head, got "
+                f"{type(self.probe.head.module).__name__} {self.probe.head.name!r}; leave the cap out, merge the "
+                f"adapter or remove the parametrisation"
             )
 
     def __enter__(self) -> Self:
@@ -127,6 +129,12 @@ class Applied:
             weight = self.probe.head.module.weight
             assert isinstance(weight, Tensor)
             weight.copy_(cap(weight, step=step))
+
+
+def _has_plain_weight(module: nn.Module) -> bool:
+    """Whether a head is a linear layer whose weight is a parameter: not made of others, not added to."""
+    plain = isinstance(module, nn.Linear) and not has_own_forward(module)
+    return plain and "weight" in dict(module.named_parameters(recurse=False))
 
 
 def check_outside_studies(interventions: Sequence[Intervention]) -> None:

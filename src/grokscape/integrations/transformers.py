@@ -136,7 +136,8 @@ class _Events(TrainerCallback):  # pyright: ignore[reportGeneralTypeIssues]
         """Look for the head and watch it."""
         mine = self._trainer
         mine.remove()
-        outer = getattr(mine, "model_wrapped", None) or model
+        wrapped = getattr(mine, "model_wrapped", None)
+        outer = model if wrapped is None else wrapped  # a compiled model has no truth value
         mine.arm = Applied(outer, mine.interventions, head=mine.head, steps=state.max_steps).__enter__()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
