@@ -29,9 +29,11 @@ class Study:
 
     Attributes:
         folder: where it lies and how to read its files.
+        testbed: the study's testbed, where its data lies outside the folder (`TensorTask`).
     """
 
     folder: RunFolder
+    testbed: Any = None
 
     @property
     def path(self) -> Path:
@@ -43,10 +45,16 @@ class Study:
         """What was asked for.
 
         Raises:
-            RunFolderError: spec.json is no specification.
+            RunFolderError: spec.json is no specification, or one of another testbed than was given.
         """
+        written = self.folder.spec
+        if self.testbed is not None:
+            given = self.testbed.model_dump(mode="json")
+            if given != written.get("testbed"):
+                raise RunFolderError(f"{self.path} is a study of {written.get('testbed')}, not of {given}")
+            written = {**written, "testbed": self.testbed}
         try:
-            return StudySpec.model_validate(self.folder.spec)
+            return StudySpec.model_validate(written)
         except ValidationError as error:
             raise RunFolderError(
                 f"{self.path / 'spec.json'} is not a study's specification: {wrong(error)}. "
@@ -72,7 +80,9 @@ class Study:
 
     def __repr__(self) -> str:
         state = self.folder.status.get("state", "not started")
-        lines = [f"Study {self.spec.name!r} in {self.path}: {state}, {self.spec.replicas} replicas"]
+        written = self.folder.spec
+        replicas = len(written.get("arms", ())) * written.get("seeds", 0)
+        lines = [f"Study {written.get('name')!r} in {self.path}: {state}, {replicas} replicas"]
         lines += [f"  {f.statement}" for f in self.findings if f.kind == "necessity"]
         return "\n".join(lines)
 
@@ -86,13 +96,17 @@ def wrong(error: ValidationError) -> str:
     return "; ".join(clauses)
 
 
-def load(path: str | Path) -> Study:
+def load(path: str | Path, testbed: Any = None) -> Study:
     """Open a run folder.
+
+    Args:
+        path: the folder.
+        testbed: for a study of data of one's own, the same `TensorTask` again; needed for `spec` only.
 
     Raises:
         RunFolderError: it is none.
     """
-    return Study(RunFolder.open(path))
+    return Study(RunFolder.open(path), testbed)
 
 
 def checked_device(name: str) -> str:
@@ -151,7 +165,7 @@ def run(
     """
     spec = preset(study) if isinstance(study, str) else study
     if seeds is not None:
-        spec = StudySpec.model_validate({**spec.model_dump(), "seeds": seeds})
+        spec = StudySpec.model_validate({**dict(spec), "seeds": seeds})
     plan(spec, checked_device(device))  # raises what cannot go together before there is a folder
     Trackers.check(trackers)
     folder = RunFolder.create(out, spec.model_dump(mode="json"))
@@ -160,13 +174,15 @@ def run(
         "host": {"system": platform.system(), "machine": platform.machine()},
     }
     settings = {"device": device, "workers": workers, "about": about, "checkpoint_seconds": checkpoint_seconds}
-    _train(Study(folder), launcher, trackers, progress, settings)
-    return finish(folder, report=report)
+    _train(folder, spec, launcher, trackers, progress, settings)
+    finish(folder, report=report)
+    return Study(folder, spec.testbed)
 
 
 def resume(
     path: str | Path,
     *,
+    testbed: Any = None,
     device: str | None = None,
     launcher: str | None = None,
     workers: int | None = None,
@@ -177,9 +193,9 @@ def resume(
 ) -> Study:
     """Go on with a run from its newest checkpoint, where and as it ran unless told otherwise; then as `run` does.
 
-    A finished run is only analysed again.
+    A finished run is only analysed again. A study of data of one's own needs its `TensorTask` again, as `testbed`.
     """
-    study = load(path)
+    study = load(path, testbed)
     status = study.folder.status
     Trackers.check(trackers)
     if status.get("state") != "finished":
@@ -189,19 +205,21 @@ def resume(
             "about": {name: status[name] for name in ("command", "host") if name in status},
             "checkpoint_seconds": checkpoint_seconds,
         }
-        _train(study, launcher or status.get("launcher", "inline"), trackers, progress, settings)
-    return finish(study.folder, report=report)
+        _train(study.folder, study.spec, launcher or status.get("launcher", "inline"), trackers, progress, settings)
+    finish(study.folder, report=report)
+    return study
 
 
 def _train(
-    study: Study,
+    folder: RunFolder,
+    spec: StudySpec,
     launcher: str,
     trackers: Sequence[str],
     progress: Callable[[Progress], None] | None,
     settings: dict[str, Any],
 ) -> None:
     """Train, and tell trackers: while it trains in this process, or afterwards all that the shards recorded."""
-    with Trackers(trackers, study.spec.name, study.folder) as tracking:
+    with Trackers(trackers, spec.name, folder) as tracking:
         live = launcher == "inline"
 
         def tell(measured: Progress) -> None:
@@ -211,7 +229,7 @@ def _train(
             if live:
                 tracking(measured)
 
-        launch(study.spec, study.folder, launcher, progress=tell, **settings)
+        launch(spec, folder, launcher, progress=tell, **settings)
         if not live:
             tracking.replay()
 

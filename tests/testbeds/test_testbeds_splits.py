@@ -180,3 +180,15 @@ def test_operations_can_be_spelt_as_in_print(spelling):
     assert ModularArithmetic(operation="x² + xy + y²").operation == "x^2+xy+y^2"
     assert ModularArithmetic(operation="x/y if y odd else x−y").operation == "x/y if y odd else x-y"
     assert SymmetricGroup(operation="xyx⁻¹").operation == "xyx^-1"
+
+
+def test_a_dataset_of_other_items_says_so():
+    class Named(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return {"inputs": torch.zeros(3), "labels": 0}
+
+    with pytest.raises(ValueError, match=r"expected items \(input, label\), got a dict at index 0"):
+        TensorTask.from_dataset(Named())

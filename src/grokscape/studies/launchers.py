@@ -214,12 +214,14 @@ def launch(
         checkpoint_seconds: time between checkpoints.
 
     Raises:
-        ValueError: unknown launcher, or what it needs is not installed.
+        ValueError: unknown launcher, what it needs is not installed, or data that lives in this process only.
         RunFolderError: a shard failed again and again; the others are finished, or the run began in another way.
         Interrupted: the process was asked to stop; everything so far is saved.
     """
     if isinstance(launcher, str) and launcher not in LAUNCHERS:
         raise ValueError(f"expected a launcher among {', '.join(LAUNCHERS)}, got {launcher!r}")
+    if launcher != "inline" and spec.testbed.kind == "tensors":
+        raise ValueError(f"launcher {launcher!r} trains in other processes, where your tensors are not; use 'inline'")
     sharded = parts.place_of(folder).exists()
     if launcher == "inline" and not sharded:
         about = {**(about or {}), "launcher": launcher}

@@ -192,7 +192,7 @@ class StudySpec(BaseModel):
 
 
 def _overridden(adapter: TypeAdapter, settings: BaseModel, changes: dict[str, Any]) -> Any:
-    return adapter.validate_python({**settings.model_dump(), **changes}) if changes else settings
+    return adapter.validate_python({**dict(settings), **changes}) if changes else settings
 
 
 def arm_optimizer(spec: StudySpec, arm: Arm) -> Any:

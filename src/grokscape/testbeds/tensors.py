@@ -65,7 +65,7 @@ class TensorTask(BaseModel):
         if isinstance(value, dict) and "digest" in value:
             raise ValueError(
                 f"this describes the task {value.get('name')!r} but does not hold its data; build the TensorTask again "
-                f"from the same tensors (digest {value['digest']}) and pass it in"
+                f"from the same tensors (digest {value['digest']}) and pass it as testbed= to grokscape.load or resume"
             )
         return value
 
@@ -151,7 +151,11 @@ def _collect(dataset: Dataset) -> tuple[Tensor, Tensor]:
     """All (input, label) pairs of a dataset, stacked."""
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise ValueError(f"expected a dataset with a length and (input, label) items, got {type(dataset).__name__}")
-    inputs, labels = zip(*(dataset[index] for index in range(len(dataset))), strict=True)  # type: ignore[arg-type]
+    items = [dataset[index] for index in range(len(dataset))]  # type: ignore[arg-type]
+    for index, item in enumerate(items):
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise ValueError(f"expected items (input, label), got a {type(item).__name__} at index {index}")
+    inputs, labels = zip(*items, strict=True)
     return torch.stack([torch.as_tensor(one) for one in inputs]), torch.as_tensor([int(one) for one in labels])
 
 
