@@ -19,6 +19,27 @@ class Plain(nn.Module):
         return self.fc(self.body(x))
 
 
+class Dropping(Plain):
+    def forward(self, x):
+        return self.fc(nn.functional.dropout(self.body(x), training=self.training))
+
+
+def frozen():
+    plain = Plain()
+    plain.body.requires_grad_(False)
+    return plain
+
+
+def lazy():
+    return nn.Sequential(nn.LazyLinear(10))
+
+
+def weight_normed():
+    plain = Plain()
+    nn.utils.parametrizations.weight_norm(plain.fc)
+    return plain
+
+
 class Normed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -162,6 +183,10 @@ def test_a_specification_finds_its_factory_again():
         (ModuleModel(factory=Plain, head="out"), "called 'out', got nothing"),
         (ModuleModel(factory=Plain, head="fc", arguments={"classes": 3}), "3 outputs, but the task has 10 classes"),
         (ModuleModel(factory=Plain, head="fc", arguments={"dropout": 0.5}), "'body.2' drops units with p=0.5"),
+        (ModuleModel(factory=Dropping, head="fc"), r"the module draws random numbers while it trains \(dropout by f"),
+        (ModuleModel(factory=frozen, head="fc"), "parameter 'body.0.weight' is frozen, and a run trains every param"),
+        (ModuleModel(factory=lazy, head="0"), "parameter '0.weight' has no shape yet; give the sizes of lazy layers"),
+        (ModuleModel(factory=weight_normed, head="fc"), "the head 'fc' makes its weight of other parameters"),
         (ModuleModel(factory=Softmax, head="fc"), "without a softmax"),
         (ModuleModel(factory="no.such:thing", head="fc"), "cannot import the model factory 'no.such:thing'"),
         (ModuleModel(factory="math:pi", head="fc"), "expected 'math:pi' to be a function"),

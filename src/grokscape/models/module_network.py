@@ -45,6 +45,7 @@ class ModuleNetwork(Network):
             torch.manual_seed(0)
             self._module = make().train()
             probe = _probe(input_spec)
+        _check_parameters(self._module)
         self._head = _find_head(self._module, head, num_classes)
         names = {parameter: name for name, parameter in self._module.named_parameters()}
         bias = None if self._head.bias is None else names[self._head.bias]
@@ -55,6 +56,7 @@ class ModuleNetwork(Network):
         self._rows = slice(None)
         _refuse_dropout(self._module)
         self._check_answer(probe)
+        self._check_chance(probe)
         self.batched, self.reason = (False, one_by_one) if one_by_one else self._try_batching(probe)
         self.buffers = {}
 
@@ -151,6 +153,23 @@ class ModuleNetwork(Network):
                 "return the head's output as it is, without a softmax"
             )
 
+    def _check_chance(self, probe: Tensor) -> None:
+        """Refuse a module that gives other features for the same inputs when it trains on them once more."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            first, second = (
+                self._one(
+                    dict(self._module.named_parameters()),
+                    {name: buffer.clone() for name, buffer in self._module.named_buffers()},
+                    probe[0],
+                )
+                for _ in range(2)
+            )
+        if not torch.equal(first, second):
+            raise ValueError(
+                "the module draws random numbers while it trains (dropout by function, noise, dropped layers); runs "
+                "must follow from their seeds alone: take it out"
+            )
+
     def _try_batching(self, probe: Tensor) -> tuple[bool, str]:
         """Whether two replicas at once, forward and backward, give what each gives alone; and if not, why."""
         parameters = {
@@ -193,12 +212,29 @@ def _find_head(module: nn.Module, name: str, num_classes: int) -> nn.Linear:
             f"expected a linear layer called {name!r}, got {found}; "
             f"the module's linear layers are {', '.join(linear) or 'none'}"
         )
+    if "weight" not in dict(linear[name].named_parameters(recurse=False)):
+        raise ValueError(
+            f"the head {name!r} makes its weight of other parameters (weight norm or the like), and measures and "
+            f"interventions work on the weight itself; use a plain linear layer"
+        )
     if linear[name].out_features != num_classes:
         raise ValueError(
             f"the head {name!r} has {linear[name].out_features} outputs, but the task has {num_classes} classes; "
             f"give the factory the right number through `arguments`"
         )
     return linear[name]
+
+
+def _check_parameters(module: nn.Module) -> None:
+    """Refuse parameters that a run would not treat as the module does."""
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(f"parameter {name!r} has no shape yet; give the sizes of lazy layers in the factory")
+        if not parameter.requires_grad:
+            raise ValueError(
+                f"parameter {name!r} is frozen, and a run trains every parameter; make it a buffer "
+                f"(register_buffer), which is the same for all replicas"
+            )
 
 
 def _refuse_dropout(module: nn.Module) -> None:
