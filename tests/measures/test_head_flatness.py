@@ -64,6 +64,16 @@ def test_equals_the_whole_hessian(loss, width, classes):
     assert float(made) == pytest.approx(float(value), rel=1e-12)
 
 
+def test_many_classes_of_which_the_likeliest_are_close():
+    features, weight, bias, _ = problem(samples=16, width=8, classes=300)
+    weight[0] *= 5
+    weight[1] = weight[0] + 1e-3 * weight[1]
+    bias[:2] += 300
+    expected = relative_flatness(features.float().double(), weight.float().double(), bias=bias.float().double())
+    found = relative_flatness(features.float(), weight.float(), bias=bias.float())
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_many_classes_in_few_dimensions():
     features, weight, bias, labels = problem(samples=3, width=2, classes=140)
     expected = hessian_kappa(lambda w: F.cross_entropy(features @ w.T + bias, labels), weight)

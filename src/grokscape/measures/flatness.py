@@ -20,6 +20,9 @@ from torch import Tensor
 from grokscape.measures.softmax import Softmax
 from grokscape.numerics import select_rows, squared_distances
 
+_AT_ONCE = 2**22
+"""Probabilities that are held in float64 at once."""
+
 
 def squared_norms(features: Tensor) -> Tensor:
     """‖φ_i‖² of every sample: (..., N, d) → (..., N)."""
@@ -45,18 +48,27 @@ def row_variance(softmax: Softmax, weight: Tensor) -> Tensor:
 
 
 def _row_variance_of_many(softmax: Softmax, weight: Tensor) -> Tensor:
-    """The same without K × K numbers: rows are taken relative to that of the likeliest class."""
+    """The same without K × K numbers: rows are taken relative to that of the likeliest class.
+
+    This cancels where the likeliest rows are close to each other and far from the rest, so it is done in float64; only
+    under a gradient, where that would cost a training step too much, in the rows' own dtype.
+    """
     classes, width = weight.shape[-2:]
     lead = softmax.top.shape[:-1]
-    centred = weight - weight.detach().mean(-2, keepdim=True)
+    trains = weight.requires_grad or softmax.rest.requires_grad or weight.device.type == "mps"
+    wide = weight.dtype if trains else torch.float64
+    centred = weight.to(wide)
+    centred = centred - centred.detach().mean(-2, keepdim=True)
     norms = centred.square().sum(-1)
-    mean_row = softmax.rest @ centred
+    pieces = softmax.rest.split(max(1, _AT_ONCE // classes), -2) if wide != weight.dtype else (softmax.rest,)
+    means = [(piece.to(wide) @ centred, piece.to(wide) @ norms[..., None]) for piece in pieces]
+    mean_row, mean_norm = (torch.cat(parts, -2) for parts in zip(*means, strict=True))
+    mean_norm = mean_norm.squeeze(-1)
     top_row = select_rows(centred.expand(*lead, classes, width), softmax.top)
-    mean_norm = (softmax.rest @ norms[..., None]).squeeze(-1)
     top_norm = norms.expand(*lead, classes).gather(-1, softmax.top)
-    mass = softmax.rest_mass
+    mass = softmax.rest_mass.to(wide)
     to_top = mean_norm + mass * top_norm - 2 * (top_row * mean_row).sum(-1)
-    return (1 - mass) * to_top + mass * mean_norm - mean_row.square().sum(-1)
+    return ((1 - mass) * to_top + mass * mean_norm - mean_row.square().sum(-1)).to(weight.dtype)
 
 
 def relative_flatness_from(squared_norms: Tensor, row_variance: Tensor) -> Tensor:
