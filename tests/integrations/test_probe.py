@@ -293,6 +293,13 @@ def test_a_head_that_is_not_linear_names_the_linear_ones():
         gs.Probe(net(), head="body.1")
 
 
+def test_the_head_itself_is_a_name_for_it():
+    model = net()
+    assert gs.Probe(model, model.fc).head.name == "fc"
+    with pytest.raises(ValueError, match="head is a Linear that is no part of the model"):
+        gs.Probe(model, nn.Linear(8, 3))
+
+
 def test_a_container_stands_for_its_last_linear_layer():
     assert gs.Probe(net(), head="body").head.name == "body.0"
 

@@ -206,3 +206,35 @@ def test_a_stream_of_samples_is_cut_into_batches():
             return iter(zip(*samples(), strict=True))
 
     assert dict(gs.measure(network(), Stream())) == dict(gs.measure(network(), samples()))
+
+
+@pytest.mark.parametrize("name", GATHERED)
+def test_each_measure_by_itself_is_what_it_is_among_all(name):
+    alone = gs.measure(network(), samples(), measures=[name])
+    assert alone[name] == gs.measure(network(), samples())[name]
+
+
+def test_wide_features_are_no_matter_of_their_square():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(100_000, CLASSES))
+    data = torch.randn(20, 100_000), torch.arange(20) % CLASSES
+    found = gs.measure(model, data, measures=["relative_flatness", "cdnv", "rnc1", "nc4"])
+    assert found["rnc1"] > 0
+
+
+def test_a_batch_without_a_label_changes_nothing():
+    inputs, labels = samples()
+    empty = inputs, torch.full_like(labels, -100)
+    assert dict(gs.measure(network(), [empty, (inputs, labels), empty])) == dict(gs.measure(network(), samples()))
+
+
+def test_classes_that_training_does_not_know_are_the_reason():
+    inputs, labels = samples()
+    with pytest.warns(gs.measures.MeasureWarning, match="cross: nc1 NaN: some of the samples are of classes that have"):
+        gs.measure(network(), (inputs, labels % 3), test_loader=(inputs, labels), measures=["nc1"])
+
+
+def test_derivatives_inside_inference_mode():
+    model, data = network(), samples()
+    expected = gs.layer_flatness(model, data), gs.measures.sharpness(model, data)
+    with torch.inference_mode():
+        assert (gs.layer_flatness(model, data), gs.measures.sharpness(model, data)) == expected

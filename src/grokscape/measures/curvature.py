@@ -91,7 +91,7 @@ def _with_operator(
     model = bare(model)
     parameters = _trainable(model)
     device, dtype = placement(model)
-    with evaluating(model), eagerly(model), torch.enable_grad(), _deprecations_ignored():
+    with evaluating(model), eagerly(model), _differentiating(), _deprecations_ignored():
         pairs = [(batch, align_labels(model, batch.labels)) for batch in map(as_batch, batches(data, batch_size))]
         samples = _counted(sum(len(labels) for _, labels in pairs))
         operator = HessianLinearOperator(
@@ -104,6 +104,13 @@ def _with_operator(
             batch_size_fn=_batch_size,
         )
         return work(operator, samples, parameters[0])
+
+
+@contextmanager
+def _differentiating() -> Iterator[None]:
+    """Gradients on, also where the caller has turned them off, as evaluation loops do."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager
@@ -165,7 +172,7 @@ def sharpness(model: nn.Module, data: Any, radius: float = 0.05, *, batch_size: 
     device, dtype = placement(model)
     with evaluating(model):
         prepared = [as_batch(batch).to(device, dtype) for batch in batches(data, batch_size)]
-        with differentiable(parameters), torch.enable_grad():
+        with differentiable(parameters), _differentiating():
             slope, loss, samples = _slope(model, prepared, parameters)
         size = torch.stack([part.square().sum() for part in slope]).sum().sqrt()
         moved = [p.detach() + radius * g / size for p, g in zip(parameters, slope, strict=True)]

@@ -163,7 +163,7 @@ def layer_flatness(
     model, samples = bare(model), 0
     device, dtype = placement(model)
     with ExitStack() as stack:
-        for context in (evaluating(model), eagerly(model), torch.enable_grad()):
+        for context in (evaluating(model), eagerly(model), torch.inference_mode(False), torch.enable_grad()):
             stack.enter_context(context)
         chosen = _find(model, layers)
         stack.enter_context(differentiable([p for layer in chosen for p in layer.module.parameters()]))

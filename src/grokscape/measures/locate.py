@@ -167,7 +167,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def locate_head(model: nn.Module, head: str | None = None) -> LinearHead:
+def locate_head(model: nn.Module, head: str | nn.Module | None = None) -> LinearHead:
     """The head of a model.
 
     Without a name it is the model's output embeddings (language models of transformers), else the last of its linear
@@ -175,7 +175,7 @@ def locate_head(model: nn.Module, head: str | None = None) -> LinearHead:
 
     Args:
         model: any module; wrappers are seen through.
-        head: name of the head, or of a container whose last linear layer is the head.
+        head: the head or its name, or a container whose last linear layer is the head.
 
     Raises:
         ValueError: there is no linear layer, none of that name, or what bears the name is not linear.
@@ -191,6 +191,11 @@ def locate_head(model: nn.Module, head: str | None = None) -> LinearHead:
             f"found no linear layer in {kind}, and measures need the one that maps features to logits, z = W φ + b; "
             f"end the model in torch.nn.Linear"
         )
+    if isinstance(head, nn.Module):
+        names = [name for name, module in model.named_modules() if module is head]
+        if not names:
+            raise ValueError(f"head is a {type(head).__name__} that is no part of the model")
+        head = names[0]
     if head is not None:
         return _named(model, layers, head)
     embeddings = _output_embeddings(model)

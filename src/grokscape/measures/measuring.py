@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from grokscape.measures.batches import as_batch, batches, evaluating, placement
 from grokscape.measures.checks import MeasureWarning
 from grokscape.measures.functional import why_no_collapse
-from grokscape.measures.locate import unwrapped
 from grokscape.measures.measurement import Measurement
 from grokscape.measures.model_loss import forward
 from grokscape.measures.probe import Probe
@@ -76,7 +75,7 @@ def measure(
     """
     names = _checked(measures)
     with evaluating(model), torch.no_grad():
-        probe = Probe(model, _name_of(model, head))
+        probe = Probe(model, head)
         train = _Source(model, probe, loader, batch_size, progress, "train").measured(names)
         splits: dict[str, tuple[_Seen, _Seen | None, list[str]]] = {"train": (train, None, names)}
         if test_loader is not None:
@@ -94,15 +93,6 @@ def measure(
         if " NaN" in note:
             warnings.warn(note, MeasureWarning, stacklevel=2)
     return Measurement(values, probe.head.name, head is None, samples, tuple(notes))
-
-
-def _name_of(model: nn.Module, head: str | nn.Module | None) -> str | None:
-    if not isinstance(head, nn.Module):
-        return head
-    for name, module in unwrapped(model).named_modules():
-        if module is head:
-            return name
-    raise ValueError(f"head is a {type(head).__name__} that is no part of the model")
 
 
 def _checked(measures: Iterable[str] | None) -> list[str]:
@@ -135,6 +125,8 @@ class _Source:
             batch = as_batch(raw).to(device, dtype)
             with self.probe:
                 forward(self.model, batch)
+                if self.probe.logits.shape[-1] < 2:
+                    raise ValueError("the head has one output; measures of a classifier need one for each class")
                 snapshot = with_float64(self.probe.snapshot(batch.labels))
             yield snapshot
             if self.progress is not None:
@@ -147,10 +139,9 @@ class _Source:
         parts: dict[str, list[Tensor]] = {name: [] for name in _PER_SAMPLE if noisy or name != "smoothing_excesses"}
         kept: list[Looked] | None = [] if set(names) & _SECOND_LOOK else None
         elements, moments, head, noise = 0, None, None, torch.Generator().manual_seed(0)
+        scatter = bool(set(names) & _OF_THE_SCATTER)
         for head in self:
-            if head.num_classes < 2:
-                raise ValueError("the head has one output; measures of a classifier need one output for each class")
-            moments = moments or ClassMoments.empty(*head.weight.shape, device=head.weight.device)
+            moments = moments or ClassMoments.empty(*head.weight.shape, device=head.weight.device, scatter=scatter)
             moments = moments.update(head.features, head.labels)
             quantities = Quantities(head, noise=noise)
             for name, values in parts.items():
@@ -176,6 +167,7 @@ _PER_SAMPLE: dict[str, Callable[[Quantities], Tensor]] = {
     "labels": lambda quantities: quantities.labels,
 }
 _SECOND_LOOK = {"nc4", "ildr"}
+_OF_THE_SCATTER = {"nc1", "kernel_alignment", "effective_rank", "spectral_entropy"}
 _WHOLE = {name for name, row in MEASURES.items() if {"features", "logits"} & set(row.inputs)}
 
 
@@ -293,4 +285,7 @@ def _values(seen: _Seen, around: _Seen | None, names: Iterable[str]) -> tuple[di
 def _why(seen: _Seen, statistics: ClassMeans) -> str:
     if seen.kept is None and isinstance(statistics, SecondLook) and statistics.looked[0].isnan():
         return "the features are too many to keep, and the data could not be gone through again; give a DataLoader"
+    scatter, own = getattr(statistics, "scatter", None), seen.moments.scatter
+    if scatter is not None and scatter.isnan().any() and own is not None and not own.isnan().any():
+        return "some of the samples are of classes that have fewer than two training samples"
     return why_no_collapse(None, statistics)

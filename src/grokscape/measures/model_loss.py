@@ -34,7 +34,8 @@ def align(model: nn.Module, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, .
     if labels.shape != lead:
         raise ValueError(
             f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(tensors[0].shape)}: expected "
-            f"{tuple(lead)}, one class index for each row of logits"
+            f"{tuple(lead)}, one class index for each row of logits (soft and one-hot labels become "
+            f"indices by .argmax(-1))"
         )
     return align_labels(model, labels), *(rows_with_labels(model, labels, tensor) for tensor in tensors)
 

@@ -34,7 +34,7 @@ class Probe:
 
     Args:
         model: any module that ends in a linear layer; wrappers such as `DistributedDataParallel` are seen through.
-        head: name of that layer (or of a container that ends in it); None to look for it.
+        head: that layer or its name (or a container that ends in it); None to look for it.
         transform: applied to the features before they enter the head, and can be set to another function, or to None,
             at any time.
 
@@ -45,7 +45,9 @@ class Probe:
         ValueError: no such layer, or it is not linear; several devices under one `nn.DataParallel`.
     """
 
-    def __init__(self, model: nn.Module, head: str | None = None, *, transform: Transform | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, head: str | nn.Module | None = None, *, transform: Transform | None = None
+    ) -> None:
         if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise ValueError(
                 f"the model runs on {len(model.device_ids)} devices at once in nn.DataParallel, where no place sees "

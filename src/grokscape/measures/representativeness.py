@@ -71,7 +71,7 @@ def smoothing_excess(
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     features, weight, logits = in_float64(features), in_float64(weight), in_float64(logits)
     labels, sizes = labels.to(logits.device), radius * torch.linalg.vector_norm(features, dim=-1, keepdim=True)
-    pieces = logits.split(max(1, _BLOCK * logits.shape[-2] // logits.numel()), -2)
+    pieces = logits.split(max(1, _BLOCK * logits.shape[-2] // max(1, logits.numel())), -2)
     starts = [0, *itertools.accumulate(piece.shape[-2] for piece in pieces)]
     blocks = [slice(*ends) for ends in itertools.pairwise(starts)]
     base = [Softmax.of(piece).cross_entropy(labels[..., rows]) for piece, rows in zip(pieces, blocks, strict=True)]

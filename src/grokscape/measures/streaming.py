@@ -28,24 +28,26 @@ class ClassMoments:
         counts: samples in each class, (K).
         means: class means, (K, d).
         squares: sum over the samples of each class of ‖φ_i − μ_c‖², (K).
-        scatter: Σ_i (φ_i − μ_{y_i})(φ_i − μ_{y_i})ᵀ, (d, d).
+        scatter: Σ_i (φ_i − μ_{y_i})(φ_i − μ_{y_i})ᵀ, (d, d); None where it is not kept.
     """
 
     counts: Tensor
     means: Tensor
     squares: Tensor
-    scatter: Tensor
+    scatter: Tensor | None
 
     @classmethod
-    def empty(cls, num_classes: int, num_features: int, device: torch.device | str = "cpu") -> "ClassMoments":
-        """Statistics of nothing."""
+    def empty(
+        cls, num_classes: int, num_features: int, device: torch.device | str = "cpu", *, scatter: bool = True
+    ) -> "ClassMoments":
+        """Statistics of nothing; without the scatter (d² numbers) there are no nc1, CKA and spectrum."""
         device = torch.device(device)
         like = {"dtype": torch.float64 if has_float64(device) else torch.float32, "device": device}
         return cls(
             torch.zeros(num_classes, **like),
             torch.zeros(num_classes, num_features, **like),
             torch.zeros(num_classes, **like),
-            torch.zeros(num_features, num_features, **like),
+            torch.zeros(num_features, num_features, **like) if scatter else None,
         )
 
     @torch.no_grad()
@@ -71,7 +73,8 @@ class ClassMoments:
         deviations = shifted - select_rows(means, labels)
         squares = sum_by_class(deviations.square().sum(-1, keepdim=True), labels, len(self.counts)).squeeze(-1)
         means = torch.where(counts[:, None] > 0, means + offset, 0)
-        return self.merge(ClassMoments(counts, means, squares, deviations.T @ deviations))
+        scatter = None if self.scatter is None else deviations.T @ deviations
+        return self.merge(ClassMoments(counts, means, squares, scatter))
 
     def merge(self, other: "ClassMoments") -> "ClassMoments":
         """Statistics of the samples of both.
@@ -89,19 +92,23 @@ class ClassMoments:
         apart = other.means - self.means
         shared = self.counts * other.counts / total
         weighted = apart * shared.sqrt()[:, None]
+        scatter = None
+        if self.scatter is not None and other.scatter is not None:
+            scatter = self.scatter + other.scatter + weighted.T @ weighted
         return ClassMoments(
             counts,
             self.means + apart * (other.counts / total)[:, None],
             self.squares + other.squares + weighted.square().sum(-1),
-            self.scatter + other.scatter + weighted.T @ weighted,
+            scatter,
         )
 
     def to(self, device: torch.device | str) -> "ClassMoments":
         """On another device."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
     def total_scatter(self) -> Tensor:
-        """Scatter of all samples around their mean, (d, d)."""
+        """Scatter of all samples around their mean, (d, d); of statistics that keep the scatter."""
+        assert self.scatter is not None
         centred = self.means - (self.means * self.counts[:, None]).sum(0) / self.counts.sum()
         return self.scatter + centred.T @ (self.counts[:, None] * centred)
 
@@ -126,9 +133,12 @@ class ClassMoments:
         squares = self.squares + self.counts * apart.square().sum(-1)
         weighted = apart * self.counts.sqrt()[:, None]
         foreign = ((self.counts >= 1) & ~centre.present).any()
+        scatter = self.scatter
+        if scatter is not None:
+            scatter = (scatter + weighted.T @ weighted).where(~foreign, float("nan"))
         return StreamedStatistics(
             self.counts, present, centre.means, (squares / self.counts.clamp(min=1)).where(present, 0), centre.offset,
-            "sample", scatter=(self.scatter + weighted.T @ weighted).where(~foreign, float("nan")),
+            "sample", scatter=scatter,
         )
 
 
@@ -137,20 +147,21 @@ class StreamedStatistics(ClassMeans):
     """Class means with the pooled scatter in place of the samples' deviations.
 
     Attributes:
-        scatter: Σ_i (φ_i − μ_{y_i})(φ_i − μ_{y_i})ᵀ, (d, d).
+        scatter: Σ_i (φ_i − μ_{y_i})(φ_i − μ_{y_i})ᵀ, (d, d); None where it was not kept.
     """
 
-    scatter: Tensor
+    scatter: Tensor | None
 
     def within_through(self, matrix: Tensor) -> Tensor:
         """Tr(A M Σ_W Mᵀ Aᵀ) for A (m, K) and M the centred means (K, d)."""
         directions = matrix @ self.centred_means
-        return ((directions @ self.scatter) * directions).sum() / self.kept_counts.sum()
+        return ((directions @ self.within_scatter()) * directions).sum() / self.kept_counts.sum()
 
     def within_scatter(self) -> Tensor:
         """Σ_i (φ_i − μ_{y_i})(φ_i − μ_{y_i})ᵀ, (d, d)."""
+        assert self.scatter is not None
         return self.scatter
 
     def within_with(self, matrix: Tensor) -> Tensor:
         """Tr(Σ_W B) for B (d, d)."""
-        return (self.scatter * matrix).sum() / self.kept_counts.sum()
+        return (self.within_scatter() * matrix).sum() / self.kept_counts.sum()
