@@ -510,3 +510,20 @@ def test_a_compiled_head_used_twice(data):
         compiled(x)
         with pytest.raises(RuntimeError, match="called 2 times"):
             probe.snapshot(y)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_head_that_is_called_by_name(data, compiled):
+    class Named(Net):
+        def forward(self, x):
+            return self.fc(input=self.body(x))
+
+    model, (x, y) = Named().eval(), data
+    model = torch.compile(model, backend="eager") if compiled else model
+    with gs.Probe(model, transform=lambda features: 2 * features) as probe:
+        logits = model(x)
+        seen = probe.snapshot(y)
+    torch.testing.assert_close(seen.features @ seen.weight.T + seen.bias, logits)
+    probe.transform = None
+    torch.testing.assert_close(model(x), seen.features / 2 @ seen.weight.T + seen.bias)

@@ -283,3 +283,21 @@ def test_a_layer_without_gradients_is_no_number_and_says_so():
     with pytest.warns(MeasureWarning, match="layer '(mix|unused)' is NaN: the loss has no gradient in it"):
         found = layer_flatness(Cut(), (torch.randn(3, 4), torch.tensor([0, 1, 2])))
     assert [math.isnan(found[name].value) for name in ("mix", "unused", "head")] == [True, True, False]
+
+
+def test_a_weight_that_is_used_outside_its_layer_too():
+    class Back(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encode, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(torch.tanh(F.linear(torch.tanh(self.encode(x)), self.encode.weight.T)))
+
+    torch.manual_seed(0)
+    model, inputs, labels = Back().double(), torch.randn(3, 4).double(), torch.tensor([0, 2, 1])
+    found = layer_flatness(model, (inputs, labels), exact=True)
+    for layer in ("encode", "head"):
+        expected = dense_kappa(model, f"{layer}.weight", inputs, labels)
+        assert found[layer].value == pytest.approx(expected, rel=1e-10)
+    assert (found["encode"].probes, found["head"].probes) == (16, 3)

@@ -76,18 +76,30 @@ class _Layer:
         flat = matrix.flatten(0, 1)
         return flat.T if self.transposed else flat.reshape(self.weight.shape)
 
-    def decide(self, samples: int) -> None:
-        """Choose the route, once."""
+    def decide(self, samples: int, total: Tensor) -> None:
+        """Choose the route, once; `total` is the loss of the first batch."""
         if self.per_sample is None:
-            self.per_sample = (
-                isinstance(self.module, nn.Linear)
-                and not has_own_forward(self.module)
-                and not self.module._forward_hooks
-                and self.calls == 1
-                and not self.shared
-                and self.outputs is not None
-                and self.outputs.shape == (samples, self.module.out_features)
-            )
+            self.per_sample = self._acts_once(samples) and self._acts_nowhere_else(total)
+
+    def _acts_once(self, samples: int) -> bool:
+        """Whether the module is a linear layer that was called once, on one row for each sample."""
+        return (
+            isinstance(self.module, nn.Linear)
+            and not has_own_forward(self.module)
+            and not self.module._forward_hooks
+            and self.calls == 1
+            and not self.shared
+            and self.outputs is not None
+            and self.outputs.shape == (samples, self.module.out_features)
+        )
+
+    def _acts_nowhere_else(self, total: Tensor) -> bool:
+        """Whether all of the loss's gradient in the weight comes through the outputs of the module."""
+        slope, through = _slopes(total, [self.weight, self.outputs])
+        if slope is None or through is None or self.inputs is None:
+            return True
+        apart = widen(slope) - widen(through).T @ widen(self.inputs)
+        return not apart.norm() > 0.02 * widen(slope).norm()
 
     def variable(self) -> Tensor:
         """What the route differentiates with respect to."""
@@ -267,7 +279,7 @@ def _watched(layers: Sequence[_Layer]) -> Iterator[None]:
 def _add_batch(layers: Sequence[_Layer], total: Tensor, samples: int, plan: _Plan) -> None:
     """Add what one batch contributes to every layer; `total` is the sum of its losses."""
     for layer in layers:
-        layer.decide(samples)
+        layer.decide(samples, total)
     variables = [layer.variable() for layer in layers]
     slopes = _slopes(total, variables)
     for layer, variable, slope in zip(layers, variables, slopes, strict=True):
@@ -283,9 +295,9 @@ def _add_batch(layers: Sequence[_Layer], total: Tensor, samples: int, plan: _Pla
         layer.add(sums)
 
 
-def _slopes(total: Tensor, variables: Sequence[Tensor]) -> list[Tensor | None]:
+def _slopes(total: Tensor, variables: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Gradients of a loss, with graph; None where it has none."""
-    able = [variable for variable in variables if variable.requires_grad]
+    able = [variable for variable in variables if variable is not None and variable.requires_grad]
     slopes = torch.autograd.grad(total, able, create_graph=True, allow_unused=True) if able else ()
     found = dict(zip(map(id, able), slopes, strict=True))
     return [found.get(id(variable)) for variable in variables]

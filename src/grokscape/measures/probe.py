@@ -84,8 +84,8 @@ class Probe:
         if is_compiled(self._outer):
             self._swap_class()
         else:
-            enter = self.head.module.register_forward_pre_hook(self._transformed)
-            leave = self.head.module.register_forward_hook(self._record)
+            enter = self.head.module.register_forward_pre_hook(self._transformed, with_kwargs=True)
+            leave = self.head.module.register_forward_hook(self._record, with_kwargs=True)
             self._undo += [enter.remove, leave.remove]
         return self
 
@@ -122,11 +122,14 @@ class Probe:
     def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._output = output
 
-    def _transformed(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        return None if self._transform is None else (self._transform(inputs[0]), *inputs[1:])
+    def _transformed(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        if self._transform is None:
+            return None
+        features, inputs, keywords = _entering(inputs, keywords)
+        return (self._transform(features), *inputs), keywords
 
-    def _record(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        self._seen = (*self._seen, (inputs[0], output))
+    def _record(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> None:
+        self._seen = (*self._seen, (_entering(inputs, keywords)[0], output))
 
     # --- models that were compiled: hooks that come later are not seen by them ------------------------------
 
@@ -260,6 +263,14 @@ class Probe:
             )
 
 
+def _entering(inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The features that a head is called with, by position or by name, and its other arguments."""
+    if inputs:
+        return inputs[0], inputs[1:], keywords
+    name = next(iter(keywords))
+    return keywords[name], (), {key: value for key, value in keywords.items() if key != name}
+
+
 def _same(first: Tensor, second: Tensor) -> bool:
     """Equal up to the rounding of half precision or of TensorFloat-32."""
     tolerance = max(4 * torch.finfo(first.dtype).eps, 4 * torch.finfo(second.dtype).eps, 2e-3)
@@ -277,8 +288,9 @@ def _recording(own: type, slot: str) -> type:
 
         _records = own
 
-        def forward(self, features: Tensor, *args: Any, **keywords: Any) -> Tensor:
+        def forward(self, *args: Any, **keywords: Any) -> Tensor:
             """Transform the features, apply the head, keep both ends."""
+            features, args, keywords = _entering(args, keywords)
             transform = getattr(self, transformation)
             if transform is not None:
                 features = transform(features)
