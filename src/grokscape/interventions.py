@@ -116,20 +116,25 @@ def linear_penalty(value: Tensor, strength: Tensor | float) -> Tensor:
     return strength * value
 
 
+def smallest(dtype: torch.dtype) -> float:
+    """Up to where a clamp does not look at a measure: 4.6e-31 in float32."""
+    return torch.finfo(dtype).tiny ** 0.8
+
+
 def clamp_penalty(
     value: Tensor, strength: Tensor | float, at_least: Tensor | float | None, at_most: Tensor | float | None
 ) -> Tensor:
     """strength · (relu(log at_least − log m)² + relu(log m − log at_most)²), exactly zero while the goal holds.
 
     A goal that is NaN (a level relative to a moment that has not come yet) asks for nothing, and nothing is asked of a
-    measure that does not exist or is exactly zero: it has no logarithm, and no direction to move in.
+    measure that does not exist, or is zero or so small that the slope of its logarithm overflows (`smallest`).
     """
     total = torch.zeros_like(value)
     for goal, sign in ((at_least, 1), (at_most, -1)):
         if goal is not None:
             goal = torch.as_tensor(goal, dtype=value.dtype, device=value.device)
             gap = sign * (goal.log() - value.detach().log())
-            missed = (gap > 0) & gap.isfinite()  # false for NaN
+            missed = (gap > 0) & gap.isfinite() & (value > smallest(value.dtype))  # false for NaN
             one = torch.ones_like(value)  # keeps infinite slopes out of replicas that have reached their goal
             shortfall = torch.where(missed, goal, one).log() - torch.where(missed, value, one).log()
             total = total + shortfall**2
@@ -282,9 +287,9 @@ class Clamp(_Penalty):
         gate = Gate(snapshot)
         value = self.value(gate.snapshot)
         self._warn(value, snapshot, "the clamp rests")
-        if self.at_least is not None and holds((value == 0).any()):
-            text = f"{self.measure} of this batch is 0, which has no logarithm: the clamp rests"
-            warnings.warn(text, MeasureWarning, stacklevel=2)
+        if self.at_least is not None and holds((value <= smallest(value.dtype)).any()):
+            text = f"{self.measure} of this batch is 0, or too small for the slope of its logarithm"
+            warnings.warn(f"{text}: the clamp rests", MeasureWarning, stacklevel=2)
         return gate(clamp_penalty(value, self.strength * self.gate(step), low, high))
 
     def __str__(self) -> str:

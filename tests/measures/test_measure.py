@@ -194,6 +194,15 @@ def test_no_random_number_is_drawn(shuffle):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_loader_s_own_generator_is_left_alone():
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(TensorDataset(*samples()), 32, shuffle=True, generator=generator)
+    before = generator.get_state()
+    gs.measure(network(), loader)
+    gs.layer_flatness(network(), loader, probes=1)
+    assert torch.equal(generator.get_state(), before)
+
+
 def test_samples_of_different_batches_have_different_noise():
     inputs, labels = samples(400)
     found = gs.measure(network(), (inputs, labels), batch_size=1)

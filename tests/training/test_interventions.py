@@ -112,11 +112,20 @@ def test_a_clamp_rests_where_its_measure_does_not_exist(snapshot, measure, batch
 def test_a_clamp_rests_at_zero_and_moves_the_other_replicas(snapshot):
     weight = snapshot.weight * torch.tensor([1.0, 0.0, 1.0])[:, None, None]
     weight.requires_grad_()
-    with pytest.warns(MeasureWarning, match="relative_flatness of this batch is 0, which has no logarithm"):
+    with pytest.warns(MeasureWarning, match="relative_flatness of this batch is 0, or too small for the slope"):
         penalty = Clamp("relative_flatness", at_least=1e9)(seen_of(snapshot.features, weight, snapshot.labels))
     (slope,) = torch.autograd.grad(penalty.sum(), weight)
     assert [bool(part.any()) for part in slope] == [True, False, True]
     assert penalty.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::grokscape.measures.MeasureWarning")
+@pytest.mark.parametrize("margin", range(60, 120, 4))
+def test_a_clamp_has_a_finite_gradient_at_every_margin(margin):
+    inputs = [torch.eye(2).requires_grad_(), (margin * torch.eye(2)).requires_grad_()]
+    penalty = Clamp("relative_flatness", at_least=3.0)(seen_of(*inputs, torch.arange(2)))
+    assert all(slope.isfinite().all() for slope in torch.autograd.grad(penalty, inputs))
+    assert (penalty > 0) == (margin <= 78)
 
 
 def test_a_linear_penalty_of_no_number_says_why(snapshot):

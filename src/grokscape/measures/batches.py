@@ -66,7 +66,7 @@ def batches(data: Any, batch_size: int = 256) -> Iterable[Any]:
         ValueError: inputs and labels have different lengths.
     """
     if isinstance(data, DataLoader):
-        return data
+        return _Undisturbed(data)
     if isinstance(data, (tuple, list)) and len(data) >= 2 and all(isinstance(part, Tensor) for part in data):
         lengths = {len(part) for part in data}
         if len(lengths) > 1:
@@ -82,6 +82,23 @@ def batches(data: Any, batch_size: int = 256) -> Iterable[Any]:
         f"data must be a DataLoader, an iterable of batches, a Dataset of (input, label) pairs, or tensors "
         f"(inputs, labels), got {type(data).__name__}"
     )
+
+
+class _Undisturbed:
+    """A loader whose own generators are as they were once it has been gone through."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        holders = (self.loader, self.loader.sampler, getattr(self.loader.batch_sampler, "sampler", None))
+        generators = [getattr(holder, "generator", None) for holder in holders]
+        states = [(generator, generator.get_state()) for generator in generators if generator is not None]
+        try:
+            yield from self.loader
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
 
 
 class _Cut:
