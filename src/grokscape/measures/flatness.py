@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from grokscape.measures.softmax import Softmax
-from grokscape.numerics import select_rows, squared_distances
+from grokscape.numerics import has_float64, select_rows, squared_distances
 
 _AT_ONCE = 2**22
 """Probabilities that are held in float64 at once."""
@@ -55,7 +55,7 @@ def _row_variance_of_many(softmax: Softmax, weight: Tensor) -> Tensor:
     """
     classes, width = weight.shape[-2:]
     lead = softmax.top.shape[:-1]
-    trains = weight.requires_grad or softmax.rest.requires_grad or weight.device.type == "mps"
+    trains = weight.requires_grad or softmax.rest.requires_grad or not has_float64(weight.device)
     wide = weight.dtype if trains else torch.float64
     centred = weight.to(wide)
     centred = centred - centred.detach().mean(-2, keepdim=True)

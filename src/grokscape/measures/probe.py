@@ -16,7 +16,7 @@ from grokscape.measures.checks import check_labels
 from grokscape.measures.locate import LinearHead, is_compiled, linear_layers, locate_head, unwrapped
 from grokscape.measures.model_loss import align
 from grokscape.measures.snapshot import Snapshot
-from grokscape.numerics import full_precision, in_float64
+from grokscape.numerics import full_precision, widen
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -222,7 +222,7 @@ class Probe:
         """Features and logits of the samples that the model answers for."""
         answer = logits_of(self._output)
         if answer.shape == logits.shape:
-            if answer is not logits and not _same(answer, logits):
+            if not _same(answer, logits):
                 raise ValueError(self._mismatch("the model's logits differ from what this layer returns"))
             return features, logits
         if logits.dim() == 3 and answer.shape == (logits.shape[0], logits.shape[2]):
@@ -274,7 +274,9 @@ def _entering(inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, t
 def _same(first: Tensor, second: Tensor) -> bool:
     """Equal up to the rounding of half precision or of TensorFloat-32."""
     tolerance = max(4 * torch.finfo(first.dtype).eps, 4 * torch.finfo(second.dtype).eps, 2e-3)
-    first, second = in_float64(first.detach()), in_float64(second.detach())
+    if first.is_set_to(second):
+        return True
+    first, second = widen(first.detach()), widen(second.detach())
     return not (first - second).abs().max() > tolerance * second.abs().max()  # NaN on both sides is no difference
 
 
