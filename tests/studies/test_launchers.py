@@ -1,5 +1,6 @@
 """Shards of seeds, trained anywhere, give the run that one process would have made; workers may die on the way."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -62,8 +63,9 @@ class Scripted(Inline):
 
 
 def test_a_shard_is_the_study_of_its_seeds_alone():
-    for same_split in (False, True):
-        spec = tiny.spec(seeds=5, same_split=same_split, first_seed=7, first_split_seed=70)
+    for same_split, init_seeds in itertools.product((False, True), ((), (1, 42, 15213))):
+        changes = {"same_split": same_split, "init_seeds": init_seeds}
+        spec = tiny.spec(seeds=5, first_seed=7, first_split_seed=70, **changes)
         shard = shard_spec(spec, 2, 4)
         assert [shard.pair(k) for k in range(shard.seeds)] == [spec.pair(k) for k in (2, 3)]
         assert StudySpec.model_validate(shard.model_dump()) == shard

@@ -61,6 +61,7 @@ def shard_spec(spec: StudySpec, first: int, stop: int) -> StudySpec:
     changes = {
         "seeds": stop - first,
         "first_seed": spec.first_seed + first,
+        "init_seeds": spec.init_seeds[first:],
         "first_split_seed": spec.first_split_seed + shift,
     }
     return spec.model_copy(update=changes)
