@@ -190,7 +190,7 @@ def resume(
     from grokscape.workflow import resume as resume_study
 
     study = load(folder)
-    if study.folder.status.get("state") == "finished" and study.report.exists() and study.findings:
+    if study.folder.finished and study.report.exists() and study.findings:
         _say_where(study.folder, quiet, json)
         return
     with _stoppable(folder), Display(study.spec, "quiet" if quiet or json else None) as display:
@@ -210,6 +210,8 @@ def analyze(folders: list[Path], /, *, quiet: Quiet = False, json: Json = False)
     from grokscape.analysis import analyze as analyze_folders
 
     opened = [RunFolder.open(folder) for folder in folders]
+    for folder in opened:
+        folder.check_measured()
     findings = analyze_folders(opened[0] if len(opened) == 1 else opened)
     if json:
         _print_json([finding.to_dict() for finding in findings])
@@ -234,6 +236,7 @@ def report(folder: Path, *, style: Literal["paper", "talk"] = "paper", quiet: Qu
     from grokscape.report import write_figures, write_report
 
     opened = RunFolder.open(folder)
+    opened.check_measured()
     if not opened.findings:
         analyze_folder(opened)
     write_figures(opened, style=style)
@@ -350,7 +353,7 @@ def _say_where(folder: RunFolder, quiet: bool, as_json: bool) -> None:
 
 @contextmanager
 def _stoppable(folder: Path) -> Iterator[None]:
-    """Say how to go on when Ctrl-C comes before or after training, which sees to it itself."""
+    """Say how to go on when Ctrl-C comes before or after training, which sees to it itself, or a disk is full."""
     from grokscape.training import Interrupted
 
     try:
@@ -359,6 +362,13 @@ def _stoppable(folder: Path) -> Iterator[None]:
         if not (folder / "spec.json").exists():
             raise
         raise Interrupted(f"stopped; go on with: grokscape resume {folder}") from None
+    except OSError as error:
+        if not (folder / "spec.json").exists():
+            raise
+        raise RunFolderError(
+            f"{error}. What was computed until the newest checkpoint is in {folder}. "
+            f"When that is put right, go on with: grokscape resume {folder}"
+        ) from error
 
 
 def _terminated(number: int, frame: object) -> None:
@@ -368,6 +378,8 @@ def _terminated(number: int, frame: object) -> None:
 def main() -> None:
     """Entry point of the `grokscape` command."""
     signal.signal(signal.SIGTERM, _terminated)
+    for stream in (sys.stdout, sys.stderr):  # a terminal without κ shows ?, and the run goes on
+        stream.reconfigure(errors="replace")
     warnings.showwarning = lambda message, *where: print(f"grokscape: {message}", file=sys.stderr)
     try:
         app(sys.argv[1:], exit_on_error=False)

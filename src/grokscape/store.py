@@ -38,6 +38,7 @@ except ImportError:  # not on Windows: there a folder is not claimed
 
 KEYS = ("replica", "arm", "seed", "init_seed", "split_seed", "step")
 _METADATA_KEY = b"grokscape.columns"
+_JSON = {dict: "object", list: "array"}
 
 
 class RunFolderError(Exception):
@@ -84,23 +85,27 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; a missing or damaged file gives a `RunFolderError` that names it."""
+def read_json(path: Path, kind: type = object, remedy: str = "restore it") -> Any:
+    """Read JSON; a missing or damaged file, or one that holds another type, gives a `RunFolderError` that names it."""
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunFolderError(
             f"{path} does not exist; is {path.parent} a run folder? `grokscape run` makes one"
         ) from None
     except ValueError as error:  # not JSON, or not text
-        raise RunFolderError(f"{path} is not valid JSON ({error}); restore it or start the run anew") from None
+        raise RunFolderError(f"{path} is not valid JSON ({error}); {remedy}") from None
+    if not isinstance(value, kind):
+        raise RunFolderError(f"{path} is damaged: expected a JSON {_JSON[kind]}, got {value!r:.40}; {remedy}")
+    return value
 
 
 def _read_part(path: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(path)
     except pl.exceptions.PolarsError as error:
-        raise RunFolderError(f"{path} is damaged ({error}); remove it and the parts after it, then resume") from None
+        raise RunFolderError(f"{path} is damaged ({error}); remove it and the parts after it, then go on with: "
+                             f"grokscape resume {path.parent.parent}") from None
 
 
 @dataclass(frozen=True)
@@ -121,12 +126,17 @@ class RunFolder:
             RunFolderError: the folder exists and is not empty.
         """
         folder = cls(Path(path))
-        if folder.path.exists() and any(not _is_temporary(path) for path in folder.path.iterdir()):
+        try:
+            if folder.path.exists() and any(not _is_temporary(path) for path in folder.path.iterdir()):
+                raise RunFolderError(
+                    f"{folder.path} exists and is not empty. Go on with it: `grokscape resume {folder.path}`. "
+                    f"Or keep it and choose another place: `--out DIR`."
+                )
+            write_json(folder.path / "spec.json", spec)
+        except OSError as error:
             raise RunFolderError(
-                f"{folder.path} exists and is not empty. Go on with it: `grokscape resume {folder.path}`. "
-                f"Or keep it and choose another place: `--out DIR`."
-            )
-        write_json(folder.path / "spec.json", spec)
+                f"no run folder can be made at {folder.path} ({error.strerror}); choose another place: `--out DIR`"
+            ) from None
         return folder
 
     @classmethod
@@ -134,17 +144,23 @@ class RunFolder:
         """Open an existing run folder.
 
         Raises:
-            RunFolderError: there is no readable spec.json in it.
+            RunFolderError: there is no readable spec.json in it, or it has no name or something else than arms.
         """
         folder = cls(Path(path))
-        if not isinstance(folder.spec, dict):
-            raise RunFolderError(f"{folder.path / 'spec.json'} holds no JSON object; restore it or start the run anew")
+        spec = folder.spec
+        arms = spec.get("arms", [])
+        named = isinstance(arms, list) and all(isinstance(arm, dict) and "name" in arm for arm in arms)
+        if not named or not isinstance(spec.get("name"), str):
+            raise RunFolderError(
+                f"{folder.path / 'spec.json'} is not a study's: expected a name and a list of named arms; "
+                f"restore it or start the run anew"
+            )
         return folder
 
     @property
     def spec(self) -> dict[str, Any]:
         """The study as it was asked for."""
-        return read_json(self.path / "spec.json")
+        return read_json(self.path / "spec.json", dict, "restore it or start the run anew")
 
     @contextmanager
     def claim(self, wait: float = 5.0) -> Iterator[None]:
@@ -183,7 +199,14 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """How far the run got; empty before its first step."""
         path = self.path / "status.json"
-        return read_json(path) if path.exists() else {}
+        remedy = f"remove it, then go on with: grokscape resume {self.path}"
+        return read_json(path, dict, remedy) if path.exists() else {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is finished and its trajectory has as many parts as it had then."""
+        status = self.status
+        return status.get("state") == "finished" and len(self.parts()) >= status.get("parts", 0)
 
     def write_status(self, **status: Any) -> None:
         """Replace the status."""
@@ -219,6 +242,11 @@ class RunFolder:
         for path in reversed(self.parts()[number_of_parts:]):
             path.unlink()
 
+    def check_measured(self) -> None:
+        """Raise a `RunFolderError` if nothing was measured yet."""
+        if not self.parts():
+            raise RunFolderError(f"{self.path} holds no measurements yet; go on with: grokscape resume {self.path}")
+
     def trajectory(self) -> pl.DataFrame:
         """All parts as one frame, sorted by replica and step; the keys without rows if nothing was measured yet."""
         parts = self.parts()
@@ -239,7 +267,8 @@ class RunFolder:
     def findings(self) -> list[dict[str, Any]]:
         """What the analysis found; empty before it ran."""
         path = self.path / "findings.json"
-        return read_json(path) if path.exists() else []
+        remedy = f"make it anew with: grokscape analyze {self.path}"
+        return read_json(path, list, remedy) if path.exists() else []
 
     def write_findings(self, findings: Sequence[Mapping[str, Any]]) -> None:
         """Replace the findings."""

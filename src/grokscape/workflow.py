@@ -198,7 +198,7 @@ def resume(
     study = load(path, testbed)
     status = study.folder.status
     Trackers.check(trackers)
-    if status.get("state") != "finished":
+    if not study.folder.finished:
         settings = {
             "device": checked_device(device or status.get("device", "cpu")),
             "workers": workers or status.get("workers"),
@@ -238,8 +238,7 @@ def finish(folder: RunFolder, *, report: bool = True) -> Study:
     """Analyse a run folder and write its figures and report."""
     from grokscape.analysis import analyze
 
-    if folder.trajectory().is_empty():
-        raise RunFolderError(f"{folder.path} holds no measurements yet; go on with: grokscape resume {folder.path}")
+    folder.check_measured()
     analyze(folder)
     if report:
         from grokscape.report import write_figures, write_report

@@ -51,8 +51,9 @@ def process():
     """Start `grokscape ARGUMENTS` as a process of its own."""
     started = []
 
-    def start(*arguments, **options):
-        environment = {**os.environ, "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    def start(*arguments, environment=(), **options):
+        ours = {"PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+        environment = {**os.environ, **ours, **dict(environment)}
         command = [sys.executable, "-m", "grokscape", *map(str, arguments)]
         pipe = subprocess.PIPE
         child = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, **options)

@@ -1,5 +1,6 @@
 """What people read when something is wrong, and the exit codes."""
 
+import errno
 import json
 import warnings
 
@@ -140,6 +141,80 @@ def test_a_damaged_specification_of_a_run_is_named(grokscape, stopped, command, 
     assert outcome.code == 1
     assert "spec.json" in outcome.err
     assert "start the run anew" in outcome.err
+
+
+FOREIGN = ['{"openapi": "3.0"}', '{"name": "x", "arms": ["a"]}', '{"name": "x", "arms": {"a": 1}}']
+
+
+@pytest.mark.parametrize("text", FOREIGN)
+@pytest.mark.parametrize("command", ["resume", "show", "report", "analyze"])
+def test_somebody_elses_spec_is_no_run_folder(grokscape, tmp_path, command, text):
+    (tmp_path / "spec.json").write_text(text)
+    outcome = grokscape(command, tmp_path)
+    assert outcome.code == 1
+    assert "spec.json is not a study's: expected a name and a list of named arms" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("text", ['{"state":', "[]"])
+def test_a_damaged_status_can_be_done_without(grokscape, stopped, text):
+    (stopped / "status.json").write_text(text)
+    for command in ("resume", "show", "report"):
+        outcome = grokscape(command, stopped)
+        assert outcome.code == 1
+        assert f"remove it, then go on with: grokscape resume {stopped}" in outcome.err
+        assert "Traceback" not in outcome.err
+    (stopped / "status.json").unlink()
+    assert grokscape("resume", stopped, "--no-report").code == 0
+    assert RunFolder.open(stopped).finished
+
+
+@pytest.mark.parametrize("text", ['[{"id":', '{"id": 1}'])
+def test_damaged_findings_can_be_made_anew(grokscape, finished, text):
+    findings = RunFolder.open(finished).findings
+    (finished / "findings.json").write_text(text)
+    outcome = grokscape("show", finished)
+    assert outcome.code == 1
+    assert f"make it anew with: grokscape analyze {finished}" in outcome.err
+    assert grokscape("analyze", finished).code == 0
+    assert RunFolder.open(finished).findings == findings
+
+
+def test_a_damaged_part_of_a_finished_run_is_made_anew_as_the_message_says(grokscape, finished):
+    folder = RunFolder.open(finished)
+    rows, part = folder.trajectory(), folder.parts()[0]
+    part.write_bytes(part.read_bytes()[:100])
+    outcome = grokscape("show", finished)
+    assert f"remove it and the parts after it, then go on with: grokscape resume {finished}" in outcome.err
+    part.unlink()
+    findings = folder.findings
+    assert f"go on with: grokscape resume {finished}" in grokscape("analyze", finished).err
+    assert folder.findings == findings
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert grokscape("resume", finished, "--no-report").code == 0
+    assert folder.trajectory().equals(rows)
+
+
+def test_a_place_where_no_folder_can_be_is_named(grokscape, tmp_path, study_file):
+    for out in (study_file(), study_file() / "run"):
+        outcome = grokscape("run", study_file(), "--out", out)
+        assert outcome.code == 1
+        assert f"no run folder can be made at {out} (Not a directory)" in outcome.err
+        assert "--out DIR" in outcome.err
+
+
+def test_a_full_disk_says_how_to_go_on(grokscape, tmp_path, study_file, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("grokscape.training.run.save_checkpoint", full)
+    out = tmp_path / "run"
+    outcome = grokscape("run", study_file(steps=STEPS), "--out", out, "--no-report", "--quiet")
+    assert outcome.code == 1
+    assert "No space left on device" in outcome.err
+    assert f"go on with: grokscape resume {out}" in outcome.err
+    assert RunFolder.open(out).status["state"] == "failed"
 
 
 def test_a_specification_that_lost_an_entry_is_named(grokscape, stopped):

@@ -136,3 +136,13 @@ def test_a_mistyped_command_is_answered_with_the_near_one(grokscape):
     outcome = grokscape("rum", "quickstart")
     assert outcome.code == 2
     assert 'Did you mean "run"' in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_greek_shows_something_else_and_nothing_breaks(run_folder, process, study_file, encoding):
+    environment = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    for command in (("show", run_folder.path), ("run", study_file(steps=8), "--out", run_folder.path / "x")):
+        child = process(*command, environment=environment, encoding=encoding)
+        output, errors = child.communicate(timeout=600)
+        assert child.returncode == 0, errors
+        assert "run folder:" in output

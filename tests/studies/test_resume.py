@@ -3,15 +3,17 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 import tiny
-from grokscape.store import RunFolder, RunFolderError
+from grokscape.store import RunFolder, RunFolderError, write_json
 from grokscape.studies import train
 from grokscape.training import Interrupted
+from grokscape.workflow import resume
 
 STEPS = 40
 OPTIMIZERS = {
@@ -166,6 +168,48 @@ def test_parts_missing_from_the_trajectory_are_noticed(tmp_path):
     with pytest.warns(UserWarning, match="expects 1 parts of the trajectory, got 0"):
         train(spec, folder)
     assert folder.trajectory()["step"].min() == 0
+
+
+def test_rows_without_any_checkpoint_are_made_anew_and_that_is_said(tmp_path):
+    spec = tiny.spec()
+    whole = run_whole(tmp_path / "whole", spec)
+    folder = RunFolder.create(tmp_path / "run", spec.model_dump(mode="json"))
+    with pytest.raises(Interrupted):
+        train(spec, folder, stop=stop_at(15))
+    shutil.rmtree(folder.path / "checkpoints")
+    with pytest.warns(UserWarning, match="holds no checkpoint; its rows are made anew from step 0"):
+        train(spec, folder)
+    assert bits(whole.trajectory()) == bits(folder.trajectory())
+
+
+def test_a_finished_run_that_lost_a_part_makes_it_anew(tmp_path):
+    spec = tiny.spec()
+    folder = run_in_pieces(tmp_path / "run", spec, 15)
+    before = bits(folder.trajectory())
+    assert folder.finished
+    for part in folder.parts():
+        part.unlink()
+    assert not folder.finished
+    with pytest.warns(UserWarning, match="parts of the trajectory, got 0"):
+        resume(folder.path, report=False)
+    assert folder.finished
+    assert bits(folder.trajectory()) == before
+
+
+def test_a_study_that_was_changed_after_its_run_began_is_refused(tmp_path):
+    spec = tiny.spec()
+    folder = RunFolder.create(tmp_path / "run", spec.model_dump(mode="json"))
+    with pytest.raises(Interrupted):
+        train(spec, folder, stop=stop_at(15))
+    rows = folder.trajectory()
+    changed = tiny.spec(steps=2 * STEPS, optimizer={**tiny.ADAMW, "lr": 0.02})
+    write_json(folder.path / "spec.json", changed.model_dump(mode="json"))
+    with pytest.raises(RunFolderError, match=r"spec\.json was changed after the run began; restore it"):
+        train(changed, folder)
+    assert folder.trajectory().equals(rows)
+    write_json(folder.path / "spec.json", spec.model_dump(mode="json"))
+    train(spec, folder)
+    assert folder.finished
 
 
 def test_a_process_killed_between_its_last_checkpoint_and_its_last_status_repeats_nothing(tmp_path):

@@ -24,10 +24,10 @@ def render(template: str, context: Mapping[str, Any], payload: Mapping[str, Any]
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    scripts = {name: (_PLACE / f"{name}.js").read_text() for name in ("theme", "report")}
+    scripts = {name: (_PLACE / f"{name}.js").read_text(encoding="utf-8") for name in ("theme", "report")}
     return environment.get_template(template).render(
         **context,
-        stylesheet=(_PLACE / "report.css").read_text(),
+        stylesheet=(_PLACE / "report.css").read_text(encoding="utf-8"),
         theme_script=scripts["theme"],
         report_script=scripts["report"],
         plotly_script=get_plotlyjs(),

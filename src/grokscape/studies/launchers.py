@@ -274,7 +274,7 @@ class _Sharded:
     def _until_it_ends(self, shard: parts.Shard) -> None:
         """Start a worker again while workers end without having finished or been asked to stop."""
         attempts, step = 0, -1
-        while not self._stop_file.exists() and shard.folder.status.get("state") != "finished":
+        while not self._stop_file.exists() and not shard.folder.finished:
             failure = "the worker did not finish"
             try:
                 self._launcher(shard.folder.path)
@@ -287,7 +287,7 @@ class _Sharded:
                     return
             now = shard.folder.status.get("step", 0)
             attempts, step = (1, now) if now > step else (attempts + 1, step)
-            if attempts >= _ATTEMPTS and shard.folder.status.get("state") != "finished":
+            if attempts >= _ATTEMPTS and not shard.folder.finished:
                 raise RunFolderError(f"{shard.folder.path.name} failed {attempts} times at step {step}: {failure}")
 
     def _watch(self, futures: list[Future], stop: Callable[[], bool]) -> None:
@@ -322,7 +322,7 @@ class _Sharded:
         parts.collect(self._folder, self._spec, self._shards)
         failed = [str(error) for error in errors if error is not None]
         if failed:
-            self._status("failed", error="; ".join(failed))
+            self._status("failed", error="; ".join(dict.fromkeys(failed)))
             unusable = next((error for error in errors if isinstance(error, ValueError)), None)
             if unusable is not None:
                 raise unusable
@@ -336,6 +336,6 @@ class _Sharded:
                 f"stopped; everything so far is in {self._folder.path}. "
                 f"Go on with: grokscape resume {self._folder.path}"
             )
-        self._status("finished")
+        self._status("finished", parts=len(self._folder.parts()))
         with contextlib.suppress(FileNotFoundError):
             self._stop_file.unlink()

@@ -4,6 +4,7 @@ The newest two are kept, so that a damaged file costs the work since the one bef
 """
 
 import hashlib
+import json
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -62,6 +63,10 @@ def checkpoints(folder: RunFolder) -> list[Path]:
     return sorted((folder.path / "checkpoints").glob("*.json"))
 
 
+def _digest_of_spec(folder: RunFolder) -> str:
+    return hashlib.sha256(json.dumps(folder.spec, sort_keys=True).encode()).hexdigest()
+
+
 def save_checkpoint(folder: RunFolder, state: State, step: int, **about: Any) -> None:
     """Save the state before step `step`; the trajectory's parts so far belong to it. All but the newest two go.
 
@@ -74,8 +79,8 @@ def save_checkpoint(folder: RunFolder, state: State, step: int, **about: Any) ->
     place, stem = folder.path / "checkpoints", f"step-{step:09d}"
     data = save(pack(state) | {"torch_rng": torch.get_rng_state()})
     write_bytes(place / f"{stem}.safetensors", data)
-    digest = hashlib.sha256(data).hexdigest()
-    write_json(place / f"{stem}.json", {"step": step, "parts": len(folder.parts()), "sha256": digest, **about})
+    digests = {"sha256": hashlib.sha256(data).hexdigest(), "spec_sha256": _digest_of_spec(folder)}
+    write_json(place / f"{stem}.json", {"step": step, "parts": len(folder.parts()), **digests, **about})
     kept = {path.stem for path in checkpoints(folder)[-_KEPT:]}
     for path in sorted(place.glob("step-*")):  # the JSON file of a checkpoint before its tensors
         if path.stem not in kept:
@@ -94,10 +99,17 @@ def load_checkpoint(folder: RunFolder, state: State) -> dict[str, Any]:
         except (RunFolderError, OSError) as damage:
             warnings.warn(f"{damage}; going on from an earlier moment of the run", stacklevel=2)
             continue
+        if about.get("spec_sha256") not in (None, _digest_of_spec(folder)):
+            raise RunFolderError(
+                f"{folder.path / 'spec.json'} was changed after the run began; restore it to go on, "
+                f"or start the changed study in a folder of its own"
+            )
         torch.set_rng_state(packed.pop("torch_rng"))
         unpack(packed, state)
         folder.truncate(about["parts"])
         return about
+    if folder.parts() and not checkpoints(folder):
+        warnings.warn(f"{folder.path} holds no checkpoint; its rows are made anew from step 0 on", stacklevel=2)
     folder.truncate(0)
     return {"step": 0}
 

@@ -158,7 +158,7 @@ class Run:
             self._seconds_before, self._measuring = saved.get("seconds", 0.0), saved.get("seconds_measuring", 0.0)
             self._began = time.monotonic()
             if saved.get("finished"):  # killed between its last checkpoint and its last status
-                self._status("finished", self._first)
+                self._finished(self._first)
                 return
             self._status("running", self._first)
             try:
@@ -186,7 +186,10 @@ class Run:
             engine.step(step)
             step += 1
         self._save(step, finished=True)
-        self._status("finished", step)
+        self._finished(step)
+
+    def _finished(self, step: int) -> None:
+        self._status("finished", step, parts=len(self._folder.parts()))
 
     def _save(self, step: int, finished: bool = False) -> None:
         began = time.monotonic()
