@@ -71,8 +71,8 @@ def process():
 def study_file(tmp_path):
     """Write a tiny study's specification, with changes, and give its path."""
 
-    def write(name="study.json", **changes):
-        path = tmp_path / name
+    def write(file="study.json", /, **changes):
+        path = tmp_path / file
         path.write_text(json.dumps(tiny.study(**changes)))
         return path
 

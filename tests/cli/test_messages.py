@@ -65,6 +65,14 @@ def test_somebodys_files_are_refused_too(grokscape, tmp_path, study_file):
 TESTBED = tiny.study()["testbed"]
 ONE_ARM = tiny.study()["arms"][:1]
 IMPOSSIBLE = {
+    "a name that leaves runs/": ({"name": "../elsewhere"}, ["name that a folder can have", "../elsewhere"]),
+    "no name": ({"name": ""}, ["name", "at least 1 character"]),
+    "primary measure that is none": (
+        {"verdict": {"primary": {"flatness": "kappa"}}},
+        ["flatness: kappa", "of flatness there are relative_flatness"],
+    ),
+    "primary measure of a property that is none": ({"verdict": {"primary": {"flat": "cdnv"}}}, ["flat there are none"]),
+    "one network twice": ({"init_seeds": [1], "same_split": True}, ["seed that differ", "first_seed"]),
     "train fraction 0": ({"testbed": {**TESTBED, "train_fraction": 0}}, ["train_fraction", "greater than 0"]),
     "p not prime for division": ({"testbed": {**TESTBED, "operation": "x/y", "p": 8}}, ["prime", "8"]),
     "unknown operation": ({"testbed": {**TESTBED, "operation": "x^y"}}, ["x^y", "x+y"]),

@@ -11,7 +11,7 @@ from grokscape.interventions import Intervention, describe
 from grokscape.models import Model
 from grokscape.testbeds import Task
 from grokscape.training import Evaluation, OnsetRule, Optimizer
-from grokscape.training.columns import measures_of
+from grokscape.training.columns import column_table
 from grokscape.training.levers import unplug_of
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -124,7 +124,8 @@ class StudySpec(BaseModel):
     """A registered experiment: arms × seeds, paired.
 
     Attributes:
-        name, title, question: what it is called and asks.
+        name: short; the run folder is called so unless another place is named.
+        title, question: what figures call it, and what it asks.
         description: cost, source, expected outcome; for `grokscape presets`.
         testbed, model, optimizer: as in their own modules.
         arms: the conditions; the first with role "baseline" is what the others are compared with.
@@ -143,7 +144,7 @@ class StudySpec(BaseModel):
 
     model_config = _FROZEN
 
-    name: str
+    name: Annotated[str, Field(min_length=1, max_length=80)]
     title: str = ""
     question: str = ""
     description: str = ""
@@ -174,7 +175,21 @@ class StudySpec(BaseModel):
         baselines = [arm.name for arm in self.arms if arm.role == "baseline"]
         if len(baselines) != 1:
             raise ValueError(f"expected exactly one arm with role 'baseline', got {len(baselines)}")
-        measures_of(self.evaluation.measures, "train")
+        if {"/", "\\"} & set(self.name) or self.name in (".", ".."):
+            raise ValueError(f"expected a name that a folder can have, got {self.name!r}")
+        columns = column_table(self.evaluation.measures).values()
+        for prop, measure in self.verdict.primary.items():
+            known = sorted({column["measure"] for column in columns if column["property"] == prop})
+            if measure not in known:
+                raise ValueError(
+                    f"expected verdict.primary to name a measured measure of its property, got {prop}: {measure}; "
+                    f"of {prop} there are {', '.join(known) or 'none'}"
+                )
+        if self.init_seeds and len({self.pair(k) for k in range(self.seeds)}) < self.seeds:
+            raise ValueError(
+                "expected pairs of initialisation and split seed that differ, got one twice; "
+                "change init_seeds, or first_seed for those that follow them"
+            )
         for arm in self.arms:
             arm_optimizer(self, arm)
             arm_testbed(self, arm)
