@@ -59,7 +59,7 @@ def show(folder: RunFolder, console: Console) -> None:
         return
     console.print()
     table = summary_table(frame, folder.spec, folder.columns(), folder.status)
-    console.print(arms(table, digits=3 if console.width >= _WIDE else 2))
+    console.print(arms(table, console.width))
     console.print()
     console.print(verdicts(folder.findings))
     console.print(files(folder), highlight=False, soft_wrap=True)
@@ -88,21 +88,28 @@ def head(folder: RunFolder) -> RenderableType:
     return Group(*lines)
 
 
-def arms(table: pl.DataFrame, digits: int = 3) -> Table:
-    """One line for each arm: counts and median steps of the two onsets, delay, accuracy, level of what was held."""
+def arms(table: pl.DataFrame, width: int = 100) -> Table:
+    """One line for each arm: counts and median steps of the two onsets, delay, accuracy, level of what was held.
+
+    In fewer columns than 70, and again than 56, what matters less is left out; no name or number is cut.
+    """
+    digits = 3 if width >= _WIDE else 2
+    titles = ["memorised", "generalised", "delay", "test accuracy", "held"]
+    titles = titles if width >= 70 else ["generalised", "test accuracy", "held"] if width >= 56 else titles[1:4:2]
     shown = Table(box=None, padding=(0, digits - 1, 0, 0), pad_edge=False, header_style="dim")
     shown.add_column("", min_width=12, overflow="fold")
-    for title in ("memorised", "generalised", "delay", "test accuracy", "held"):
-        shown.add_column(title, no_wrap=True, justify="right" if title == "delay" else "left")
+    for title in titles:
+        shown.add_column(title, no_wrap=title != "held", justify="right" if title == "delay" else "left")
     for row in table.iter_rows(named=True):
-        shown.add_row(
-            Text(row["title"] or row["arm"], style="" if row["valid"] else "dim"),
-            _onset(row, "memorised"),
-            _onset(row, "generalised"),
-            _steps(row["delay"]),
-            _accuracy(row, digits),
-            _level(row),
-        )
+        cells = {
+            "memorised": _onset(row, "memorised"),
+            "generalised": _onset(row, "generalised"),
+            "delay": _steps(row["delay"]),
+            "test accuracy": _accuracy(row, digits, interval=width >= 60),
+            "held": _level(row),
+        }
+        name = Text(row["title"] or row["arm"], style="" if row["valid"] else "dim")
+        shown.add_row(name, *(cells[title] for title in titles))
     return shown
 
 
@@ -117,12 +124,13 @@ def _onset(row: Mapping[str, Any], event: str) -> Text:
     return text if step is None else text.append(f" @ {step:.0f}", style="default")
 
 
-def _accuracy(row: Mapping[str, Any], digits: int) -> str:
+def _accuracy(row: Mapping[str, Any], digits: int, interval: bool) -> str:
     value, low, high = (row[f"final_accuracy{end}"] for end in ("", "_low", "_high"))
     if value is None:
         return "–"
-    interval = "" if low is None or high is None else f" [{max(low, 0):.{digits}f}, {min(high, 1):.{digits}f}]"
-    return f"{value:.{digits}f}{interval}"
+    if low is None or high is None or not interval:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} [{max(low, 0):.{digits}f}, {min(high, 1):.{digits}f}]"
 
 
 def _level(row: Mapping[str, Any]) -> Text:

@@ -56,6 +56,24 @@ def test_show_is_a_table_that_fits(grokscape, run_folder, monkeypatch, width):
     assert "0.6" in held
 
 
+@pytest.mark.parametrize("width", [40, 56, 60, 69])
+def test_a_narrow_terminal_loses_no_name_and_cuts_no_number(grokscape, run_folder, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = grokscape("show", run_folder.path).out
+    lines = out[: min(out.find(glyph) % len(out) for glyph in "◐●○")].splitlines()[3:]
+    assert all(len(line) <= width for line in lines)
+    assert "…" not in "".join(lines)
+    assert any(re.match(r"Baseline +6/6 @ 530 +1\.00", line) for line in lines)
+    assert any(re.match(r"Flatness.* 0/6 +0\.59", line) for line in lines)
+    assert any(re.search(r"κ \d\d\b", line) for line in lines) == (width >= 56)
+
+
+def test_a_long_state_of_an_arm_is_not_cut(grokscape, study_file, tmp_path, monkeypatch):
+    assert grokscape("run", study_file(steps=8), "--out", tmp_path / "run", "--no-report", "--quiet").code == 0
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "memorisation" in grokscape("show", tmp_path / "run").out.split("◐")[0]
+
+
 def test_show_ends_with_verdicts_and_files(grokscape, run_folder):
     out = grokscape("show", run_folder.path).out
     assert "Is flatness necessary?" in out

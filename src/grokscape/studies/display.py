@@ -95,9 +95,10 @@ class Display:
     def _table(self, measured: Progress, rows: dict[str, dict[str, float]]) -> Table:
         width = self._console.width
         names = [name for name in COLUMNS if any(name in values for values in rows.values())]
-        names = names if width >= 64 else names[:2]
+        names = names if width >= 64 else names[:2] if width >= 48 else names[1:2]
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        table.add_column(f"median of {self._spec.seeds} seeds", no_wrap=True, overflow="ellipsis", ratio=1)
+        longest = max(12, width - 17 - 10 * len(names)) if width < 64 else None
+        table.add_column(f"median of {self._spec.seeds} seeds", no_wrap=True, overflow="ellipsis", max_width=longest)
         history = max(8, min(24, width - 34 - 8 * len(names)))
         table.add_column("test accuracy", width=max(history, 13), no_wrap=True)
         for name in names:
