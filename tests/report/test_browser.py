@@ -62,6 +62,9 @@ def report(finished: RunFolder) -> Path:
     return write_report(finished)
 
 
+DRAWN = "elements => elements.filter(e => !e.closest('[hidden]')).map(e => Boolean(e.querySelector('.main-svg')))"
+
+
 def scroll_through(page: Any) -> None:
     """Bring every part into the window once."""
     height = page.evaluate("document.documentElement.scrollHeight")
@@ -73,10 +76,31 @@ def scroll_through(page: Any) -> None:
 def test_every_figure_is_drawn(visit: Any, report: Path) -> None:
     page = visit(report)
     scroll_through(page)
-    drawn = "elements => elements.filter(e => !e.closest('[hidden]')).map(e => Boolean(e.querySelector('.main-svg')))"
-    plots = page.eval_on_selector_all(".plate, .trajectory", drawn)
+    plots = page.eval_on_selector_all(".plate, .trajectory", DRAWN)
     assert len(plots) >= 8
     assert all(plots)
+
+
+WIDTHS = "elements => elements.map(e => e.querySelector('.main-svg').getBoundingClientRect().width)"
+
+
+def test_paper_shows_every_figure_in_light_colours_and_as_wide_as_a_page(visit: Any, report: Path) -> None:
+    page = visit(report, scheme="dark")
+    before = page.eval_on_selector_all(".plate", "elements => elements[0].clientWidth")
+    assert not all(page.eval_on_selector_all(".plate, .trajectory", DRAWN))
+    page.emulate_media(media="print")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert all(page.eval_on_selector_all(".plate, .trajectory", DRAWN)), "drawn before the printer looks"
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    assert max(page.eval_on_selector_all(".plate", WIDTHS)) <= 44 * 16
+    table = page.locator("#outcomes table").evaluate("e => e.getBoundingClientRect().width")
+    assert table <= 45 * 16
+    assert page.locator("#dose-response .arms").first.is_visible(), "colours need their legend"
+    page.emulate_media(media="screen")
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert page.eval_on_selector_all(".plate", WIDTHS)[0] == pytest.approx(before, abs=1)
 
 
 def test_hovering_one_panel_reads_all(visit: Any, report: Path) -> None:
@@ -166,6 +190,14 @@ def test_a_link_to_a_folded_finding_unfolds_it(visit: Any, report: Path) -> None
     page.locator(".card dt a").first.click()
     page.wait_for_timeout(100)
     assert page.locator("#finding-necessity-flatness").is_visible()
+
+
+@pytest.mark.parametrize("width", [400, 570, 720, 1100, 1280])
+def test_no_number_leaves_its_card(visit: Any, report: Path, width: int) -> None:
+    page = visit(report, width=width)
+    beyond = """cards => cards.map(c => Math.max(...[...c.querySelectorAll('dd, dd small')].map(
+        e => e.getBoundingClientRect().right)) - c.getBoundingClientRect().right)"""
+    assert max(page.eval_on_selector_all(".card", beyond)) <= 0
 
 
 @pytest.mark.parametrize("width", [400, 1280])

@@ -121,6 +121,13 @@ def test_trajectories_show_the_median_over_seeds(finished: RunFolder) -> None:
     assert shown["columns"]["train/cdnv"]["cdnv12"]["m"][40] == pytest.approx((values[2] + values[3]) / 2, rel=1e-3)
 
 
+def test_single_seeds_can_be_chosen_only_where_they_are_drawn(make_run: Any, tmp_path: Path) -> None:
+    few, many = (write_report(make_run(tmp_path / str(n), seeds=n, every=20)).read_text() for n in (3, 13))
+    for words in ('data-choice="seeds"', "thin lines are single seeds"):
+        assert words in few
+        assert words not in many
+
+
 def test_500_replicas_stay_small(make_run: Any, tmp_path: Path) -> None:
     html = write_report(make_run(tmp_path / "run", seeds=84, every=5)).read_text()
     assert len(html.encode()) < 8_000_000

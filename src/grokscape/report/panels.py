@@ -11,7 +11,6 @@ from grokscape.report.run import Run
 from grokscape.report.trajectories import (
     DEFAULT_MEASURES,
     MOST_STEPS,
-    SEEDS_SHOWN,
     is_logarithmic,
     shown_steps,
     summarise,
@@ -50,7 +49,8 @@ def trajectories(run: Run, found: Outcomes) -> tuple[dict[str, Any], dict[str, A
         "splits": SPLIT_TITLES,
         "log_steps": log_steps,
     }
-    return _panels(run, order, measures, len(steps), log_steps), payload
+    seeds = any("s" in summary for arms in columns.values() for summary in arms.values())
+    return {**_panels(run, order, measures, len(steps), seeds), "log_steps": log_steps}, payload
 
 
 def _columns(
@@ -74,15 +74,14 @@ def _columns(
 
 
 def _panels(
-    run: Run, order: Sequence[str], measures: Mapping[str, Sequence[str]], steps: int, log_steps: bool
+    run: Run, order: Sequence[str], measures: Mapping[str, Sequence[str]], steps: int, seeds: bool
 ) -> dict[str, Any]:
     present = [s for s in ("train", "test", "cross") if any(s in splits for splits in measures.values())]
-    few = all(run.replicas(arm.name) <= SEEDS_SHOWN for arm in run.arms)
     caption = (
         "All panels share one axis of steps: point anywhere, or move the slider, to read every panel at that step; "
         "drag to zoom all, double-click to zoom out. Lines are medians over seeds, bands reach from the 10th to the "
-        f"90th percentile{', thin lines are single seeds' if few else ''}. Triangles on the axis mark the median onset "
-        "of memorisation (hollow) and of generalisation (filled)."
+        f"90th percentile{', thin lines are single seeds' if seeds else ''}. Triangles on the axis mark the median "
+        "onset of memorisation (hollow) and of generalisation (filled)."
     )
     panels = [
         {
@@ -104,6 +103,6 @@ def _panels(
         "splits": [{"name": s, "title": SPLIT_TITLES[s]} for s in present],
         "caption": caption,
         "last_index": max(steps - 1, 0),
-        "log_steps": log_steps,
+        "seeds": seeds,
         "missing": missing,
     }

@@ -31,6 +31,9 @@
   const hidden = new Set();
   const shown = (trace) => !(trace.meta && hidden.has(trace.meta.arm));
 
+  // ---- on paper everything is light, drawn, and as wide as the page ----
+  const onPaper = () => root.classList.contains("paper");
+
   // ---- plates: figures that were laid out before ----
   const drawn = new Map(); // element → function that draws it anew
   // On a narrow screen long names of rows and axes take two lines.
@@ -58,6 +61,7 @@
     const layout = { ...skin(), ...spec.layout, height: figure.height };
     if (narrow && figure.narrow) Object.assign(layout, resolve(figure.narrow.layout), { height: figure.narrow.height });
     if (narrow) wrap(layout);
+    layout.width = onPaper() ? element.clientWidth : undefined;
     Plotly.react(element, traces, layout, config);
   };
 
@@ -94,7 +98,7 @@
   });
   const trajectory = (element) => {
     const rows = T.arms.length - hidden.size;
-    const wide = window.innerWidth >= 560;
+    const wide = window.innerWidth >= 560 || onPaper();
     element.style.height = wide ? `${Math.min(340, Math.max(190, 19 * rows + 10))}px` : "";
     element.nextElementSibling.style.maxHeight = wide ? element.style.height : "";
     const measure = element.dataset.measure;
@@ -110,6 +114,7 @@
       xaxis: { ...axis, type: choice.x, title: last ? { text: "Training step", standoff: 6 } : undefined, range: range(), ...(choice.x === "log" ? decadeTicks(1) : {}) },
       yaxis: { ...axis, type: log ? "log" : "linear", nticks: 5, ...(about.percent ? { tickformat: ".0%", range: [-0.03, 1.05] } : {}), ...(log ? decadeTicks(decades(traces)) : {}) },
       yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
+      width: onPaper() ? element.clientWidth : undefined,
     };
     Plotly.react(element, traces, layout, config).then(() => { bind(element); mark(element, T.steps[cursor]); });
     const label = element.closest(".panel-row").querySelector("small");
@@ -251,6 +256,23 @@
   if (slider) slider.addEventListener("input", () => read(Number(slider.value)));
   document.getElementById("theme").addEventListener("click", () => window.switchTheme());
   document.addEventListener("themechange", () => { paintKeys(); paintFamilies(); redraw(); });
+
+  let theme = null; // to come back to after printing
+  window.addEventListener("beforeprint", () => {
+    if (onPaper()) return;
+    theme = root.dataset.theme;
+    root.dataset.theme = "light";
+    root.classList.add("paper");
+    all(".trajectory, .plate").filter((element) => !element.closest("[hidden]")).forEach((element) => { seen.unobserve(element); draw(element); });
+    document.dispatchEvent(new Event("themechange"));
+  });
+  window.addEventListener("afterprint", () => {
+    if (!onPaper()) return;
+    root.classList.remove("paper");
+    root.dataset.theme = theme;
+    document.dispatchEvent(new Event("themechange"));
+    for (const element of drawn.keys()) if (!element.closest("[hidden]")) Plotly.Plots.resize(element);
+  });
 
   // ---- tables that sort ----
   all("table.sortable").forEach((table) => {
