@@ -82,6 +82,10 @@ def head(folder: RunFolder) -> RenderableType:
     if "seconds" in status:
         parts.append(f"{duration(status['seconds'])} on {status.get('device', 'cpu')}")
     lines = [Text(str(spec.get("title") or spec.get("name")), style="bold"), Text(" · ".join(parts), style="dim")]
+    replicas = status.get("replicas", [])
+    if diverged := sum(row.get("diverged_at") is not None for row in replicas):
+        share = f"{diverged} of {len(replicas)} replicas diverged; they count as not generalising"
+        lines.append(Text(share, style="yellow"))
     if state in ("killed", "interrupted", "failed"):
         reason = f" ({status['error']})" if "error" in status else ""
         lines.append(Text(f"It is not finished{reason}. Go on with: grokscape resume {folder.path}", style="yellow"))

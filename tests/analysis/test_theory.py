@@ -33,6 +33,15 @@ def hessian_trace_form(means, weight, bias):
     return total / len(means)
 
 
+def test_a_head_that_points_the_wrong_way_overflows_nothing():
+    radius, scale = np.array([3.0, 1e3]), np.array([-0.5, -2.0])
+    exact, bound = collapse_flatness(5, radius, scale, np.zeros(2)), collapse_bound(5, radius, scale)
+    means, weight, bias = collapsed_network(5, 3.0, -0.5, 0.0)
+    assert exact[0] == pytest.approx(hessian_trace_form(means, weight, bias))
+    assert np.isfinite(exact).all()
+    assert np.isfinite(bound).all()
+
+
 @pytest.mark.parametrize("classes", [2, 5, 10])
 @pytest.mark.parametrize("offset", [0.0, 1.7])
 @pytest.mark.parametrize("scale", [0.3, 2.0])

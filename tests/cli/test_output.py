@@ -89,6 +89,13 @@ def test_show_says_that_a_run_was_killed(grokscape, run_folder):
     assert f"Go on with: grokscape resume {run_folder.path}" in out
 
 
+def test_show_says_that_replicas_diverged(grokscape, run_folder):
+    assert "diverged" not in grokscape("show", run_folder.path).out
+    replicas = [{"replica": i, "diverged_at": 40 if i < 3 else None} for i in range(12)]
+    run_folder.write_status(**{**run_folder.status, "replicas": replicas})
+    assert "3 of 12 replicas diverged; they count as not generalising" in grokscape("show", run_folder.path).out
+
+
 def test_show_as_json(grokscape, run_folder):
     shown = json.loads(grokscape("show", run_folder.path, "--json").out)
     assert shown["folder"] == str(run_folder.path)

@@ -16,6 +16,7 @@ Columns of the trajectory that it reads: `train/relative_flatness`, `train/colla
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from grokscape.analysis.controls import number_of_classes
 from grokscape.analysis.estimation import bootstrap_interval, mean_and_error, plain
@@ -38,15 +39,21 @@ def collapse_flatness(classes: int, radius: Array, scale: Array, offset: Array) 
         scale: λ, the head over the centred class means.
         offset: ‖μ_G‖, norm of the global mean.
     """
-    epsilon = np.exp(-scale * radius**2 * classes / (classes - 1))
-    shape = classes * epsilon * (2 + (classes - 2) * epsilon) / (1 + (classes - 1) * epsilon) ** 2
+    right, wrong = _probabilities(classes, radius, scale)
+    shape = classes * wrong * (2 * right + (classes - 2) * wrong)
     return (radius**2 + offset**2) * scale**2 * radius**2 * shape
 
 
 def collapse_bound(classes: int, radius: Array, scale: Array) -> Array:
     """The bound of Prop. 5.3 on κ under exact collapse without an offset mean."""
-    epsilon = np.exp(-scale * radius**2 * classes / (classes - 1))
-    return scale**2 * classes**3 * radius**4 * epsilon / (1 + (classes - 1) * epsilon) ** 2
+    right, wrong = _probabilities(classes, radius, scale)
+    return scale**2 * classes**3 * radius**4 * right * wrong
+
+
+def _probabilities(classes: int, radius: Array, scale: Array) -> tuple[Array, Array]:
+    """Of the label and of each other class, under exact collapse: 1/(1 + (K−1)ε) and ε/(1 + (K−1)ε)."""
+    odds = scale * radius**2 * classes / (classes - 1) - np.log(classes - 1)
+    return expit(odds), expit(-odds) / (classes - 1)
 
 
 def theory(record: Record) -> list[Finding]:
