@@ -209,9 +209,7 @@ def analyze(folders: list[Path], /, *, quiet: Quiet = False, json: Json = False)
     """
     from grokscape.analysis import analyze as analyze_folders
 
-    opened = [RunFolder.open(folder) for folder in folders]
-    for folder in opened:
-        folder.check_measured()
+    opened = [RunFolder.open(folder).measured() for folder in folders]
     findings = analyze_folders(opened[0] if len(opened) == 1 else opened)
     if json:
         _print_json([finding.to_dict() for finding in findings])
@@ -235,8 +233,7 @@ def report(folder: Path, *, style: Literal["paper", "talk"] = "paper", quiet: Qu
     from grokscape.analysis import analyze as analyze_folder
     from grokscape.report import write_figures, write_report
 
-    opened = RunFolder.open(folder)
-    opened.check_measured()
+    opened = RunFolder.open(folder).measured()
     if not opened.findings:
         analyze_folder(opened)
     write_figures(opened, style=style)
@@ -358,17 +355,13 @@ def _stoppable(folder: Path) -> Iterator[None]:
 
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError) as error:
         if not (folder / "spec.json").exists():
             raise
-        raise Interrupted(f"stopped; go on with: grokscape resume {folder}") from None
-    except OSError as error:
-        if not (folder / "spec.json").exists():
-            raise
-        raise RunFolderError(
-            f"{error}. What was computed until the newest checkpoint is in {folder}. "
-            f"When that is put right, go on with: grokscape resume {folder}"
-        ) from error
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"stopped; go on with: grokscape resume {folder}") from None
+        kept = f"what was computed until the newest checkpoint is in {folder}"
+        raise RunFolderError(f"{error}; {kept}. Then go on with: grokscape resume {folder}") from error
 
 
 def _terminated(number: int, frame: object) -> None:
@@ -378,8 +371,8 @@ def _terminated(number: int, frame: object) -> None:
 def main() -> None:
     """Entry point of the `grokscape` command."""
     signal.signal(signal.SIGTERM, _terminated)
-    for stream in (sys.stdout, sys.stderr):  # a terminal without κ shows ?, and the run goes on
-        stream.reconfigure(errors="replace")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal without κ shows ?, and the run goes on
     warnings.showwarning = lambda message, *where: print(f"grokscape: {message}", file=sys.stderr)
     try:
         app(sys.argv[1:], exit_on_error=False)

@@ -242,10 +242,11 @@ class RunFolder:
         for path in reversed(self.parts()[number_of_parts:]):
             path.unlink()
 
-    def check_measured(self) -> None:
-        """Raise a `RunFolderError` if nothing was measured yet."""
+    def measured(self) -> "RunFolder":
+        """This folder; a `RunFolderError` if nothing was measured yet."""
         if not self.parts():
             raise RunFolderError(f"{self.path} holds no measurements yet; go on with: grokscape resume {self.path}")
+        return self
 
     def trajectory(self) -> pl.DataFrame:
         """All parts as one frame, sorted by replica and step; the keys without rows if nothing was measured yet."""

@@ -238,8 +238,7 @@ def finish(folder: RunFolder, *, report: bool = True) -> Study:
     """Analyse a run folder and write its figures and report."""
     from grokscape.analysis import analyze
 
-    folder.check_measured()
-    analyze(folder)
+    analyze(folder.measured())
     if report:
         from grokscape.report import write_figures, write_report
 
