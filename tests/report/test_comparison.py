@@ -87,3 +87,12 @@ def test_one_run_is_nothing_to_compare(finished: RunFolder, tmp_path: Path) -> N
 def test_runs_that_share_a_seed_are_shown_but_not_pooled(finished: RunFolder, tmp_path: Path) -> None:
     html = write_comparison([finished, finished], tmp_path).read_text()
     assert "The runs cannot be pooled" in html
+
+
+def test_runs_of_one_title_are_told_apart_by_their_folders(make_run: Any, tmp_path: Path) -> None:
+    places = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "longer"]
+    runs = together([read_run(make_run(place, seeds=2, every=50)) for place in places])
+    assert [run.title for run in runs] == [str(places[0]), str(places[1]), "longer"]
+    html = write_comparison(places, tmp_path).read_text()
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids))

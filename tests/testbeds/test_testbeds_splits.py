@@ -159,6 +159,7 @@ def own(**changes):
         (lambda: own(labels=OWN_LABELS - 1), "count from 0"),
         (lambda: own(inputs=OWN_INPUTS[:, None]), r"got torch.float32 \(40, 1, 3\)"),
         (lambda: own(inputs=OWN_INPUTS.int()), "int64 tokens, got torch.int32"),
+        (lambda: own(inputs=OWN_INPUTS / 0), "must be finite, got NaN or infinity"),
         (lambda: own(classes=3), "classes=3 is too small for the largest index found, 3"),
         (lambda: own(test_inputs=OWN_INPUTS), "belong together"),
         (lambda: own(test_inputs=OWN_INPUTS[:, :2], test_labels=OWN_LABELS), "must look like inputs"),

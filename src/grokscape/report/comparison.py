@@ -47,7 +47,7 @@ def write_comparison(folders: Sequence[RunFolder | str | Path], out: str | Path)
 
 
 def together(runs: Sequence[Run]) -> list[Run]:
-    """The runs with arms of one name drawn alike."""
+    """The runs with arms of one name drawn alike, and those of one title called by their folders."""
     specs: dict[str, Mapping[str, Any]] = {}
     for run in runs:
         for arm in run.spec.get("arms") or []:
@@ -57,7 +57,13 @@ def together(runs: Sequence[Run]) -> list[Run]:
     properties = {measure: run.measure_property(measure) for measure, run in measures.items()}
     titles = {measure: run.measure_short(measure) for measure, run in measures.items()}
     shared = arms_of({"arms": list(specs.values())}, present, properties, titles)
-    return [replace(run, shared=shared) for run in runs]
+    known, folders = [_title(run) for run in runs], [run.path.name for run in runs]
+    renamed = []
+    for run, title, folder in zip(runs, known, folders, strict=True):
+        place = folder if folders.count(folder) == 1 else str(run.path)
+        spec = run.spec if known.count(title) == 1 else {**run.spec, "title": place}
+        renamed.append(replace(run, shared=shared, spec=spec))
+    return renamed
 
 
 def page(runs: Sequence[Run], place: Path) -> str:
@@ -159,7 +165,7 @@ def verdict_matrix(runs: Sequence[Run], pooled: Sequence[Mapping[str, Any]]) -> 
     rows = [
         {
             "title": _title(run),
-            "link": wording.anchor(run.path.name),
+            "link": wording.anchor(_title(run)),
             "together": False,
             "cells": [_cell(run, name, row.get(name)) for name in properties],
         }
@@ -219,7 +225,7 @@ def _about(run: Run, place: Path) -> dict[str, Any]:
     facts = [fact for fact in provenance(run)["facts"] if fact["name"] in keep]
     return {
         "title": _title(run),
-        "anchor": wording.anchor(run.path.name),
+        "anchor": wording.anchor(_title(run)),
         "question": run.spec.get("question") or "",
         "report": link,
         "facts": facts,

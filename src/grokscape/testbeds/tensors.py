@@ -178,5 +178,7 @@ def _check(inputs: Tensor, labels: Tensor, prefix: str) -> None:
         )
     if not inputs.is_floating_point() and inputs.dtype != torch.int64:
         raise ValueError(f"{prefix}inputs must be floating point, or int64 tokens, got {inputs.dtype}")
+    if not inputs.isfinite().all():
+        raise ValueError(f"{prefix}inputs must be finite, got NaN or infinity in some; leave those samples out")
     if int(labels.min()) < 0 or (not inputs.is_floating_point() and int(inputs.min()) < 0):
         raise ValueError(f"{prefix}labels and tokens count from 0, got a negative one")
