@@ -92,7 +92,9 @@ def wrong(error: ValidationError) -> str:
     clauses = []
     for entry in error.errors():
         place = ".".join(map(str, entry["loc"]))
-        clauses.append(f"{place + ': ' if place else ''}{entry['msg'].removeprefix('Value error, ')}")
+        said = entry["msg"].removeprefix("Value error, ")
+        said += "; is it misspelt?" if entry["type"] in ("extra_forbidden", "unexpected_keyword_argument") else ""
+        clauses.append(f"{place + ': ' if place else ''}{said}")
     return "; ".join(clauses)
 
 

@@ -79,7 +79,7 @@ IMPOSSIBLE = {
     "no seeds": ({"seeds": 0}, ["seeds", "greater than or equal to 1"]),
     "no steps": ({"steps": 0}, ["steps", "greater than or equal to 1"]),
     "unknown measure": ({"evaluation": {"measures": ["flatnes"]}}, ["flatnes", "relative_flatness"]),
-    "unknown field": ({"sedes": 3}, ["sedes", "not permitted"]),
+    "unknown field": ({"sedes": 3}, ["sedes", "not permitted; is it misspelt?"]),
     "two arms of one name": ({"arms": ONE_ARM * 2}, ["different names", "baseline"]),
     "no baseline": ({"arms": [{"name": "a", "role": "control"}]}, ["exactly one arm with role 'baseline', got 0"]),
     "learning rate 0": ({"optimizer": {"kind": "adamw", "lr": 0}}, ["lr", "greater than 0"]),

@@ -39,7 +39,7 @@ def write_comparison(folders: Sequence[RunFolder | str | Path], out: str | Path)
     """
     if len(folders) < 2:
         raise ValueError(
-            f"expected at least two run folders to compare, got {len(folders)}; for one use `write_report`"
+            f"expected at least two run folders to compare, got {len(folders)}; `grokscape report DIR` shows one"
         )
     path = Path(out) if Path(out).suffix == ".html" else Path(out) / "comparison.html"
     write_bytes(path, page(together([read_run(folder) for folder in folders]), path.parent).encode())
