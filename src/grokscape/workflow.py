@@ -12,8 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from grokscape.store import RunFolder, RunFolderError
-from grokscape.studies import StudySpec, plan, preset
-from grokscape.studies.launchers import launch
+from grokscape.studies import StudySpec, launchers, plan, preset
 from grokscape.trackers import Trackers
 from grokscape.training import Progress
 
@@ -169,6 +168,7 @@ def run(
     if seeds is not None:
         spec = StudySpec.model_validate({**dict(spec), "seeds": seeds})
     plan(spec, checked_device(device))  # raises what cannot go together before there is a folder
+    launchers.check(spec, launcher)
     Trackers.check(trackers)
     folder = RunFolder.create(out, spec.model_dump(mode="json"))
     about = {
@@ -231,7 +231,7 @@ def _train(
             if live:
                 tracking(measured)
 
-        launch(spec, folder, launcher, progress=tell, **settings)
+        launchers.launch(spec, folder, launcher, progress=tell, **settings)
         if not live:
             tracking.replay()
 

@@ -64,3 +64,4 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch):
 def test_other_processes_do_not_have_it(tmp_path):
     with pytest.raises(ValueError, match="launcher 'processes' trains in other processes, where your tensors are not"):
         gs.run(study(), tmp_path / "run", launcher="processes")
+    assert not (tmp_path / "run").exists()

@@ -190,6 +190,18 @@ def _opened(name: str | Launcher, order: Order) -> Iterator[Launcher]:
         getattr(launcher, "close", lambda: None)()
 
 
+def check(spec: StudySpec, launcher: str | Launcher) -> None:
+    """Refuse a launcher that there is not, or that cannot train this study.
+
+    Raises:
+        ValueError: unknown launcher, or data that lives in this process only.
+    """
+    if isinstance(launcher, str) and launcher not in LAUNCHERS:
+        raise ValueError(f"expected a launcher among {', '.join(LAUNCHERS)}, got {launcher!r}")
+    if launcher != "inline" and spec.testbed.kind == "tensors":
+        raise ValueError(f"launcher {launcher!r} trains in other processes, where your tensors are not; use 'inline'")
+
+
 def launch(
     spec: StudySpec,
     folder: RunFolder,
@@ -218,10 +230,7 @@ def launch(
         RunFolderError: a shard failed again and again; the others are finished, or the run began in another way.
         Interrupted: the process was asked to stop; everything so far is saved.
     """
-    if isinstance(launcher, str) and launcher not in LAUNCHERS:
-        raise ValueError(f"expected a launcher among {', '.join(LAUNCHERS)}, got {launcher!r}")
-    if launcher != "inline" and spec.testbed.kind == "tensors":
-        raise ValueError(f"launcher {launcher!r} trains in other processes, where your tensors are not; use 'inline'")
+    check(spec, launcher)
     sharded = parts.place_of(folder).exists()
     if launcher == "inline" and not sharded:
         about = {**(about or {}), "launcher": launcher}
