@@ -96,6 +96,14 @@ def test_an_intact_hand_far_below_the_level_contradicts_nothing():
     assert found.verdict == "consistent with necessary"
 
 
+@pytest.mark.parametrize(("level", "expected"), [(75.0, "belongs to the manipulation"), (60.0, "inconclusive")])
+def test_an_intact_hand_must_reach_the_level_to_contradict(level, expected):
+    found, _ = verdict(harmed("a", 80.0), arm("b", level, "loss"))
+    assert found.verdict == expected
+    stopped = "“B”, a second hand that left it intact, stopped short of that level"
+    assert (stopped in found.statement) == (expected == "inconclusive")
+
+
 def test_hands_may_agree_at_one_level_and_disagree_at_a_lower_one():
     found, all_found = verdict(harmed("a", 80.0), harmed("b", 1000.0), harmed("c", 1000.0, "relative_flatness_bound"),
                                arm("d", 85.0, "loss"))

@@ -43,6 +43,8 @@ class Rules:
         held_tolerance: share by which a level may miss its goal and still count as held.
         memorised_fraction: share of an arm's seeds whose memorisation must be intact.
         match_factor: two levels within this factor are the same level; a level further off is another.
+        beyond_factor: an intact hand contradicts one that harms if its level lies beyond that one's or falls short by
+            this factor at most.
         moved_factor: a measure that changes by less than this factor did not move.
         reached_fraction: share of the baseline's way (log scale) from memorisation to its level at generalisation that
             a run must have gone to have the property as the baseline had it.
@@ -65,6 +67,7 @@ class Rules:
     held_tolerance: float = 0.2
     memorised_fraction: float = 0.75
     match_factor: float = 2.0
+    beyond_factor: float = 1.1
     moved_factor: float = 1.25
     reached_fraction: float = 0.95
     blocked_fraction: float = 0.5

@@ -7,7 +7,7 @@ doses of one hand are one hand.
 
 Whatever stops generalisation also leaves the measures of it where they were. So only an arm that was made to block the
 property can harm through it, and only another such arm, or a control made to match its level, can agree; but any arm
-that generalises in spite of the level contradicts.
+that generalises in spite of the level contradicts (below it none does: a steep response to the dose explains both).
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ RULE = (
     "{ratio:g}; it is intact if neither is so (TOST on accuracy, upwards open; one-sided t on the delay; level "
     "{alpha:g}, Holm over all arms). Consistent with necessary: at one level two different hands that were made to "
     "bring it there harm, and no hand at that level or beyond leaves generalisation intact. Belongs to the "
-    "manipulation: one hand harms while another, at the same level or beyond, does not. Not necessary: no arm made to "
+    "manipulation: one hand harms while another, at that level or beyond, does not. Not necessary: no arm made to "
     "block it harms, and the strongest of them is intact and takes back at least {blocked:.0%} of the way that the "
     "measure goes in the baseline after memorisation. Else inconclusive, also when a control fails."
 )
@@ -127,8 +127,8 @@ def baseline_way(record: Record, target: Target) -> float:
 
 
 def comparisons(record: Record, found: list[Level]) -> list[dict[str, Any]]:
-    """Pairs of an arm that harms and another hand that agrees (same level) or contradicts (same level or beyond)."""
-    near = np.log(record.rules.match_factor)
+    """Pairs of an arm that harms and another hand that agrees (same level) or contradicts (that level or beyond)."""
+    near, short = np.log(record.rules.match_factor), np.log(record.rules.beyond_factor)
     result = []
     for one in found:
         for two in found:
@@ -138,7 +138,7 @@ def comparisons(record: Record, found: list[Level]) -> list[dict[str, Any]]:
             matched = abs(gap) <= near
             agree = matched and two.effect.call == "harmed" and (two.aimed or two.matching) and \
                 one.effect.arm.apart_from(two.effect.arm)
-            contradict = gap >= -near and two.effect.call in ("intact", "hastened")
+            contradict = gap >= -short and two.effect.call in ("intact", "hastened")
             if agree or contradict:
                 losses = abs(float(np.log(two.loss / one.loss))) if one.loss > 0 and two.loss > 0 else np.nan
                 result.append({
@@ -174,9 +174,14 @@ def _alone(one: Level, found: list[Level], near: float) -> str:
     """One hand that harms and has no second beside it, in words."""
     beside = [two for two in found if (two.aimed or two.matching) and abs(two.blocked - one.blocked) <= near
               and one.effect.arm.apart_from(two.effect.arm)]
-    what = "no second hand that shares nothing with it brought the measure to the same level" if not beside else \
-        f"the effect of “{beside[-1].effect.arm.title}”, a second hand at the same level, is unclear"
-    return f"“{one.effect.arm.title}” harmed generalisation, but {what}, so the harm may belong to the manipulation"
+    what = "no second hand that shares nothing with it brought the measure to the same level"
+    if beside:
+        two = beside[-1]
+        what = f"the effect of “{two.effect.arm.title}”, a second hand at the same level, is unclear"
+        if two.effect.call in ("intact", "hastened"):
+            what = f"“{two.effect.arm.title}”, a second hand that left it intact, stopped short of that level " \
+                   f"({two.value:.3g} against {one.value:.3g})"
+    return f"“{one.effect.arm.title}” harmed generalisation, but {what}, so the harm may be the manipulation's"
 
 
 def _clean(pair: dict[str, Any], contradicted: dict[str, str]) -> bool:
@@ -314,7 +319,8 @@ def _convergence(record: Record, target: Target, found: list[Level], pairs: list
             f" (train loss {'alike' if pair['matched_loss'] else 'not alike'})"
             for pair in [*clean[:1], *against[-1:]] or agreeing[:1])
     rule = f"Levels match within a factor of {record.rules.match_factor:g}; hands agree if both harm, and disagree " \
-           f"if one harms while another, at the same level or beyond, leaves generalisation intact."
+           f"if one harms while another, at that level (short of it by a factor of {record.rules.beyond_factor:g} " \
+           f"at most) or beyond, leaves generalisation intact."
     return Finding(f"convergence/{target.id}", "convergence",
                    {"property": target.property_name, "measure": target.measure},
                    text[0].upper() + text[1:] + ".", verdict, n=min((level.effect.n for level in found), default=0),

@@ -89,6 +89,8 @@ class VerdictRule(BaseModel):
         held_tolerance: share by which a level may miss its goal and still count as held.
         memorised_fraction: share of an arm's seeds whose memorisation must be intact.
         match_factor: two levels of a measure within this factor are the same level.
+        beyond_factor: an intact hand contradicts one that harms if its level lies beyond that one's or falls short by
+            this factor at most.
         moved_factor: a measure that changes by less than this factor did not move.
         reached_fraction: share of the baseline's way (log scale) from memorisation to its level at generalisation that
             a run must have gone to have the property as the baseline had it.
@@ -110,6 +112,7 @@ class VerdictRule(BaseModel):
     held_tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.2
     memorised_fraction: Annotated[float, Field(gt=0, le=1)] = 0.75
     match_factor: Annotated[float, Field(ge=1)] = 2.0
+    beyond_factor: Annotated[float, Field(ge=1)] = 1.1
     moved_factor: Annotated[float, Field(ge=1)] = 1.25
     reached_fraction: Annotated[float, Field(gt=0, le=1)] = 0.95
     blocked_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
