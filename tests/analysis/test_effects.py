@@ -105,3 +105,20 @@ def test_replicas_without_seeds_are_paired_once_and_a_seed_that_recurs_is_refuse
     assert found.n == 8
     with pytest.raises(FrameError, match=r"arm 'baseline' has 8 replicas of seed 0.*Number them"):
         tidy(frame.with_columns(seed=pl.lit(0)))
+
+
+@pytest.mark.parametrize(("until", "call"), [(0, "intact"), (400, "harmed")])
+def test_without_a_delay_times_from_the_start_are_compared(until, call):
+    def ordinary(frame):
+        """Networks that generalise before they have memorised; the arm's only from a step on."""
+        late = ~of("baseline") & (pl.col("step") < until)
+        return frame.with_columns(
+            pl.when(pl.col("test/accuracy") >= 0.95).then(1.0).otherwise(0.5).alias("train/accuracy"),
+            pl.when(late).then(0.5).otherwise(pl.col("train/accuracy")).alias("test/accuracy"))
+    record = made(change=ordinary)
+    (found,) = effects(record)
+    assert (found.call, found.clock) == (call, "time")
+    assert found.ratio["value"] == pytest.approx(1 if call == "intact" else 400 / 40, rel=0.2)
+    sentence = {item.id: item for item in findings_of(record)}["necessity/flatness"].statement
+    assert "time to generalise" in sentence
+    assert "delay" not in sentence

@@ -33,6 +33,7 @@ class Effect:
         generalised: share of its seeds that generalised while it acted.
         accuracy: difference in final test accuracy, mean over seeds, each taken where both runs were still followed.
         ratio: restricted mean delay over the baseline's.
+        clock: "delay", or "time" where the ratio is of times from the start because the baseline has no delay.
         p_harmed: p value of "neither accuracy nor delay is worse than its margin", in seeds that kept memorisation.
         p_intact: p value of "accuracy or delay is worse than its margin" (and the follow-up is long enough to tell).
         p_hastened: p value of "the delay is not shorter than the baseline's divided by the margin, generalisation comes
@@ -48,6 +49,7 @@ class Effect:
     generalised: dict[str, Any]
     accuracy: dict[str, Any]
     ratio: dict[str, Any]
+    clock: Literal["delay", "time"]
     p_harmed: float
     p_intact: float
     p_hastened: float
@@ -77,25 +79,35 @@ def effect(record: Record, arm: Arm, *, until: float | None = None) -> Effect:
     rows, others = (side[intact_rows(record, others)] for side in (rows, others))
     kept = intact_rows(record, rows)
     gaps = _accuracy_gaps(record, rows, others, end)
-    own, base, limit, seen, seen_base = _delays(record, results, rows)
+    from_start = results.with_columns(delay=pl.coalesce("generalised", "followed"),
+                                      delay_observed=pl.col("generalised").is_not_null())
+    clock = _clock(record)
+    timed = results if clock == "delay" else from_start
+    own, base, limit, seen, seen_base = _delays(record, timed, rows)
     complete = bool(seen.all() and seen_base.all())
     long_enough = bool(len(base)) and float(base.mean()) > 0 and (
         complete or limit >= rules.delay_ratio_margin * float(base.mean()))
     worse = greater(-gaps[kept], rules.accuracy_margin)
-    slower = slower_than(*_delays(record, results, rows[kept])[:2], rules.delay_ratio_margin)
+    slower = slower_than(*_delays(record, timed, rows[kept])[:2], rules.delay_ratio_margin)
     not_worse = greater(gaps, -rules.accuracy_margin)
     not_slower = faster_than(own, base, rules.delay_ratio_margin) if long_enough else 1.0
-    from_start = results.with_columns(delay=pl.coalesce("generalised", "followed"),
-                                      delay_observed=pl.col("generalised").is_not_null())
     sooner = faster_than(*_delays(record, from_start, rows)[:2], 1.0)
     faster = faster_than(own, base, 1 / rules.delay_ratio_margin)
     runs = results.filter(arm=arm.name)
     return Effect(
         arm, check(record, arm), int((~np.isnan(gaps)).sum()),
         share_interval(runs["generalised"].count(), len(runs), 1 - rules.alpha),
-        mean_interval(gaps, 1 - rules.alpha, "difference in test accuracy"), delay_ratio(own, base, rules),
-        min(1.0, 2 * min(worse, slower)), max(not_worse, not_slower), max(faster, sooner, not_worse),
-        tost(gaps, rules.accuracy_margin), long_enough)
+        mean_interval(gaps, 1 - rules.alpha, "difference in test accuracy"),
+        delay_ratio(own, base, rules, clock), clock, min(1.0, 2 * min(worse, slower)), max(not_worse, not_slower),
+        max(faster, sooner, not_worse), tost(gaps, rules.accuracy_margin), long_enough)
+
+
+def _clock(record: Record) -> Literal["delay", "time"]:
+    """What to compare: times from the start if half of the baseline's runs generalise no later than they memorise."""
+    assert record.baseline is not None
+    delays = record.moment("delay")[record.panel.rows(record.baseline.name)]
+    known = delays[~np.isnan(delays)]
+    return "delay" if not len(known) or np.median(known) > 0 else "time"
 
 
 def _accuracy_gaps(record: Record, own: Rows, base: Rows, end: float | None) -> Array:
@@ -162,7 +174,8 @@ def worded(item: Effect) -> str:
         parts.append(f"final test accuracy {100 * gap['value']:+.1f} points against the baseline"
                      f"{_range(gap, 100, '+.1f')}")
     if ratio["value"] is not None:
-        parts.append(f"delay {ratio['value']:.2f} times the baseline's{_range(ratio, 1, '.2f')}")
+        what = "delay" if item.clock == "delay" else "time to generalise"
+        parts.append(f"{what} {ratio['value']:.2f} times the baseline's{_range(ratio, 1, '.2f')}")
     return ", ".join(parts)
 
 

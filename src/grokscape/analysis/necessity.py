@@ -267,7 +267,7 @@ def _estimates(deciding: list[Level]) -> dict[str, dict[str, Any]]:
     for level in deciding:
         name = level.effect.arm.name
         result[f"accuracy difference, {name}"] = level.effect.accuracy
-        result[f"delay ratio, {name}"] = level.effect.ratio
+        result[f"{level.effect.clock} ratio, {name}"] = level.effect.ratio
         result[f"generalised, {name}"] = level.effect.generalised
     return result
 

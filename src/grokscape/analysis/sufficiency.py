@@ -101,7 +101,7 @@ def sufficiency(record: Record, target: Target, found: list[Effect], failed: lis
     if failed:
         verdict, why = "inconclusive", f"a control failed ({', '.join(failed)}); without it the reading would be: {why}"
     for item in promoting:
-        estimates[f"delay ratio, {item.arm.name}"] = item.ratio
+        estimates[f"{item.clock} ratio, {item.arm.name}"] = item.ratio
     return Finding(
         f"sufficiency/{target.id}", "sufficiency",
         {"property": target.property_name, "measure": target.measure, "column": target.column},

@@ -92,9 +92,9 @@ def log_ratio_of_means(first: Array, second: Array) -> tuple[Array, Array]:
     return np.log(top / bottom), mean_and_error(shares)[1]
 
 
-def delay_ratio(first: Array, second: Array, rules: Rules) -> dict[str, Any]:
+def delay_ratio(first: Array, second: Array, rules: Rules, clock: str = "delay") -> dict[str, Any]:
     """Restricted mean delay of an arm over the baseline's, with a bootstrap interval over seeds."""
-    unit = "times the baseline's delay"
+    unit = f"times the baseline's {clock}"
     if len(first) == 0 or second.mean() <= 0:
         return estimate(None, unit=unit)
     if first.mean() == 0:
