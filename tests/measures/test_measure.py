@@ -219,7 +219,7 @@ def test_a_stream_of_samples_is_cut_into_batches():
 
 @pytest.mark.parametrize("name", GATHERED)
 def test_each_measure_by_itself_is_what_it_is_among_all(name):
-    alone = gs.measure(network(), samples(), measures=[name])
+    alone = gs.measure(network(), samples(), measures=name)
     assert alone[name] == gs.measure(network(), samples())[name]
 
 

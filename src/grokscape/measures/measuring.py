@@ -44,7 +44,7 @@ def measure(
     head: str | nn.Module | None = None,
     test_loader: Any = None,
     *,
-    measures: Iterable[str] | None = None,
+    measures: str | Iterable[str] | None = None,
     batch_size: int = 256,
     progress: Progress | None = None,
 ) -> Measurement:
@@ -61,7 +61,7 @@ def measure(
         head: name or module of the head; found where not given, and then named in the result.
         test_loader: held-out data of the same form: adds entries "test/…" (around held-out class means) and "cross/…"
             (around training class means).
-        measures: names of `MEASURES`; by default all that can be gathered batch by batch.
+        measures: names of `MEASURES`, or one; by default all that can be gathered batch by batch.
         batch_size: for data that is not in batches.
         progress: called with a line of text after every batch.
 
@@ -95,10 +95,10 @@ def measure(
     return Measurement(values, probe.head.name, head is None, samples, tuple(notes))
 
 
-def _checked(measures: Iterable[str] | None) -> list[str]:
+def _checked(measures: str | Iterable[str] | None) -> list[str]:
     if measures is None:
         return [name for name in MEASURES if name not in _WHOLE]
-    names = list(measures)
+    names = [measures] if isinstance(measures, str) else list(measures)
     for name in names:
         if name not in MEASURES:
             raise KeyError(f"no measure is called {name!r}; there are {', '.join(MEASURES)}")
