@@ -382,8 +382,8 @@ class Unplug:
 
     Args:
         step: when.
-        lr: learning rate from then on; None keeps it.
-        cosine: whether it then falls to zero along half a cosine until the run's last step.
+        lr: learning rate from then on; None keeps it, and its schedule too.
+        cosine: whether it falls to zero along half a cosine, from its value then, until the run's last step.
         weight_decay: decay from then on; None keeps it.
 
     >>> print(Unplug(200, lr=0.1, cosine=True, weight_decay=2e-4))
@@ -393,7 +393,7 @@ class Unplug:
     step: Annotated[int, Field(ge=1)]
     lr: Strength | None = None
     cosine: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     kind: Literal["unplug"] = "unplug"
 
     def __str__(self) -> str:

@@ -114,6 +114,16 @@ def test_rates_warm_up_fall_along_a_cosine_and_jump_when_unplugged():
     assert [rates.at(step)[1][2].item() for step in (49, 50)] == pytest.approx([1.0, 0.2])
 
 
+def test_unplugging_that_names_no_rate_keeps_rate_and_schedule():
+    optimizers = [AdamW(lr=0.1, schedule="cosine"), AdamW(lr=0.1, warmup=80), AdamW(lr=0.1, schedule="cosine")]
+    unplugs = [Unplug(50, weight_decay=0.2), Unplug(50), Unplug(50, cosine=True)]
+    plain, unplugged = (Rates(optimizers, them, 100, torch.zeros(1)) for them in ([None] * 3, unplugs))
+    for step in (49, 50, 75, 99):
+        assert torch.equal(unplugged.at(step)[0][:2], plain.at(step)[0][:2])
+    assert [unplugged.at(step)[0][2].item() for step in (50, 75)] == pytest.approx([0.05, 0.025])
+    assert unplugged.at(50)[1][:, 0].tolist() == pytest.approx([0.2, 1.0, 1.0])
+
+
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="greater than 0"):
         AdamW(lr=0)

@@ -135,6 +135,17 @@ def sam_gradient(flat: Tensor, grad: Tensor, radius: Tensor, gradient_at: Callab
     return torch.where(radius > 0, gradient_at(flat + ascent), grad)
 
 
+def _falling(step: int, steps: int) -> float:
+    """Half a cosine, from 1 at step 0 to 0 at the last."""
+    return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+
+
+def _scheduled(optimizer: AdamW | SGD, step: int, steps: int) -> float:
+    """An optimiser's own learning rate at a step."""
+    falling = _falling(step, steps) if optimizer.schedule == "cosine" else 1.0
+    return optimizer.lr * min((step + 1) / max(optimizer.warmup, 1), 1.0) * falling
+
+
 class Rates:
     """Learning rate and decay of every replica at every step, with warm-up, cosine and unplugging."""
 
@@ -152,7 +163,10 @@ class Rates:
         self._warmup = column([float(max(o.warmup, 1)) for o in optimizers])
         self._cosine = column([float(o.schedule == "cosine") for o in optimizers]) > 0
         self._unplug = column([math.inf if u is None else u.step for u in unplugs])
-        self._lr_after = column([o.lr if u is None or u.lr is None else u.lr for o, u in both])
+        self._kept = column([float(u is None or (u.lr is None and not u.cosine)) for u in unplugs]) > 0
+        self._lr_after = column(
+            [o.lr if u is None else _scheduled(o, u.step, steps) if u.lr is None else u.lr for o, u in both]
+        )
         self._wd_after = column(
             [o.weight_decay if u is None or u.weight_decay is None else u.weight_decay for o, u in both]
         )
@@ -163,10 +177,11 @@ class Rates:
         """Learning rate and weight decay at a step (counted from 0), each (R, 1)."""
         if self._constant:
             return self._lr, self._wd
-        falling = 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))
+        falling = _falling(step, self.steps)
         before = self._lr * ((step + 1) / self._warmup).clamp(max=1)
         before = torch.where(self._cosine, before * falling, before)
         share = ((step - self._unplug) / (self.steps - self._unplug).clamp(min=1)).clamp(0, 1)
         after = torch.where(self._cosine_after, self._lr_after * 0.5 * (1 + (math.pi * share).cos()), self._lr_after)
+        after = torch.where(self._kept, before, after)
         unplugged = step >= self._unplug
         return torch.where(unplugged, after, before), torch.where(unplugged, self._wd_after, self._wd)
