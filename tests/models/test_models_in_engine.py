@@ -1,5 +1,7 @@
 """Every kind of model trains in the engine; what a module keeps beside its parameters is part of the run's state."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -68,6 +70,24 @@ def test_running_statistics_survive_a_checkpoint():
         second.step(step)
     for name, tensor in pack(whole.state).items():
         assert torch.equal(tensor, pack(second.state)[name]), name
+
+
+def test_a_sharpness_aware_arm_leaves_the_running_statistics_of_others_alone():
+    def trained(radius):
+        engine = engine_of(ModuleModel(factory=Normed, head="fc"), IMAGES, batch_size=32)
+        optimizers = [AdamW(lr=1e-2), AdamW(lr=1e-2, sam_radius=radius), AdamW(lr=1e-2)]
+        replicas = [replace(r, optimizer=o) for r, o in zip(engine.plan.replicas, optimizers, strict=True)]
+        engine = Engine(replace(engine.plan, replicas=replicas))
+        for step in range(5):
+            engine.step(step)
+        return pack(engine.state)
+
+    plain, beside = trained(0.0), trained(0.1)
+    assert not torch.equal(plain["flat"][1], beside["flat"][1])
+    for name, tensor in plain.items():
+        if name.startswith(("flat", "buffers/")):
+            assert torch.equal(tensor[::2], beside[name][::2]), name
+    assert (beside["buffers/norm.num_batches_tracked"] == 5).all()
 
 
 def test_measuring_moving_replicas_is_measuring_them_among_all():

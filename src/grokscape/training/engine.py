@@ -166,13 +166,21 @@ class Engine:
             objectives.append(objective.detach())
         return torch.cat(objectives), torch.cat(grads)
 
+    def _gradient_beside(self, flat: Tensor, step: int) -> Tensor:
+        """Gradient (R, P) at other parameters than the replicas' own; their running statistics stay as they are."""
+        before = {name: buffer.clone() for name, buffer in self.state.buffers.items()}
+        grad = self._gradient(flat, step)[1]
+        for name, buffer in before.items():
+            self.state.buffers[name].copy_(buffer)
+        return grad
+
     def step(self, step: int) -> None:
         """Train every live replica by one step; `step` counts from 0."""
         state = self.state
         objective, grad = self._gradient(state.flat, step)
         finite = objective.isfinite() & grad.sum(1).isfinite()
         if self._any_sam:
-            grad = sam_gradient(state.flat, grad, self._radius, lambda flat: self._gradient(flat, step)[1])
+            grad = sam_gradient(state.flat, grad, self._radius, lambda flat: self._gradient_beside(flat, step))
             finite &= grad.sum(1).isfinite()
         if self._any_orthogonal:
             grad = torch.where(self._orthogonal, orthogonal_gradient(state.flat, grad, self.layout), grad)
