@@ -78,7 +78,7 @@ def measure_at(name: str, snapshot: Snapshot, temperature: float = 1.0) -> Tenso
 
 
 class Gate:
-    """A snapshot with a gate in its gradients, closed for the replicas in which a clamp rests.
+    """A snapshot with a gate in its gradients, closed for the replicas in which a penalty rests.
 
     A penalty of zero has a slope of zero; but where its measure does not exist the chain rule makes 0 · ∞ of it.
 
@@ -105,9 +105,9 @@ class Gate:
         names = ("features", "logits", "weight", "bias")
         self.snapshot = replace(snapshot, **{name: gated(getattr(snapshot, name)) for name in names})
 
-    def __call__(self, penalty: Tensor) -> Tensor:
-        """Close the gate where the penalty (...) is zero; to be called on it before its backward pass."""
-        self._acts.append(penalty.detach() != 0)
+    def __call__(self, penalty: Tensor, acts: Tensor | None = None) -> Tensor:
+        """Close the gate where the penalty (...) is zero, or does not act; to be called before its backward pass."""
+        self._acts.append(penalty.detach() != 0 if acts is None else acts)
         return penalty
 
 

@@ -153,6 +153,32 @@ def test_a_relative_clamp_rests_until_its_moment_and_then_holds_a_multiple():
         torch.testing.assert_close(later.state.references["0.0"], value)
 
 
+def test_an_intervention_that_rests_leaves_its_replica_alone_whatever_it_would_be():
+    one_pair = torch.tensor([[0, 1], [0, 2]])
+    split = replace(SPLITS[0], train_inputs=one_pair, train_labels=torch.tensor([1, 2]))
+    later = Suppress("cdnv", strength=1e-3, start=40)
+    arms = {"baseline": (), "resting": (later,), "lost": (replace(later, start=0),), "short": ()}
+    plan = plan_of(arms)
+    plan = replace(plan, replicas=tuple(replace(r, split=split) for r in plan.replicas))
+    state = trained(plan, 10).state
+    assert state.alive.tolist() == [True] * 4 + [False] * 2 + [True] * 2
+    assert torch.equal(state.flat[2:4], state.flat[:2])
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-9, 1e-10])
+def test_normalising_in_one_arm_leaves_short_features_of_another_alone(scale):
+    def state_of(other):
+        engine = Engine(plan_of({"baseline": (), "other": other}, precision="float32"))
+        engine.layout.view(engine.state.flat)["first.weight"][:2].mul_(scale)
+        with torch.no_grad():
+            engine.step(0)
+        return engine.state
+
+    plain, beside = state_of(()), state_of((NormalizeFeatures(),))
+    assert beside.alive[:2].all()
+    assert torch.equal(beside.flat[:2], plain.flat[:2])
+
+
 def test_a_replica_that_diverges_is_frozen_and_the_others_go_on_untouched():
     calm = trained(plan_of({"baseline": (), "other": ARMS["promote"]}, precision="float32"))
     plan = plan_of({"baseline": (), "wild": (), "other": ARMS["promote"]}, precision="float32")

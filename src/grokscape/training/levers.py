@@ -115,9 +115,10 @@ class StackedPenalty:
     def __call__(self, snapshot: Snapshot, step: int, reference: Tensor | None) -> Tensor:
         """Penalty per replica of the block."""
         strength = self._strength * self._schedule.at(step)
-        if not self.is_clamp:
-            return linear_penalty(self.value(snapshot), strength)
         gate = Gate(snapshot)
+        if not self.is_clamp:
+            value = self.value(gate.snapshot)
+            return gate(linear_penalty(value, strength).where(strength != 0, 0), strength != 0)
         scale = 1.0 if reference is None else torch.where(self._relative, reference, torch.ones_like(reference))
         value = self.value(gate.snapshot)
         return gate(clamp_penalty(value, strength, self._low * scale, self._high * scale))
@@ -247,7 +248,9 @@ class Levers:
         radius = self._acting(self._normalise, step, torch.nan)
         if radius is not None:
             radius = radius[rows, None, None]
-            features = torch.where(radius.isnan(), features, normalize_features(features, radius.nan_to_num(1.0)))
+            rests = radius.isnan()  # ones there: slopes of very short features overflow, and 0 · ∞ is no number
+            normalised = normalize_features(features.masked_fill(rests, 1), radius.nan_to_num(1.0))
+            features = torch.where(rests, features, normalised)
         return features if self.gain is None else features * self.gain[rows, None, None]
 
     def penalty(
