@@ -8,8 +8,9 @@ import torch
 
 from grokscape.interventions import Clamp, NormalizeFeatures, Promote, Rescale, Suppress, Unplug, WeightCap
 from grokscape.models import QuadraticMLP, Transformer
+from grokscape.store import RunFolder
 from grokscape.testbeds import ModularArithmetic
-from grokscape.training import SGD, AdamW, Engine, Evaluation, OnsetRule, Plan, Replica
+from grokscape.training import SGD, AdamW, Engine, Evaluation, OnsetRule, Plan, Replica, Run
 
 MEASURES = ("relative_flatness", "cdnv", "nc1", "weight_norm")
 TASK = ModularArithmetic(operation="x+y", p=7, train_fraction=0.6)
@@ -151,6 +152,28 @@ def test_a_relative_clamp_rests_until_its_moment_and_then_holds_a_multiple():
         torch.testing.assert_close(baseline.state.flat, later.state.flat)
         value = later.measure(10)["train/cdnv"]
         torch.testing.assert_close(later.state.references["0.0"], value)
+
+
+def test_a_level_relative_to_a_step_is_taken_at_that_step_and_at_memorisation_when_it_is_noticed(tmp_path):
+    relative = {"step": 17, "memorisation": "memorisation"}
+    arms = {name: (Clamp("cdnv", at_least=0.1, relative_to=moment),) for name, moment in relative.items()}
+    plan = plan_of(arms, steps=60)
+    evaluation = Evaluation(measures=("cdnv",), steps=(0, 50), refine=4)
+    plan = replace(plan, evaluation=evaluation, onset=OnsetRule(train_threshold=0.4))
+    folder = RunFolder.create(tmp_path / "run", {"name": "test"})
+    run = Run(plan, folder)
+    run.execute()
+    frame = folder.trajectory()
+    for name in arms:
+        for seed in range(2):
+            rows = frame.filter((frame["arm"] == name) & (frame["seed"] == seed))
+            there = rows["step"] == 17 if name == "step" else rows["train/accuracy"] >= 0.4
+            first = rows.filter(there).sort("step").head(1)
+            assert len(first) == 1
+            assert first["step"].item() < 50
+            row = [*arms].index(name) * 2 + seed
+            taken = run._engine.state.references["0.0"][row].item()
+            assert taken == pytest.approx(first["train/cdnv"].item(), rel=1e-9), (name, seed)
 
 
 def test_an_intervention_that_rests_leaves_its_replica_alone_whatever_it_would_be():

@@ -227,25 +227,37 @@ class Engine:
         for chunk in self._measuring_chunks:
             values, train = self._measure(step, chunk.rows)
             self._note(values, torch.arange(chunk.rows.start, chunk.rows.stop, device=self.device))
-            self.levers.record_references(self.state.references, train, step, self.state.memorised, chunk)
+            self._take_levels(train, step, chunk, torch.ones_like(self.state.moving))
             parts.append(values)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     @torch.no_grad()
     def measure_moving(self, step: int) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """Extra measurements between two steps of the grid: rows of replicas whose accuracy is on the move, and values.
+        """Extra measurements between two steps of the grid: rows of the replicas that are due, and values.
 
-        A chunk is always measured whole and its moving replicas kept, so that values depend on no other replica.
+        Due are those whose accuracy is on the move, every `refine` steps, and those with a level relative to this step.
+        A chunk is always measured whole and its due replicas kept, so that values depend on no other replica.
         """
         refine = self.plan.evaluation.refine
-        if refine is None or step % refine:
+        refined = refine is not None and step % refine == 0
+        awaited = self.levers.awaited(step)
+        if not refined and awaited is None:
             return
+        chosen = torch.zeros_like(self.state.moving) if awaited is None else awaited & self.state.alive
+        chosen = chosen | self.state.moving if refined else chosen
         for chunk in self._training_chunks:
-            due = self.state.moving[chunk.rows].nonzero()[:, 0]
+            due = chosen[chunk.rows].nonzero()[:, 0]
             if len(due):
-                values = {name: column[due] for name, column in self._measure(step, chunk.rows)[0].items()}
+                values, train = self._measure(step, chunk.rows)
+                values = {name: column[due] for name, column in values.items()}
                 self._note(values, due + chunk.rows.start)
+                self._take_levels(train, step, chunk, chosen)
                 yield (due + chunk.rows.start).tolist(), values
+
+    def _take_levels(self, train: Snapshot, step: int, chunk: Chunk, measured: Tensor) -> None:
+        """Levels of a chunk's measured replicas, out of (R,), whose moment has come."""
+        state = self.state
+        self.levers.record_references(state.references, train, step, state.memorised, chunk, measured)
 
     def _note(self, values: dict[str, Tensor], rows: Tensor) -> None:
         """Keep in the state what the measured replicas, in `rows`, have reached."""

@@ -187,6 +187,12 @@ def cut(snapshot: Snapshot, blocks: Sequence[Block]) -> list[Snapshot]:
     ]
 
 
+def _awaited(arms: Sequence[Sequence[Intervention]], device: torch.device) -> dict[int, Tensor]:
+    """Step → the replicas (R,) with a level relative to it."""
+    steps = [{i.relative_to for i in arm if isinstance(i, Clamp) and isinstance(i.relative_to, int)} for arm in arms]
+    return {step: torch.tensor([step in mine for mine in steps], device=device) for step in set().union(*steps)}
+
+
 _Group = tuple[Tensor, _Schedule, Tensor]
 
 
@@ -209,6 +215,7 @@ class Levers:
         penalties = [penalty for block in self.blocks for penalty in block.penalties]
         self.needs_parameters = any("parameters" in MEASURES[p.measure].inputs for p in penalties)
         self._like = like
+        self._awaited = _awaited(arms, like.device)
         factors = [math.prod(i.factor for i in arm if isinstance(i, Rescale)) for arm in arms]
         gain = torch.tensor(factors, dtype=like.dtype, device=like.device)
         self.gain = None if bool((gain == 1).all()) else gain
@@ -276,6 +283,10 @@ class Levers:
             if cap is not None:
                 weight.mul_(cap_factor(weight, cap, norm))
 
+    def awaited(self, step: int) -> Tensor | None:
+        """Which replicas (R,) have a level relative to this very step; None if nobody has."""
+        return self._awaited.get(step)
+
     def empty_references(self) -> dict[str, Tensor]:
         """NaN for every level that waits for its moment, keyed by block and penalty."""
         return {
@@ -286,9 +297,18 @@ class Levers:
         }
 
     def record_references(
-        self, references: dict[str, Tensor], snapshot: Snapshot, step: int, memorised: Tensor, chunk: Chunk
+        self,
+        references: dict[str, Tensor],
+        snapshot: Snapshot,
+        step: int,
+        memorised: Tensor,
+        chunk: Chunk,
+        measured: Tensor,
     ) -> None:
-        """Fill in a chunk's references whose moment has come, from its training set's snapshot; `memorised` is (R,)."""
+        """Fill in references of a chunk's measured replicas whose moment has come, from its training set's snapshot.
+
+        Which replicas have memorised, and which are `measured`, are (R,).
+        """
         blocks = self.blocks[chunk.first : chunk.last]
         for key, reference in references.items():
             b, k = map(int, key.split("."))
@@ -300,7 +320,7 @@ class Levers:
                 bool(memorised[block.start + i]) if moment == "memorisation" else moment is not None and step >= moment
                 for i, moment in enumerate(penalty.relative_to)
             ]
-            fresh = torch.tensor(due, device=reference.device) & reference.isnan()
+            fresh = torch.tensor(due, device=reference.device) & measured[block.start : block.stop] & reference.isnan()
             if fresh.any():
                 value = penalty.value(cut(snapshot, blocks)[b - chunk.first])
                 references[key] = torch.where(fresh, value, reference)
