@@ -152,6 +152,41 @@ def test_running_statistics_belong_to_their_replica():
         network.features(alone, inputs[1:])
 
 
+class Following(Plain):
+    """Keeps a running mean in a new tensor at every step."""
+
+    def __init__(self, cold=False):
+        super().__init__()
+        self.cold = cold
+        self.register_buffer("mean", torch.zeros(12))
+
+    def forward(self, x):
+        hidden = self.body(x)
+        if self.cold and hidden.sum() > 1e9:
+            hidden = hidden * 0
+        if self.training:
+            self.mean = 0.5 * self.mean + 0.5 * hidden.mean(0)
+        return self.fc(hidden - self.mean)
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_buffer_that_a_module_replaces_goes_on_from_step_to_step(cold):
+    network = network_of(Following, Digits(), cold=cold)
+    assert network.batched is not cold
+    parameters, inputs = stacked(network, 2), batch(Digits(), 2)
+    buffers = network.prepare(2, torch.device("cpu"), torch.float64)
+    modules = [Following(cold).double() for _ in range(2)]
+    for r, module in enumerate(modules):
+        module.load_state_dict({name: value[r] for name, value in parameters.items()}, strict=False)
+    for _ in range(3):
+        with network.working_on():
+            network.features(parameters, inputs)
+        for module, one in zip(modules, inputs, strict=True):
+            module(one)
+    torch.testing.assert_close(buffers["mean"], torch.stack([module.mean.detach() for module in modules]))
+    assert not buffers["mean"].requires_grad
+
+
 def test_the_seed_and_nothing_else_decides_the_initialisation():
     network = network_of(Plain, VECTORS)
     torch.manual_seed(1)

@@ -112,12 +112,21 @@ class ModuleNetwork(Network):
     def _one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
         """What enters the head of one replica, (N, d)."""
         seen: list[Tensor] = []
+
+        def keep_buffers(*_: object) -> None:
+            """A module may put a new tensor in a buffer's place instead of writing into it."""
+            for name, buffer in self._module.named_buffers():
+                if buffer is not buffers[name]:
+                    buffers[name].copy_(buffer.detach())
+
         handle = self._head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+        kept = self._module.register_forward_hook(keep_buffers)
         try:
             with sdpa_kernel(SDPBackend.MATH):  # fused attention can neither be batched nor differentiated twice
                 functional_call(self._module, (parameters, buffers), (inputs,))
         finally:
             handle.remove()
+            kept.remove()
         if not seen:
             raise ValueError("expected the module's forward pass to call its head, but it never did")
         return seen[-1]
