@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from grokscape.testbeds.splits import shuffled
+from grokscape.testbeds.splits import split_by_index
 from grokscape.testbeds.texts import PADDING, words_as_tokens
 from grokscape.testbeds.types import InputSpec, Split
 
@@ -71,11 +71,9 @@ class Sentiment(BaseModel):
         generator = torch.Generator().manual_seed(seed)
         texts, scores = reviews(self.train_samples + self.test_samples, generator)
         scores = scores + self.noise * torch.randn(len(scores), generator=generator)
-        labels = grades(scores)
-        if self.random_labels:
-            labels = shuffled(labels, seed)
         tokens, k = words_as_tokens(texts, TOKENS, LENGTH), self.train_samples
-        return Split(tokens[:k], labels[:k], tokens[k:], labels[k:], self.input_spec, self.num_classes)
+        train, test = torch.arange(k), torch.arange(k, len(tokens))
+        return split_by_index(tokens, grades(scores), train, test, seed, self)
 
 
 def grades(scores: Tensor) -> Tensor:

@@ -48,10 +48,11 @@ def split_by_fraction(inputs: Tensor, labels: Tensor, fraction: float, seed: int
 
 
 def split_by_index(inputs: Tensor, labels: Tensor, train: Tensor, test: Tensor, seed: int, task: Described) -> Split:
-    """The split with the given sample numbers; labels are shuffled first if the task asks for random ones."""
+    """The split with the given sample numbers; if the task asks for random labels, each side's own are shuffled."""
+    train_labels, test_labels = labels[train], labels[test]
     if task.random_labels:
-        labels = shuffled(labels, seed)
-    return Split(inputs[train], labels[train], inputs[test], labels[test], task.input_spec, task.num_classes)
+        train_labels, test_labels = shuffled(train_labels, seed), shuffled(test_labels, seed + 1)
+    return Split(inputs[train], train_labels, inputs[test], test_labels, task.input_spec, task.num_classes)
 
 
 def shuffled(labels: Tensor, seed: int) -> Tensor:
