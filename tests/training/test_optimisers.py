@@ -100,6 +100,14 @@ def test_sam_takes_the_gradient_at_the_edge_of_its_ball():
     torch.testing.assert_close(result, torch.tensor([[2 * 3.3, 2 * 4.4], [2.0, 0.0]]))
 
 
+def test_the_orthogonal_gradient_of_a_single_number_is_zero_and_no_rounding_error():
+    generator = torch.Generator().manual_seed(0)
+    flat, grad = (torch.randn(50, 3, generator=generator) for _ in range(2))
+    result = orthogonal_gradient(flat, grad, Layout({"one": (1,), "two": (2,)}))
+    assert not result[:, 0].any()
+    assert result[:, 1:].all()
+
+
 def test_rates_warm_up_fall_along_a_cosine_and_jump_when_unplugged():
     optimizers = [
         AdamW(lr=0.1, weight_decay=1.0, warmup=10),

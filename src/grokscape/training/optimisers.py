@@ -116,7 +116,10 @@ class Layout:
 
 
 def orthogonal_gradient(flat: Tensor, grad: Tensor, layout: Layout) -> Tensor:
-    """Each parameter's gradient without its component along the parameter, at its former length; (R, P)."""
+    """Each parameter's gradient without its component along the parameter, at its former length; (R, P).
+
+    Zero where nothing but rounding is left, as of a parameter of one number.
+    """
     pieces = []
     for weight, gradient in zip(flat.split(layout.sizes, 1), grad.split(layout.sizes, 1), strict=True):
         square = (weight * weight).sum(1, keepdim=True)
@@ -124,7 +127,7 @@ def orthogonal_gradient(flat: Tensor, grad: Tensor, layout: Layout) -> Tensor:
         rest = gradient - along * weight
         size = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
         length = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-        pieces.append(rest * torch.where(size > 0, length / size, torch.ones_like(size)))
+        pieces.append(rest * torch.where(size > 4 * torch.finfo(size.dtype).eps * length, length / size, 0))
     return torch.cat(pieces, 1)
 
 
