@@ -9,6 +9,7 @@ import torch
 from grokscape.interventions import Clamp, NormalizeFeatures, Promote, Rescale, Suppress, Unplug, WeightCap
 from grokscape.models import QuadraticMLP, Transformer
 from grokscape.store import RunFolder
+from grokscape.studies import Arm
 from grokscape.testbeds import ModularArithmetic
 from grokscape.training import SGD, AdamW, Engine, Evaluation, OnsetRule, Plan, Replica, Run
 
@@ -142,6 +143,24 @@ def test_rescaling_leaves_the_function_and_relative_flatness_but_not_the_norm_of
         torch.testing.assert_close(values[name][2:], values[name][:2])
     head = engine.layout.view(engine.state.flat)[engine.network.head[0]]
     torch.testing.assert_close(head[2:] * 3, head[:2])
+
+
+def test_rescaling_a_head_that_is_used_elsewhere_is_refused():
+    with pytest.raises(ValueError, match="divides the head's weight 'embedding', but this network uses it before"):
+        plan_of({"rescaled": (Rescale(3.0),)}, model=Transformer(layers=1, heads=1, width=8, tied=True))
+
+
+@pytest.mark.parametrize(
+    ("twice", "what"),
+    [
+        ((WeightCap(1.0), WeightCap(2.0)), "WeightCap of the frobenius norm"),
+        ((NormalizeFeatures(until=3), NormalizeFeatures(start=3)), "NormalizeFeatures"),
+    ],
+)
+def test_an_arm_with_two_of_what_can_be_there_once_is_refused_when_it_is_written(twice, what):
+    with pytest.raises(ValueError, match=f"expected at most one {what} in an arm, got several; keep the one"):
+        Arm(name="twice", interventions=twice)
+    Arm(name="both norms", interventions=(WeightCap(1.0), WeightCap(2.0, norm="spectral")))
 
 
 def test_a_relative_clamp_rests_until_its_moment_and_then_holds_a_multiple():

@@ -12,7 +12,7 @@ from grokscape.models import Model
 from grokscape.testbeds import Task
 from grokscape.training import Evaluation, OnsetRule, Optimizer
 from grokscape.training.columns import column_table
-from grokscape.training.levers import unplug_of
+from grokscape.training.levers import check_together
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 DEFAULT_MEASURES = (
@@ -63,8 +63,8 @@ class Arm(BaseModel):
     testbed: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _one_unplug(self) -> "Arm":
-        unplug_of(self.interventions)
+    def _go_together(self) -> "Arm":
+        check_together(self.interventions)
         return self
 
     @property

@@ -37,6 +37,20 @@ def unplug_of(interventions: Sequence[Intervention]) -> Unplug | None:
     return found[0] if found else None
 
 
+def check_together(interventions: Sequence[Intervention]) -> None:
+    """Refuse an arm with several interventions of a kind that can act only once.
+
+    Raises:
+        ValueError: several Unplug, NormalizeFeatures, or WeightCap of one norm.
+    """
+    unplug_of(interventions)
+    once = [(type(i).__name__, getattr(i, "norm", "")) for i in interventions]
+    for kind, norm in once:
+        if kind in ("NormalizeFeatures", "WeightCap") and once.count((kind, norm)) > 1:
+            which = f"{kind} of the {norm} norm" if norm else kind
+            raise ValueError(f"expected at most one {which} in an arm, got several; keep the one that should act")
+
+
 def ended(interventions: Sequence[Intervention]) -> tuple[Intervention, ...]:
     """Interventions other than Unplug, each ending no later than it."""
     unplug = unplug_of(interventions)
@@ -209,6 +223,8 @@ class Levers:
     """
 
     def __init__(self, arms: Sequence[Sequence[Intervention]], like: Tensor, most: int) -> None:
+        for arm in set(arms):
+            check_together(arm)
         arms = [ended(arm) for arm in arms]
         self.replicas = len(arms)
         self.blocks = _blocks(arms, like, most)
@@ -234,8 +250,6 @@ class Levers:
         found = [intervention for mine in arms for intervention in mine]
         if not found:
             return None
-        if len(set(owners)) < len(owners):
-            raise ValueError(f"expected at most one {type(found[0]).__name__} of a kind in an arm, got several")
         values = torch.tensor([getattr(i, field) for i in found], dtype=self._like.dtype, device=self._like.device)
         return torch.tensor(owners, device=self._like.device), _Schedule(found, self._like), values
 

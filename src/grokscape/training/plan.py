@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from grokscape.interventions import Intervention
+from grokscape.interventions import Intervention, Rescale
 from grokscape.models import Network
 from grokscape.testbeds import Split
 from grokscape.training.optimisers import SGD, AdamW
@@ -137,3 +138,23 @@ class Plan:
         train = sizes.pop()[0]
         if self.batch_size is not None and not 1 <= self.batch_size <= train:
             raise ValueError(f"expected 1 ≤ batch_size ≤ {train} training samples, got {self.batch_size}")
+        if any(isinstance(i, Rescale) for r in self.replicas for i in r.interventions):
+            _check_head_is_nothing_else(self.network, self.replicas[0].split)
+
+
+@torch.no_grad()
+def _check_head_is_nothing_else(network: Network, split: Split) -> None:
+    """Refuse to rescale a head whose weight the features depend on: that would be another function."""
+    parameters = {name: value[None] for name, value in network.init(torch.Generator().manual_seed(0)).items()}
+    inputs = split.train_inputs[:4]
+    inputs = (inputs if split.transform is None else split.transform.inputs(inputs, torch.float32))[None]
+    network.prepare(1, torch.device("cpu"), torch.float32)
+    with network.working_on(training=False):
+        before = network.features(parameters, inputs)
+        parameters[network.head[0]] = parameters[network.head[0]] / 2
+        after = network.features(parameters, inputs)
+    if not torch.equal(before, after):
+        raise ValueError(
+            f"Rescale divides the head's weight {network.head[0]!r}, but this network uses it before the head too, so "
+            f"its function would change; use a head with a weight of its own (tied=False), or leave Rescale out"
+        )
