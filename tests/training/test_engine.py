@@ -10,8 +10,9 @@ from grokscape.interventions import Clamp, NormalizeFeatures, Promote, Rescale, 
 from grokscape.models import QuadraticMLP, Transformer
 from grokscape.store import RunFolder
 from grokscape.studies import Arm
-from grokscape.testbeds import ModularArithmetic
+from grokscape.testbeds import ModularArithmetic, TensorTask
 from grokscape.training import SGD, AdamW, Engine, Evaluation, OnsetRule, Plan, Replica, Run
+from grokscape.training.batches import Batches
 
 MEASURES = ("relative_flatness", "cdnv", "nc1", "weight_norm")
 TASK = ModularArithmetic(operation="x+y", p=7, train_fraction=0.6)
@@ -161,6 +162,18 @@ def test_an_arm_with_two_of_what_can_be_there_once_is_refused_when_it_is_written
     with pytest.raises(ValueError, match=f"expected at most one {what} in an arm, got several; keep the one"):
         Arm(name="twice", interventions=twice)
     Arm(name="both norms", interventions=(WeightCap(1.0), WeightCap(2.0, norm="spectral")))
+
+
+def test_some_samples_of_sorted_data_are_of_all_classes():
+    labels = torch.arange(10).repeat_interleave(100)
+    task = TensorTask(inputs=torch.randn(1000, 3), labels=labels, test_inputs=torch.randn(1000, 3), test_labels=labels)
+    replica = Replica("baseline", 0, 0, 0, task.split(0), (), AdamW())
+    batches = Batches([replica], None, torch.device("cpu"), torch.float32)
+    for side in ("train", "test"):
+        inputs, some = batches.all(side, slice(0, 1), 100)
+        assert len(some[0].unique()) == 10
+        assert inputs.shape == (1, 100, 3)
+    assert torch.equal(batches.all("train", slice(0, 1), 1000)[1][0], labels)
 
 
 def test_a_relative_clamp_rests_until_its_moment_and_then_holds_a_multiple():

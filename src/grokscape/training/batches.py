@@ -26,6 +26,11 @@ def _unique(splits: Sequence[Split]) -> tuple[list[Split], list[int]]:
     return kept, [seen[id(split)] for split in splits]
 
 
+def _some(count: int, limit: int) -> Tensor:
+    """Which samples stand for all, always the same: the first ones would be of few classes where data are sorted."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:limit].sort().values
+
+
 class Batches:
     """Inputs and labels for R replicas.
 
@@ -58,12 +63,16 @@ class Batches:
         self._kept: dict[tuple[str, int, int, int | None], tuple[Tensor, Tensor]] = {}
 
     def all(self, side: Literal["train", "test"], rows: slice, limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """All samples of one side, or the first `limit`, for the replicas in `rows`; (r, N, …) and (r, N)."""
+        """All samples of one side, or some `limit` of them, for the replicas in `rows`; (r, N, …) and (r, N)."""
         key = (side, rows.start, rows.stop, limit)
         if key not in self._kept:
             inputs, labels = self._train if side == "train" else self._test
             owner = self._owner[rows]
-            found = inputs[owner, :limit], labels[owner, :limit]
+            if limit is None or limit >= labels.shape[1]:
+                found = inputs[owner], labels[owner]
+            else:
+                chosen = _some(labels.shape[1], limit).to(self.device)
+                found = inputs[owner[:, None], chosen], labels[owner[:, None], chosen]
             if found[0].numel() > _KEEP:
                 return found
             self._kept[key] = found

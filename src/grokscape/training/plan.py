@@ -44,7 +44,7 @@ class Evaluation(BaseModel):
         steps: listed steps instead.
         every: further measurements at least this often (in steps), for long runs on a log grid; None for none.
         refine: spacing of extra measurements of a replica whose train or test accuracy is on the move; None for none.
-        max_samples: at most this many train and test samples are used (the first of the split); None for all.
+        max_samples: at most this many train and test samples are used (always the same ones); None for all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
