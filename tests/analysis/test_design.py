@@ -44,6 +44,12 @@ def test_goal_follows_from_the_measure_s_direction(intervention, goal, sign):
     assert (aim.goal, aim.sign) == (goal, sign)
 
 
+def test_a_factor_of_the_value_at_step_0_is_no_level():
+    for moment in (0, 500, "memorisation"):
+        aim = arm({"kind": "clamp", "measure": "cdnv", "at_least": 0.9, "relative_to": moment}).aims[0]
+        assert aim.relative_to is not None, moment
+
+
 def test_unplug_ends_the_arm_s_interventions():
     both = arm(clamp("cdnv", 1.2), clamp("loss", 0.1, until=300), {"kind": "unplug", "step": 500})
     assert [aim.until for aim in both.aims] == [500, 300]

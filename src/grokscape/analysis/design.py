@@ -202,4 +202,4 @@ def _aim(one: Mapping[str, Any], siblings: list[Mapping[str, Any]], columns: Map
             if end is not None]
     relative = one.get("relative_to")
     return Aim(column, about["measure"], about["property"], goal, sign, at_least, at_most, float(one.get("start") or 0),
-               float(min(ends)) if ends else None, column_of(str(relative), columns) if relative else None)
+               float(min(ends)) if ends else None, None if relative is None else column_of(str(relative), columns))
