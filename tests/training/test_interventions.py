@@ -16,10 +16,10 @@ from grokscape.interventions import (
     Suppress,
     Unplug,
     WeightCap,
-    clamp_penalty,
     describe,
 )
 from grokscape.measures import MEASURES, MeasureWarning, Snapshot
+from grokscape.penalties import clamp_penalty
 
 EXAMPLES = (
     Promote("cdnv", strength=1e-3, ramp=10),

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from grokscape.interventions import (
     Clamp,
-    Gate,
     Intervention,
     NormalizeFeatures,
     Penalty,
@@ -19,6 +18,10 @@ from grokscape.interventions import (
     Suppress,
     Unplug,
     WeightCap,
+)
+from grokscape.measures import MEASURES, Snapshot
+from grokscape.penalties import (
+    Gate,
     cap_factor,
     clamp_penalty,
     linear_penalty,
@@ -26,7 +29,6 @@ from grokscape.interventions import (
     normalize_features,
     schedule_gate,
 )
-from grokscape.measures import MEASURES, Snapshot
 
 
 def unplug_of(interventions: Sequence[Intervention]) -> Unplug | None:
