@@ -26,3 +26,5 @@ def test_flatness_held_back_blocks_generalisation_and_collapse_held_back_does_no
     assert weak["memorised"] == weak["generalised"] == 3
     assert weak["final_accuracy"] > 0.98
     assert arms["flatness-promoted"]["delay"] < arms["baseline"]["delay"]
+    assert arms["loss-held"]["generalised"] == 3
+    assert arms["loss-held"]["delay"] < arms["baseline"]["delay"]

@@ -67,7 +67,7 @@ def _quickstart() -> StudySpec:
         description=(
             "Quadratic MLP on x + y mod 31, half of the 961 pairs for training, 8 arms × 8 paired seeds in one batched "
             "run; under 2 minutes on 2 CPU cores. Flatness and collapse are each promoted and held back at two doses; "
-            "a last arm holds the training loss up, as a control. A dozen more hands are in `necessity`."
+            "a last arm brings κ to the higher dose by another hand, the training loss. `necessity` has a dozen more."
         ),
         arms=(
             BASELINE,
@@ -77,7 +77,7 @@ def _quickstart() -> StudySpec:
             _promoted("collapse-promoted", "Collapse promoted", "cdnv"),
             _held("collapse-held", "Collapse held back, CDNV", "cdnv", 1.2),
             _held("collapse-held", "Collapse held back, CDNV", "cdnv", 1.6),
-            _loss_held(2e-2, "loss-held", "Training loss held up"),
+            _loss_held(1e-1, "loss-held", "Training loss held ≥ 0.1", strength=1.0),
         ),
         **_quick_testbed(),
     )
