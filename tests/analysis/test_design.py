@@ -44,10 +44,10 @@ def test_goal_follows_from_the_measure_s_direction(intervention, goal, sign):
     assert (aim.goal, aim.sign) == (goal, sign)
 
 
-def test_a_factor_of_the_value_at_step_0_is_no_level():
+def test_a_level_may_be_a_factor_of_the_value_at_a_moment():
     for moment in (0, 500, "memorisation"):
         aim = arm({"kind": "clamp", "measure": "cdnv", "at_least": 0.9, "relative_to": moment}).aims[0]
-        assert aim.relative_to is not None, moment
+        assert aim.relative_to == moment
 
 
 def test_unplug_ends_the_arm_s_interventions():

@@ -254,3 +254,21 @@ def test_verdicts_are_wrong_at_their_level_at_most(factor):
         assert wrong["not necessary"] / draws <= allowed
     else:
         assert wrong["not necessary"] / draws > 0.5
+
+
+@pytest.mark.parametrize("moment", ["memorisation", 60])
+@pytest.mark.parametrize(("share", "state"), [(0.8, "held"), (0.2, "not held")])
+def test_a_level_relative_to_a_moment_is_checked_against_each_run_s_own_value(moment, share, state):
+    """κ is kept at a share of what it was at the moment, seed by seed."""
+    def kept(frame):
+        start = pl.col("train/relative_flatness").filter(pl.col("step") >= 60).first().over("replica", order_by="step")
+        held = (pl.col("arm") == "a") & (pl.col("step") > 60)
+        level = pl.when(held).then(start * share).otherwise(pl.col("train/relative_flatness"))
+        return frame.with_columns(level.alias("train/relative_flatness"))
+    a = ArmTruth("a", interventions=[clamp(FLAT, 0.8, relative_to=moment)])
+    made = synthetic.study([BASELINE, a])
+    found = {item.id: item for item in findings_of(Record.of(kept(made.frame), made.spec, made.columns, made.status))}
+    assert found["manipulation/a"].data["state"] == state
+    when = moment if isinstance(moment, str) else f"step {moment}"
+    assert f"held ≥ 0.8 × its value at {when}, settled at {share:.2g}" in found["manipulation/a"].statement
+    assert found["necessity/flatness"].verdict == ("not necessary" if state == "held" else "inconclusive")

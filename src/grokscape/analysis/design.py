@@ -99,7 +99,7 @@ class Aim:
         at_most: level above which it must not rise, if any.
         start: first step at which it acts.
         until: step from which it no longer acts, if any.
-        relative_to: column that the level is a multiple of, if any.
+        relative_to: moment at which each run's own value is the unit of the level, "memorisation" or a step, if any.
     """
 
     column: str
@@ -111,7 +111,7 @@ class Aim:
     at_most: float | None = None
     start: float = 0.0
     until: float | None = None
-    relative_to: str | None = None
+    relative_to: str | int | None = None
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,5 @@ def _aim(one: Mapping[str, Any], siblings: list[Mapping[str, Any]], columns: Map
     goal: Goal = "other" if sign * toward == 0 else "promote" if sign == toward else "block"
     ends = [end for end in (one.get("until"), *(other.get("step") for other in siblings if other["kind"] == "unplug"))
             if end is not None]
-    relative = one.get("relative_to")
     return Aim(column, about["measure"], about["property"], goal, sign, at_least, at_most, float(one.get("start") or 0),
-               float(min(ends)) if ends else None, None if relative is None else column_of(str(relative), columns))
+               float(min(ends)) if ends else None, one.get("relative_to"))

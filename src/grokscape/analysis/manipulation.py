@@ -47,7 +47,7 @@ class Check:
         return not self.reasons
 
 
-def settled(record: Record, column: str, relative_to: str | None = None) -> Array:
+def settled(record: Record, column: str, relative_to: str | int | None = None) -> Array:
     """Level at which a measure settled, per replica, (R,).
 
     Median (on a log scale) over the evaluations from generalisation, or from memorisation if it never generalised, to
@@ -63,7 +63,7 @@ def settled(record: Record, column: str, relative_to: str | None = None) -> Arra
     return record.settled[key]
 
 
-def at_memorisation(record: Record, column: str, relative_to: str | None = None) -> Array:
+def at_memorisation(record: Record, column: str, relative_to: str | int | None = None) -> Array:
     """Value of a measure at memorisation (first measurement from then on), per replica, (R,)."""
     values = record.series(column, relative_to)
     allowed = record.window(record.moment("memorised"), np.full(len(values), np.nan)) & ~np.isnan(values)
@@ -251,7 +251,8 @@ def _goal(aim: Aim) -> str:
              f" held ≤ {aim.at_most:g}" if aim.at_most is not None else ""]
     if not any(parts) and aim.goal in ("block", "promote"):
         parts = [" (suppressed)" if aim.goal == "block" else " (promoted)"]
-    return "".join(parts) + (f" × {aim.relative_to}" if aim.relative_to else "")
+    moment = aim.relative_to if isinstance(aim.relative_to, str) else f"step {aim.relative_to}"
+    return "".join(parts) + (f" × its value at {moment}," if aim.relative_to is not None else "")
 
 
 def _number(value: float) -> str:

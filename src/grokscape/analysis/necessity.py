@@ -87,7 +87,7 @@ def targets(record: Record, *goals: str) -> list[Target]:
     for arm in record.arms:
         if arm.role == "manipulation":
             for aim in arm.aims:
-                if aim.goal in goals and aim.relative_to is None:
+                if aim.goal in goals:
                     key = (aim.property, aim.measure, aim.column)
                     count[key] = count.get(key, 0) + 1
     primary: dict[str, str] = dict(record.rules.primary)

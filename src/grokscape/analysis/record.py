@@ -91,17 +91,22 @@ class Record:
                 if about["property"] != "fit" and about["measure"] not in _OF_THEORY
                 and self.panel.frame[name].is_not_nan().fill_null(False).any()]
 
-    def series(self, column: str, relative_to: str | None = None) -> Array:
-        """Values of a column, or of its ratio to another, (R, T)."""
+    def series(self, column: str, relative_to: str | int | None = None) -> Array:
+        """Values of a column, (R, T), or multiples of each run's own value at a moment: NaN before it.
+
+        Memorisation is here the first evaluation at its threshold, which is when training notices it.
+        """
         if column not in self.panel:
             return np.full(self.panel.steps.shape, np.nan)
         values = self.panel[column]
         if relative_to is None:
             return values
-        if relative_to not in self.panel:
-            return np.full(self.panel.steps.shape, np.nan)
+        moment = self.moment("memorised_first") if relative_to == "memorisation" else np.full(len(values), relative_to)
+        since = self.window(moment.astype(float), np.full(len(values), np.nan))
+        known = since & ~np.isnan(values)
+        first = known.argmax(axis=1)[:, None] if known.shape[1] else np.zeros((len(values), 0), dtype=int)
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = values / self.panel[relative_to]
+            ratio = np.where(known, values, np.nan) / np.take_along_axis(values, first, axis=1)
         return np.where(np.isfinite(ratio), ratio, np.nan)
 
     def column(self, measure: str) -> str:
