@@ -1,6 +1,7 @@
-"""Formulas of the paper written out once more, sharing nothing with the library."""
+"""Formulas of the paper written out once more, sharing nothing with the library; and a batch."""
 
 import pytest
+import torch
 import torch.nn.functional as F
 
 
@@ -18,3 +19,9 @@ def bound():
 @pytest.fixture
 def cross_entropy():
     return F.cross_entropy
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(24, 4, generator=generator), torch.arange(24) % 3

@@ -1,0 +1,162 @@
+"""The probe on heads that are more than a plain linear layer, and labels that are none."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import grokscape as gs
+from probed import LowRank, Net, gradients, net
+
+
+class LowRankLinear(nn.Linear):
+    """A low-rank update written as a subclass, which merges itself into the weight for evaluation."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.update = nn.Parameter(torch.randn(outputs, inputs))
+        self.merged = False
+
+    def train(self, mode: bool = True):
+        if self.merged == mode:
+            self.weight.data += -self.update if mode else self.update
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, x):
+        return F.linear(x, self.weight if self.merged else self.weight + self.update, self.bias)
+
+
+class Cosine(nn.Linear):
+    def forward(self, x):
+        return 10 * F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
+
+
+def test_a_subclass_of_linear_counts_with_what_it_computes(data):
+    model, (x, y) = net(), data
+    model.fc = LowRankLinear(8, 3)
+    with gs.Probe(model) as probe:
+        logits = model(x)
+        seen = probe.snapshot(y)
+    torch.testing.assert_close(seen.weight, model.fc.weight + model.fc.update)
+    torch.testing.assert_close(seen.features @ seen.weight.T + seen.bias, logits)
+    (slope,) = gradients(seen.weight.sum(), model.fc)[2:]
+    assert torch.equal(slope, torch.ones(3, 8))
+
+
+def test_measuring_leaves_an_adapter_unmerged(data):
+    model = net()
+    model.fc = LowRankLinear(8, 3)
+    before = model.fc.weight.clone()
+    gs.measure(model, data, measures=["cdnv"])
+    gs.layer_flatness(model, data, ["fc"], probes=1)
+    assert (model.fc.merged, model.fc.training) == (False, True)
+    assert torch.equal(model.fc.weight, before)
+
+
+def made_cosine(model):
+    model.fc = Cosine(8, 3, bias=False)
+
+
+def hooked(model):
+    model.fc.register_forward_hook(lambda module, inputs, output: 5 * output)
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    (made_cosine, r"the head 'fc' \(Cosine\) does not return W φ \+ b for any weight"),
+    (hooked, r"the head 'fc' \(Linear\) does not return .* \(a forward hook"),
+])
+def test_a_head_that_is_linear_by_name_only(data, change, text):
+    model, (x, y) = net(), data
+    change(model)
+    with gs.Probe(model) as probe:
+        model(x)
+        with pytest.raises(ValueError, match=text):
+            probe.snapshot(y)
+
+
+def test_looking_at_a_spectral_norm_takes_no_step_of_its_iteration(data):
+    model, (x, y) = net(), data
+    nn.utils.parametrizations.spectral_norm(model.fc)
+    with gs.Probe(model) as probe:
+        logits = model(x)
+        before = {name: value.clone() for name, value in model.named_buffers()}
+        seen = probe.snapshot(y)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+    torch.testing.assert_close(seen.features @ seen.weight.T + seen.bias, logits)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_adapter_in_half_precision(data, whole):
+    x, y = data
+    model = nn.Sequential(nn.Linear(4, 256), nn.ReLU(), LowRank(nn.Linear(256, 3)))
+    model, x = (model.bfloat16(), x.bfloat16()) if whole else (model, x)
+    with gs.Probe(model) as probe:
+        with torch.autocast("cpu", torch.bfloat16, enabled=not whole):
+            model(x)
+        assert probe.snapshot(y).logits.dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_measuring_a_compiled_model_that_is_being_probed(data):
+    model, (x, y) = net().eval(), data
+    compiled = torch.compile(model, backend="eager")
+    with gs.Probe(compiled, transform=lambda features: F.normalize(features, dim=-1)) as probe:
+        compiled(x)
+        assert gs.measure(compiled, (x, y))["rnc1_max"] == pytest.approx(gs.measure(compiled, (x, y))["rnc1"], rel=1e-5)
+        probe.transform = None
+        logits = compiled(x)
+        assert torch.equal(probe.snapshot(y).logits, logits)
+    assert type(model.fc) is nn.Linear
+    assert not any(name.startswith("_probe") for name in vars(model.fc))
+
+
+@pytest.mark.parametrize(("labels", "error", "text"), [
+    (lambda y: y / 2, TypeError, r"labels must be class indices \(int64\), got torch.float32"),
+    (lambda y: y + 1, ValueError, "labels must lie in 0 … 2, got 1 … 3"),
+    (lambda y: y - 1, ValueError, "labels must lie in 0 … 2, got -1 … 1"),
+])
+def test_labels_that_are_no_classes(data, labels, error, text):
+    model, (x, y) = net(), data
+    with gs.Probe(model) as probe:
+        model(x)
+        with pytest.raises(error, match=text):
+            probe.snapshot(labels(y))
+    with pytest.raises(error, match=text):
+        gs.measure(model, (x, labels(y)))
+
+
+def test_narrow_integers_are_labels_too(data):
+    model, (x, y) = net().eval(), data
+    assert dict(gs.measure(model, (x, y.to(torch.uint8)))) == dict(gs.measure(model, (x, y)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_compiled_head_used_twice(data):
+    class Twice(Net):
+        def forward(self, x):
+            return self.fc(self.body(x)) + self.fc(self.body(-x))
+
+    model, (x, y) = Twice().eval(), data
+    compiled = torch.compile(model, backend="eager")
+    with gs.Probe(compiled) as probe:
+        compiled(x)
+        with pytest.raises(RuntimeError, match="called 2 times"):
+            probe.snapshot(y)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_head_that_is_called_by_name(data, compiled):
+    class Named(Net):
+        def forward(self, x):
+            return self.fc(input=self.body(x))
+
+    model, (x, y) = Named().eval(), data
+    model = torch.compile(model, backend="eager") if compiled else model
+    with gs.Probe(model, transform=lambda features: 2 * features) as probe:
+        logits = model(x)
+        seen = probe.snapshot(y)
+    torch.testing.assert_close(seen.features @ seen.weight.T + seen.bias, logits)
+    probe.transform = None
+    torch.testing.assert_close(model(x), seen.features / 2 @ seen.weight.T + seen.bias)
