@@ -39,6 +39,14 @@ def stop_at(*steps):
     return lambda: next(count) in steps
 
 
+def interrupted(path, spec, step):
+    """A run that was stopped at a step."""
+    folder = RunFolder.create(path, spec.model_dump(mode="json"))
+    with pytest.raises(Interrupted):
+        train(spec, folder, stop=stop_at(step))
+    return folder
+
+
 def run_whole(path, spec, **options):
     folder = RunFolder.create(path, spec.model_dump(mode="json"))
     train(spec, folder, **options)
@@ -150,9 +158,7 @@ def test_a_damaged_newest_checkpoint_costs_only_the_work_since_the_one_before(tm
 def test_without_any_whole_checkpoint_a_run_begins_again(tmp_path):
     spec = tiny.spec()
     whole = run_whole(tmp_path / "whole", spec)
-    folder = RunFolder.create(tmp_path / "run", spec.model_dump(mode="json"))
-    with pytest.raises(Interrupted):
-        train(spec, folder, stop=stop_at(15))
+    folder = interrupted(tmp_path / "run", spec, 15)
     flipped(next((folder.path / "checkpoints").glob("*.safetensors")))
     with pytest.warns(UserWarning, match="SHA-256"):
         train(spec, folder)
@@ -161,9 +167,7 @@ def test_without_any_whole_checkpoint_a_run_begins_again(tmp_path):
 
 def test_parts_missing_from_the_trajectory_are_noticed(tmp_path):
     spec = tiny.spec()
-    folder = RunFolder.create(tmp_path / "run", spec.model_dump(mode="json"))
-    with pytest.raises(Interrupted):
-        train(spec, folder, stop=stop_at(15))
+    folder = interrupted(tmp_path / "run", spec, 15)
     folder.parts()[0].unlink()
     with pytest.warns(UserWarning, match="expects 1 parts of the trajectory, got 0"):
         train(spec, folder)
@@ -173,9 +177,7 @@ def test_parts_missing_from_the_trajectory_are_noticed(tmp_path):
 def test_rows_without_any_checkpoint_are_made_anew_and_that_is_said(tmp_path):
     spec = tiny.spec()
     whole = run_whole(tmp_path / "whole", spec)
-    folder = RunFolder.create(tmp_path / "run", spec.model_dump(mode="json"))
-    with pytest.raises(Interrupted):
-        train(spec, folder, stop=stop_at(15))
+    folder = interrupted(tmp_path / "run", spec, 15)
     shutil.rmtree(folder.path / "checkpoints")
     with pytest.warns(UserWarning, match="holds no checkpoint; its rows are made anew from step 0"):
         train(spec, folder)
@@ -198,9 +200,7 @@ def test_a_finished_run_that_lost_a_part_makes_it_anew(tmp_path):
 
 def test_a_study_that_was_changed_after_its_run_began_is_refused(tmp_path):
     spec = tiny.spec()
-    folder = RunFolder.create(tmp_path / "run", spec.model_dump(mode="json"))
-    with pytest.raises(Interrupted):
-        train(spec, folder, stop=stop_at(15))
+    folder = interrupted(tmp_path / "run", spec, 15)
     rows = folder.trajectory()
     changed = tiny.spec(steps=2 * STEPS, optimizer={**tiny.ADAMW, "lr": 0.02})
     write_json(folder.path / "spec.json", changed.model_dump(mode="json"))
@@ -227,9 +227,7 @@ def test_files_that_a_killed_process_had_begun_are_ignored_and_then_cleared(tmp_
     (tmp_path / "run").mkdir()
     stale = [tmp_path / "run/.spec.json.abc12_x"]
     stale[0].write_text("{")
-    folder = RunFolder.create(tmp_path / "run", spec.model_dump(mode="json"))
-    with pytest.raises(Interrupted):
-        train(spec, folder, stop=stop_at(15))
+    folder = interrupted(tmp_path / "run", spec, 15)
     stale += [
         folder.path / ".status.json.k2j3h4",
         folder.path / "trajectory/.part-00001.parquet.qwe",
@@ -246,9 +244,7 @@ def test_files_that_a_killed_process_had_begun_are_ignored_and_then_cleared(tmp_
 
 def test_a_changed_specification_is_refused_with_what_to_do(tmp_path):
     spec = tiny.spec()
-    folder = RunFolder.create(tmp_path / "run", spec.model_dump(mode="json"))
-    with pytest.raises(Interrupted):
-        train(spec, folder, stop=stop_at(15))
+    folder = interrupted(tmp_path / "run", spec, 15)
     with pytest.raises(RunFolderError, match=r"does not belong to this study: .*flat.*a folder of its own"):
         train(tiny.spec(seeds=3), folder)
 
