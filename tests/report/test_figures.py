@@ -75,6 +75,17 @@ def test_a_long_legend_takes_nothing_from_the_panel(style) -> None:
     assert panel_of(60) > 0.9 * panel_of(2)
 
 
+@pytest.mark.parametrize("style", ["paper", "talk"])
+def test_a_long_axis_label_stays_beside_its_panel(style) -> None:
+    title = "Within-class scatter over squared mean norm, settled level"
+    panel = Panel(Axis(title), Axis(title), (Line([0, 1], [0, 1]),))
+    drawn = draw(Plate("two", "", "", "", (panel, panel), columns=2), style)
+    drawn.draw_without_rendering()
+    first, second = (axes.xaxis.label.get_window_extent() for axes in drawn.axes)
+    assert first.x1 < second.x0
+    assert drawn.axes[0].yaxis.label.get_window_extent().height < drawn.bbox.height
+
+
 def test_an_unknown_style_is_refused(small: Plate) -> None:
     with pytest.raises(ValueError, match="expected a style out of paper, talk, got 'poster'"):
         draw(small, "poster")  # pyright: ignore[reportArgumentType]

@@ -5,6 +5,7 @@ depend on the machine.
 """
 
 import io
+import textwrap
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -37,6 +38,7 @@ _DASHES: dict[str, Any] = {
     "dashdot": (0, (6, 2, 1, 2)),
 }
 _LEGEND_LETTERS = 86  # that fit beside each other across a figure, in both styles
+_LABEL_LETTERS = {"x": 34, "y": 24}  # that fit along a panel, in both styles
 _SYMBOLS = {"circle": "o", "circle-open": "o", "x": "x", "diamond": "D", "square": "s"}
 
 
@@ -94,7 +96,7 @@ def _draw(plate: Plate, style: Style) -> Figure:
     ratios = [max(p.height for p in plate.panels[r * plate.columns : (r + 1) * plate.columns]) for r in range(rows)]
     legend = _entries(plate, size["line"]) if plate.legend else {}
     columns = max(1, min(len(legend), round(_LEGEND_LETTERS / (max(map(len, legend), default=0) + 8))))
-    height = size["row"] * sum(ratios) + 0.35 + max(0, -(-len(legend) // columns) - 2) * size["font"] * 1.4 / 72
+    height = size["row"] * sum(ratios) + 0.35 + max(0, -(-len(legend) // columns) - 1) * size["font"] * 1.4 / 72
     figure = Figure(figsize=(size["width"], height), layout="constrained")
     grid = figure.subplots(
         rows,
@@ -132,7 +134,7 @@ def _draw_panel(axes: Axes, panel: Panel, scale: float, most: int) -> None:
 
 def _dress(axes: Axes, axis: Axis, which: Literal["x", "y"], extent: tuple[float, float] | None, most: int = 7) -> None:
     target = axes.xaxis if which == "x" else axes.yaxis
-    target.set_label_text(axis.title)
+    target.set_label_text(textwrap.fill(axis.title, _LABEL_LETTERS[which], break_on_hyphens=False))
     set_scale, set_limits = (axes.set_xscale, axes.set_xlim) if which == "x" else (axes.set_yscale, axes.set_ylim)
     if axis.log:
         set_scale("log")
