@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from grokscape.analysis.design import Rules
 from grokscape.analysis.frames import Panel
+from grokscape.analysis.manipulation import intact_rows
 from grokscape.analysis.onsets import outcomes, threshold_onset
+from grokscape.analysis.record import Record
 
 
 def slow_onset(values, steps, threshold, hold):
@@ -55,6 +57,19 @@ def test_outcomes_keep_the_run_that_never_generalises_and_the_one_that_diverged(
     assert table["generalised_lower"].to_list() == [40, None, None]
     assert table["delay"].to_list() == [40, 80, 80]  # the diverged run counts as never generalising, to the last step
     assert table["delay_observed"].to_list() == [True, False, False]
+
+
+def test_a_spike_at_the_end_takes_neither_the_final_accuracy_nor_memorisation_with_it():
+    spiky = [0.0] + [1.0] * 6 + [0.6, 1.0, 1.0]
+    frame = pl.DataFrame({
+        "arm": ["baseline"] * 20, "seed": [0] * 10 + [1] * 10, "step": list(range(0, 100, 10)) * 2,
+        "train/accuracy": spiky + [0.0] + [1.0] * 6 + [0.6] * 3, "test/accuracy": spiky + [1.0] * 10})
+    panel = Panel.of(frame)
+    table = outcomes(panel, Rules())
+    assert table["final_accuracy"].to_list() == [1.0, 1.0]
+    assert table["final_train_accuracy"].to_list() == [1.0, 0.6]  # the second run lost it for good
+    record = Record.of(frame, {"arms": [{"name": "baseline", "role": "baseline"}]})
+    assert intact_rows(record, np.arange(2)).tolist() == [True, False]
 
 
 @pytest.mark.parametrize(("right", "there"), [(19, True), (18, False)])

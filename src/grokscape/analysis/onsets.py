@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from grokscape.analysis.design import Rules
+from grokscape.analysis.estimation import row_median
 from grokscape.analysis.frames import TEST_ACCURACY, TRAIN_ACCURACY, Array, Panel, compress
 
 _ROUNDING = 2e-7  # accuracies are measured in float32, where 95 % is a little less than 0.95
@@ -84,7 +85,7 @@ def outcomes(panel: Panel, rules: Rules) -> pl.DataFrame:
     Columns: `replica`, `arm`, `seed`, `diverged`; `memorised_first`, `memorised_lower`, `memorised`; the same for
     `generalised` (steps, null if never); `followed` (last step; the study's last for a replica that diverged, which
     will never generalise); `delay` (steps from memorisation to generalisation or to the end, null if it never
-    memorised), `delay_observed` (whether generalisation ended it), `final_accuracy` (mean of the last test
+    memorised), `delay_observed` (whether generalisation ended it), `final_accuracy` (median of the last test
     accuracies), `final_train_accuracy`.
     """
     train = threshold_onset(panel[TRAIN_ACCURACY], panel.steps, rules.train_threshold, rules.hold)
@@ -104,10 +105,10 @@ def outcomes(panel: Panel, rules: Rules) -> pl.DataFrame:
 
 
 def final(values: Array, evaluations: int) -> Array:
-    """Mean of the last `evaluations` measured values of each row, (R,); NaN where nothing was measured."""
+    """Median of the last `evaluations` measured values of each row, (R,); NaN where nothing was measured.
+
+    A median, because a late spike of the loss takes one evaluation or two with it.
+    """
     measured = ~np.isnan(values)
     remaining = measured[:, ::-1].cumsum(axis=1)[:, ::-1]
-    chosen = measured & (remaining <= evaluations)
-    count = chosen.sum(axis=1)
-    total = np.where(chosen, values, 0.0).sum(axis=1)
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+    return row_median(np.where(measured & (remaining <= evaluations), values, np.nan))

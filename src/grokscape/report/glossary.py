@@ -21,7 +21,7 @@ stays in every count and is never dropped."""
 _MEDIAN = """The step by which half of an arm's replicas had got there (Kaplan–Meier). If fewer than half ever did,
 there is no median."""
 _DELAY = "Steps from memorisation to generalisation, or to the end of the run if it never came."
-_FINAL = """Mean accuracy on held-out samples over a replica's last {final} evaluations; then the mean over
+_FINAL = """Median accuracy on held-out samples over a replica's last {final} evaluations; then the mean over
 replicas, with an interval of confidence {confidence:.0%}."""
 _END = """A measure at a replica's last evaluation on training samples (or of the parameters); then the median
 over replicas."""
