@@ -14,8 +14,9 @@ from grokscape.training import AdamW, Evaluation, OnsetRule
 BASELINE = Arm(name="baseline", title="Baseline", role="baseline")
 
 
-def _held(name: str, title: str, measure: str, level: float) -> Arm:
-    return Arm(name=f"{name}-{level:g}", title=f"{title} ≥ {level:g}", interventions=(Clamp(measure, at_least=level),))
+def _held(name: str, title: str, measure: str, level: float, strength: float = 0.1) -> Arm:
+    clamp = Clamp(measure, at_least=level, strength=strength)
+    return Arm(name=f"{name}-{level:g}", title=f"{title} ≥ {level:g}", interventions=(clamp,))
 
 
 def _promoted(name: str, title: str, measure: str) -> Arm:
@@ -164,11 +165,37 @@ def _grok_transformer() -> StudySpec:
     )
 
 
+def _necessity_transformer() -> StudySpec:
+    return _grok_transformer().model_copy(update={
+        "name": "necessity-transformer",
+        "title": "Flatness and collapse in a transformer, each held where it was at memorisation",
+        "question": "Does the network of the paper need either property to generalise?",
+        "description": (
+            "The testbed of `grok-transformer`. When its networks have memorised, κ is about 55 and CDNV about 0.64: "
+            "flatness is held near there by κ and κ̄, collapse by CDNV and the scatter ratio, and the training loss at "
+            "0.1 as a control. 7 arms × 8 paired seeds, 3000 steps; about an hour on 2 cores with "
+            "`--launcher processes`."
+        ),
+        "arms": (
+            BASELINE,
+            _held("kappa", "κ", "relative_flatness", 30, strength=1.0),
+            _held("kappa", "κ", "relative_flatness", 60, strength=1.0),
+            _held("surrogate", "κ̄", "relative_flatness_bound", 5000, strength=1.0),
+            _held("cdnv", "CDNV", "cdnv", 0.6),
+            _held("scatter", "Scatter ratio", "nc1_ratio", 1.2),
+            _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
+        ),
+        "seeds": 8,
+        "evaluation": Evaluation(measures=DEFAULT_MEASURES, points=40, every=100, refine=50, max_samples=1024),
+    })
+
+
 PRESETS: dict[str, Callable[[], StudySpec]] = {
     "quickstart": _quickstart,
     "necessity": _necessity,
     "necessity-digits": _necessity_digits,
     "grok-transformer": _grok_transformer,
+    "necessity-transformer": _necessity_transformer,
 }
 
 
