@@ -164,6 +164,12 @@ def _replicas(frame: pl.DataFrame, listed: Sequence[Mapping[str, Any]]) -> pl.Da
     return seen.sort("replica")
 
 
+def latest(values: Array, count: int) -> Array:
+    """The last `count` measured values of each row of (R, T), NaN elsewhere."""
+    measured = ~np.isnan(values)
+    return np.where(measured[:, ::-1].cumsum(axis=1)[:, ::-1] <= count, values, np.nan)
+
+
 def compress(values: Array, steps: Array) -> tuple[Array, Array]:
     """Move what was not measured to the end of each row, so that neighbours are consecutive evaluations."""
     order = np.argsort(np.isnan(values), axis=1, kind="stable")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from grokscape.analysis.design import Rules
 from grokscape.analysis.estimation import row_median
-from grokscape.analysis.frames import TEST_ACCURACY, TRAIN_ACCURACY, Array, Panel, compress
+from grokscape.analysis.frames import TEST_ACCURACY, TRAIN_ACCURACY, Array, Panel, compress, latest
 
 _ROUNDING = 2e-7  # accuracies are measured in float32, where 95 % is a little less than 0.95
 
@@ -109,6 +109,4 @@ def final(values: Array, evaluations: int) -> Array:
 
     A median, because a late spike of the loss takes one evaluation or two with it.
     """
-    measured = ~np.isnan(values)
-    remaining = measured[:, ::-1].cumsum(axis=1)[:, ::-1]
-    return row_median(np.where(measured & (remaining <= evaluations), values, np.nan))
+    return row_median(latest(values, evaluations))

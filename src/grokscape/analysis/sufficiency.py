@@ -8,7 +8,7 @@ from grokscape.analysis.design import describe
 from grokscape.analysis.effects import Effect, worded
 from grokscape.analysis.estimation import geometric_median, plain, share_interval
 from grokscape.analysis.finding import Finding
-from grokscape.analysis.frames import Array
+from grokscape.analysis.frames import Array, latest
 from grokscape.analysis.manipulation import at_memorisation, log_ratio, middle
 from grokscape.analysis.necessity import Target
 from grokscape.analysis.record import Record
@@ -39,10 +39,7 @@ def level_at_generalisation(record: Record, column: str) -> Array:
 
 def final_level(record: Record, column: str) -> Array:
     """Level of a measure over the last evaluations, per run."""
-    values = record.series(column)
-    measured = ~np.isnan(values)
-    late = measured & (measured[:, ::-1].cumsum(axis=1)[:, ::-1] <= record.rules.final_evaluations)
-    return geometric_median(np.where(late, values, np.nan))
+    return geometric_median(latest(record.series(column), record.rules.final_evaluations))
 
 
 def counterexamples(record: Record, target: Target) -> list[dict[str, object]]:

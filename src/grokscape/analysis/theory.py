@@ -23,6 +23,7 @@ from grokscape.analysis.estimation import bootstrap_interval, mean_and_error, pl
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import Array
 from grokscape.analysis.manipulation import log_ratio
+from grokscape.analysis.onsets import final
 from grokscape.analysis.record import Record
 from grokscape.analysis.sufficiency import final_level
 
@@ -68,7 +69,7 @@ def theory(record: Record) -> list[Finding]:
     ratios = {"measured over exact collapse": (measured, exact), "bound over measured": (bound, measured)}
     estimates = {}
     for name, (top, bottom) in ratios.items():
-        logs = _late(record, log_ratio(top, bottom))[rows]
+        logs = final(log_ratio(top, bottom)[rows], record.rules.final_evaluations)
         found = bootstrap_interval(mean_and_error, logs[~np.isnan(logs)], unit="factor, at the end", **interval)
         estimates[name] = {key: np.exp(value) if key != "unit" and value is not None else value
                            for key, value in found.items()}
@@ -82,11 +83,3 @@ def theory(record: Record) -> list[Finding]:
     return [Finding("theory", "theory", {"classes": classes}, text + ".", None, plain(estimates), len(rows),
                     rule="Geometric mean over seeds of ratios at the last evaluations; interval: bootstrap over seeds.",
                     data=plain({"curves": curves, "distance_from_collapse": distances}))]
-
-
-def _late(record: Record, logs: Array) -> Array:
-    """Mean of each row's last values, NaN left out."""
-    measured = ~np.isnan(logs)
-    late = measured & (measured[:, ::-1].cumsum(axis=1)[:, ::-1] <= record.rules.final_evaluations)
-    count = late.sum(axis=1)
-    return np.divide(np.where(late, logs, 0.0).sum(axis=1), count, out=np.full(len(logs), np.nan), where=count > 0)

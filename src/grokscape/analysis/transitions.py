@@ -11,7 +11,7 @@ import numpy as np
 import ruptures
 
 from grokscape.analysis.estimation import row_median
-from grokscape.analysis.frames import Array, Flags, compress
+from grokscape.analysis.frames import Array, Flags, compress, latest
 from grokscape.analysis.onsets import Onset, onset
 from grokscape.analysis.record import Record
 
@@ -49,14 +49,12 @@ def transitions(record: Record, column: str, among: Flags | None = None) -> Tran
     logs, taken = on_log_scale(series if among is None else np.where(among, series, np.nan))
     after = record.window(record.moment("memorised"), np.full(len(logs), np.nan))
     values, steps = compress(np.where(after, logs, np.nan), record.panel.steps)
-    count = (~np.isnan(values)).sum(axis=1)[:, None]
-    place = np.arange(values.shape[1])[None]
-    start = row_median(np.where(place < np.minimum(rules.hold, count), values, np.nan))
-    end = row_median(np.where((place >= count - rules.final_evaluations) & (place < count), values, np.nan))
+    count = (~np.isnan(values)).sum(axis=1)
+    start, end = row_median(values[:, : rules.hold]), row_median(latest(values, rules.final_evaluations))
     way = end - start
     jitter = 3 * row_median(np.abs(np.diff(values, axis=1)))
     needed = np.maximum(np.log(rules.moved_factor) if taken else 0.0, np.where(np.isnan(jitter), 0.0, jitter))
-    moved = np.where(np.isnan(way), False, np.abs(way) >= needed) & (way != 0) & (count[:, 0] >= 2 * rules.hold)
+    moved = np.where(np.isnan(way), False, np.abs(way) >= needed) & (way != 0) & (count >= 2 * rules.hold)
     with np.errstate(invalid="ignore", divide="ignore"):
         met = ((values - start[:, None]) / way[:, None] >= 0.5) & moved[:, None]
     back = np.exp if taken else np.asarray
