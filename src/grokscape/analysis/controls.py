@@ -7,7 +7,7 @@ import numpy as np
 from grokscape.analysis.design import Arm
 from grokscape.analysis.estimation import estimate, mean_interval, plain, share_interval
 from grokscape.analysis.finding import Finding
-from grokscape.analysis.frames import TEST_ACCURACY
+from grokscape.analysis.frames import TEST_ACCURACY, first
 from grokscape.analysis.manipulation import at_memorisation, check, log_ratio, middle
 from grokscape.analysis.record import Record
 from grokscape.analysis.sufficiency import final_level
@@ -100,9 +100,7 @@ def _rescaling(record: Record, arm: Arm) -> Judged:
     for column in [name for name in record.columns if record.columns[name]["measure"] == INVARIANT] + [TEST_ACCURACY]:
         values = record.series(column)
         both = ~np.isnan(values[own]) & ~np.isnan(values[base]) & (record.panel.steps[own] == record.panel.steps[base])
-        first = both.argmax(axis=1) if both.shape[1] else np.zeros(len(own), dtype=int)
-        rows = np.flatnonzero(both.any(axis=1))
-        pairs = values[own[rows], first[rows]], values[base[rows], first[rows]]
+        pairs = first(both, values[own]), first(both, values[base])
         shifts[column] = np.abs(pairs[0] - pairs[1]) if column == TEST_ACCURACY else np.abs(np.expm1(log_ratio(*pairs)))
     worst = {column: float(np.nanmax(shift)) if np.isfinite(shift).any() else np.nan
              for column, shift in shifts.items()}

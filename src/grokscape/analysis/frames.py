@@ -164,6 +164,14 @@ def _replicas(frame: pl.DataFrame, listed: Sequence[Mapping[str, Any]]) -> pl.Da
     return seen.sort("replica")
 
 
+def first(met: Flags, values: Array) -> Array:
+    """Value at the first place of each row of (R, T) where a condition is met, NaN where it never is."""
+    if not met.shape[1]:
+        return np.full(len(met), np.nan)
+    place = met.argmax(axis=1)
+    return np.where(met.any(axis=1), values[np.arange(len(met)), place], np.nan)
+
+
 def latest(values: Array, count: int) -> Array:
     """The last `count` measured values of each row of (R, T), NaN elsewhere."""
     measured = ~np.isnan(values)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from grokscape.analysis.design import Aim, Arm
 from grokscape.analysis.estimation import estimate, geometric_median, plain
 from grokscape.analysis.finding import Finding
-from grokscape.analysis.frames import Array, Flags
+from grokscape.analysis.frames import Array, Flags, first
 from grokscape.analysis.record import Record
 
 RULE = (
@@ -66,11 +66,7 @@ def settled(record: Record, column: str, relative_to: str | int | None = None) -
 def at_memorisation(record: Record, column: str, relative_to: str | int | None = None) -> Array:
     """Value of a measure at memorisation (first measurement from then on), per replica, (R,)."""
     values = record.series(column, relative_to)
-    allowed = record.window(record.moment("memorised"), np.full(len(values), np.nan)) & ~np.isnan(values)
-    if not allowed.shape[1]:
-        return np.full(len(values), np.nan)
-    first = allowed.argmax(axis=1)
-    return np.where(allowed.any(axis=1), values[np.arange(len(values)), first], np.nan)
+    return first(record.window(record.moment("memorised"), np.full(len(values), np.nan)) & ~np.isnan(values), values)
 
 
 def _ends(record: Record) -> Array:
@@ -186,8 +182,8 @@ def moved(record: Record, arm: Arm, aim: Aim) -> Flags:
     end = np.full(len(values), np.nan if aim.until is None else aim.until)
     own, base = record.panel.pairs(arm.name, record.baseline.name)
     place = {int(row): index for index, row in enumerate(rows)}
-    for first, last in ((start, np.fmin(turn, end)), (np.fmax(turn, start), end)):
-        levels = geometric_median(np.where(record.window(first, last), values, np.nan))
+    for begin, last in ((start, np.fmin(turn, end)), (np.fmax(turn, start), end)):
+        levels = geometric_median(np.where(record.window(begin, last), values, np.nan))
         far = aim.sign * log_ratio(levels[own], levels[base]) >= np.log(record.rules.moved_factor)
         result[[place[int(row)] for row in own]] |= far
     return result
@@ -201,10 +197,10 @@ def _paired_end(record: Record) -> Array:
     return np.array([moments.get(int(seed), np.nan) for seed in record.panel.seeds])
 
 
-def log_ratio(first: Array, second: Array) -> Array:
-    """log(first/second) where both are positive, else NaN."""
-    ok = (first > 0) & (second > 0)
-    return np.where(ok, np.log(np.where(ok, first, 1.0)) - np.log(np.where(ok, second, 1.0)), np.nan)
+def log_ratio(top: Array, bottom: Array) -> Array:
+    """log(top/bottom) where both are positive, else NaN."""
+    ok = (top > 0) & (bottom > 0)
+    return np.where(ok, np.log(np.where(ok, top, 1.0)) - np.log(np.where(ok, bottom, 1.0)), np.nan)
 
 
 def manipulation_finding(record: Record, arm: Arm) -> Finding:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from grokscape.analysis.design import Rules
 from grokscape.analysis.estimation import row_median
-from grokscape.analysis.frames import TEST_ACCURACY, TRAIN_ACCURACY, Array, Panel, compress, latest
+from grokscape.analysis.frames import TEST_ACCURACY, TRAIN_ACCURACY, Array, Panel, compress, first, latest
 
 _ROUNDING = 2e-7  # accuracies are measured in float32, where 95 % is a little less than 0.95
 
@@ -56,20 +56,9 @@ def onset(met: NDArray[np.bool_], steps: Array, hold: int) -> Onset:
         held[:, : count - ahead] &= met[:, ahead:]
         held[:, count - ahead:] = False
     before = np.concatenate([np.full((len(steps), 1), np.nan), steps], axis=1)
-    followed = np.full(len(steps), np.nan)
-    measured = ~np.isnan(steps)
-    if steps.shape[1]:
-        last = measured.sum(axis=1) - 1
-        followed = np.where(last >= 0, np.take_along_axis(steps, np.maximum(last, 0)[:, None], axis=1)[:, 0], np.nan)
-    return Onset(_first(met, steps), _first(held, before[:, :-1]), _first(held, steps), followed)
-
-
-def _first(met: NDArray[np.bool_], values: Array) -> Array:
-    """Value at the first place of each row where the condition is met, NaN where it never is."""
-    if not met.shape[1]:
-        return np.full(len(met), np.nan)
-    place = met.argmax(axis=1)
-    return np.where(met.any(axis=1), values[np.arange(len(met)), place], np.nan)
+    backwards = steps[:, ::-1]
+    followed = first(~np.isnan(backwards), backwards)
+    return Onset(first(met, steps), first(held, before[:, :-1]), first(held, steps), followed)
 
 
 def threshold_onset(values: Array, steps: Array, threshold: float, hold: int) -> Onset:

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from grokscape.analysis.design import Arm, Rules, arms_of, column_of, describe
-from grokscape.analysis.frames import Array, Panel
+from grokscape.analysis.frames import Array, Panel, first
 from grokscape.analysis.onsets import outcomes
 from grokscape.store import RunFolder
 
@@ -104,9 +104,8 @@ class Record:
         moment = self.moment("memorised_first") if relative_to == "memorisation" else np.full(len(values), relative_to)
         since = self.window(moment.astype(float), np.full(len(values), np.nan))
         known = since & ~np.isnan(values)
-        first = known.argmax(axis=1)[:, None] if known.shape[1] else np.zeros((len(values), 0), dtype=int)
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(known, values, np.nan) / np.take_along_axis(values, first, axis=1)
+            ratio = np.where(known, values, np.nan) / first(known, values)[:, None]
         return np.where(np.isfinite(ratio), ratio, np.nan)
 
     def column(self, measure: str) -> str:
