@@ -66,7 +66,7 @@ def settled(record: Record, column: str, relative_to: str | int | None = None) -
 def at_memorisation(record: Record, column: str, relative_to: str | int | None = None) -> Array:
     """Value of a measure at memorisation (first measurement from then on), per replica, (R,)."""
     values = record.series(column, relative_to)
-    return first(record.window(record.moment("memorised"), np.full(len(values), np.nan)) & ~np.isnan(values), values)
+    return first(record.window(record.moment("memorised")) & ~np.isnan(values), values)
 
 
 def _ends(record: Record) -> Array:
@@ -141,9 +141,8 @@ def goal_share(record: Record, aim: Aim, rows: NDArray[np.int64]) -> Array:
     slack = record.rules.held_tolerance
     low = -np.inf if aim.at_least is None else aim.at_least - slack * abs(aim.at_least)
     high = np.inf if aim.at_most is None else aim.at_most + slack * abs(aim.at_most)
-    end = np.full(len(values), np.nan if aim.until is None else aim.until)
     start = np.maximum(record.moment("memorised"), aim.start)
-    inside = (record.window(start, end) & ~np.isnan(values))[rows]
+    inside = (record.window(start, np.nan if aim.until is None else aim.until) & ~np.isnan(values))[rows]
     count = inside.sum(axis=1)
     with np.errstate(invalid="ignore"):
         good = (inside & (values[rows] >= low) & (values[rows] <= high)).sum(axis=1)
@@ -179,7 +178,7 @@ def moved(record: Record, arm: Arm, aim: Aim) -> Flags:
     if record.baseline is None:
         return result
     values, start, turn = record.series(aim.column, aim.relative_to), record.moment("memorised"), _paired_end(record)
-    end = np.full(len(values), np.nan if aim.until is None else aim.until)
+    end = np.nan if aim.until is None else aim.until
     own, base = record.panel.pairs(arm.name, record.baseline.name)
     place = {int(row): index for index, row in enumerate(rows)}
     for begin, last in ((start, np.fmin(turn, end)), (np.fmax(turn, start), end)):

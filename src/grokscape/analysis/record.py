@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from grokscape.analysis.design import Arm, Rules, arms_of, column_of, describe
-from grokscape.analysis.frames import Array, Panel, first
+from grokscape.analysis.frames import Array, Flags, Panel, first
 from grokscape.analysis.onsets import outcomes
 from grokscape.store import RunFolder
 
@@ -102,8 +101,7 @@ class Record:
         if relative_to is None:
             return values
         moment = self.moment("memorised_first") if relative_to == "memorisation" else np.full(len(values), relative_to)
-        since = self.window(moment.astype(float), np.full(len(values), np.nan))
-        known = since & ~np.isnan(values)
+        known = self.window(moment.astype(float)) & ~np.isnan(values)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(known, values, np.nan) / first(known, values)[:, None]
         return np.where(np.isfinite(ratio), ratio, np.nan)
@@ -122,8 +120,8 @@ class Record:
             self._moments[name] = self.results[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
         return self._moments[name]
 
-    def window(self, start: Array, end: Array) -> NDArray[np.bool_]:
+    def window(self, start: Array, end: Array | float = np.nan) -> Flags:
         """Evaluations from `start` on and before `end`, (R, T); NaN as a start gives none, NaN as an end gives all."""
-        steps = self.panel.steps
+        steps, end = self.panel.steps, np.broadcast_to(end, start.shape)
         with np.errstate(invalid="ignore"):
             return (steps >= start[:, None]) & ~(steps >= end[:, None])

@@ -32,7 +32,7 @@ def level_at_generalisation(record: Record, column: str) -> Array:
     """Level of a measure as the baseline's runs generalise: median over the evaluations of the hold, per run."""
     assert record.baseline is not None
     values, start = record.series(column), record.moment("generalised")
-    inside = record.window(start, np.full(len(values), np.nan)) & ~np.isnan(values)
+    inside = record.window(start) & ~np.isnan(values)
     inside &= inside.cumsum(axis=1) <= record.rules.hold
     return geometric_median(np.where(inside, values, np.nan))[record.panel.rows(record.baseline.name)]
 

@@ -47,8 +47,7 @@ def transitions(record: Record, column: str, among: Flags | None = None) -> Tran
     """Transition of a column after memorisation, per replica; `among` (R, T): the evaluations to look at, else all."""
     rules, series = record.rules, record.series(column)
     logs, taken = on_log_scale(series if among is None else np.where(among, series, np.nan))
-    after = record.window(record.moment("memorised"), np.full(len(logs), np.nan))
-    values, steps = compress(np.where(after, logs, np.nan), record.panel.steps)
+    values, steps = compress(np.where(record.window(record.moment("memorised")), logs, np.nan), record.panel.steps)
     count = (~np.isnan(values)).sum(axis=1)
     start, end = row_median(values[:, : rules.hold]), row_median(latest(values, rules.final_evaluations))
     way = end - start
