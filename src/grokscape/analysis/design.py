@@ -140,6 +140,14 @@ class Arm:
         ends = [aim.until for aim in self.aims]
         return max(end for end in ends if end is not None) if ends and None not in ends else None
 
+    def is_to(self, goal: Goal, property_name: str) -> bool:
+        """Whether it was made to block or promote a property, by whichever of its measures."""
+        return any(aim.goal == goal and aim.property == property_name for aim in self.aims)
+
+    def blocks(self, column: str) -> bool:
+        """Whether it was made to keep a property from arising in this very column."""
+        return any(aim.goal == "block" and aim.column == column for aim in self.aims)
+
     def apart_from(self, other: "Arm") -> bool:
         """Whether the two hands have no part in common: what they share may do what both do."""
         return not set(self.hand.split(" + ")) & set(other.hand.split(" + "))

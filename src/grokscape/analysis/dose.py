@@ -28,7 +28,7 @@ def trend(record: Record, target: "Target", found: list[Effect]) -> list[dict[st
     values = settled(record, target.column)
     hands: dict[str, list[str]] = {}
     for item in found:
-        if item.check.valid and any(aim.column == target.column and aim.goal == "block" for aim in item.arm.aims):
+        if item.check.valid and item.arm.blocks(target.column):
             hands.setdefault(item.arm.hand, []).append(item.arm.name)
     result = []
     for hand, names in hands.items():

@@ -106,10 +106,8 @@ def levels(record: Record, target: Target, found: list[Effect]) -> list[Level]:
         own, base = record.panel.pairs(item.arm.name, record.baseline.name)
         rows = record.panel.rows(item.arm.name)
         shift = middle(sign * log_ratio(values[own], values[base]))
-        aimed = item.arm.role == "manipulation" and any(
-            aim.goal == "block" and aim.property == target.property_name for aim in item.arm.aims)
-        held = item.check.state == "held" and any(
-            aim.goal == "block" and aim.column == target.column for aim in item.arm.aims)
+        aimed = item.arm.role == "manipulation" and item.arm.is_to("block", target.property_name)
+        held = item.check.state == "held" and item.arm.blocks(target.column)
         if item.check.valid and shift >= (0.0 if held else np.log(record.rules.match_factor)):
             share = shift / way if way > 0 else np.nan
             result.append(Level(item, middle(values[rows]), shift, share, middle(losses[rows]), aimed,
@@ -233,8 +231,8 @@ def necessity(record: Record, target: Target, found: list[Effect], failed: list[
     if failed:
         verdict, why = "inconclusive", f"a control failed ({', '.join(failed)}); without it the reading would be: {why}"
     if not deciding:
-        mute = [item for item in found if item.arm.role == "manipulation" and not item.check.valid and any(
-            aim.goal == "block" and aim.property == target.property_name for aim in item.arm.aims)]
+        mute = [item for item in found if item.arm.role == "manipulation" and not item.check.valid
+                and item.arm.is_to("block", target.property_name)]
         why += "".join(f"; “{item.arm.title}” says nothing, for {', '.join(item.check.reasons)}" for item in mute)
     also = _also_blocked(record, target, found, deciding)
     apart = [other for other in also if other.property_name != target.property_name]
@@ -277,16 +275,14 @@ def doses(record: Record, target: Target, found: list[Effect]) -> list[dict[str,
     assert record.baseline is not None
     values = settled(record, target.column)
     losses = settled(record, record.column("loss")) if TRAIN_LOSS in record.columns else values * np.nan
-    aims = {item.arm.name: any(aim.goal == "block" and aim.property == target.property_name for aim in item.arm.aims)
-            for item in found}
     accuracy = record.moment("final_accuracy")
     shares = {level.effect.arm.name: level.share for level in levels(record, target, found)}
     result = []
-    for name, item in [(record.baseline.name, None), *((item.arm.name, item) for item in found)]:
-        rows = record.panel.rows(name)
-        result.append({"arm": name, "title": record.arm(name).title, "hand": record.arm(name).hand,
-                       "blocked_share": shares.get(name),
-                       "aimed": aims.get(name, False), "level": middle(values[rows]), "loss": middle(losses[rows]),
+    for arm, item in [(record.baseline, None), *((item.arm, item) for item in found)]:
+        rows = record.panel.rows(arm.name)
+        result.append({"arm": arm.name, "title": arm.title, "hand": arm.hand, "blocked_share": shares.get(arm.name),
+                       "aimed": item is not None and arm.is_to("block", target.property_name),
+                       "level": middle(values[rows]), "loss": middle(losses[rows]),
                        "level_per_seed": values[rows], "final_accuracy_per_seed": accuracy[rows],
                        "seeds": record.panel.seeds[rows], "effect": item.summary() if item else None})
     return result

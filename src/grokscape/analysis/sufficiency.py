@@ -72,8 +72,8 @@ def counterexamples(record: Record, target: Target) -> list[dict[str, object]]:
 def sufficiency(record: Record, target: Target, found: list[Effect], failed: list[str]) -> Finding:
     """The verdict on whether the property suffices."""
     against, rules, title = counterexamples(record, target), record.rules, record.title(target.column)
-    helping = [item for item in found if item.call == "hastened" and _promotes(item, target.property_name)]
-    promoting = [item for item in found if _promotes(item, target.property_name)]
+    promoting = [item for item in found if item.arm.is_to("promote", target.property_name)]
+    helping = [item for item in promoting if item.call == "hastened"]
     verdict, why, n, p = "inconclusive", "no arm promotes it", 0, None
     estimates = {}
     if against:
@@ -107,7 +107,3 @@ def sufficiency(record: Record, target: Target, found: list[Effect], failed: lis
         RULE.format(held=rules.held_fraction, reached=rules.reached_fraction, accuracy=rules.accuracy_margin,
                     ratio=rules.delay_ratio_margin, alpha=rules.alpha),
         plain({"reason": why, "counterexamples": against, "promoting": [item.summary() for item in promoting]}))
-
-
-def _promotes(item: Effect, property_name: str) -> bool:
-    return any(aim.goal == "promote" and aim.property == property_name for aim in item.arm.aims)
