@@ -141,7 +141,7 @@ def hazard_table(record: Record) -> list[dict[str, Any]]:
     `p_adjusted` (Holm over measures), `concordance`, `concordance_adjusted`, `concordance_loss`, `gain`.
     """
     at = moments(record)
-    loss = last_seen(record, TRAIN_LOSS, at) if TRAIN_LOSS in record.panel else np.full(len(at.step), np.nan)
+    loss = last_seen(record, TRAIN_LOSS, at)
     reference = model(at, [loss])["concordance"]
     rows = []
     for column in record.measured():

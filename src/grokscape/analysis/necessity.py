@@ -100,7 +100,7 @@ def levels(record: Record, target: Target, found: list[Effect]) -> list[Level]:
     """Arms that say something and block a measure, weakest first."""
     assert record.baseline is not None
     sign = -1.0 if describe(target.column, record.columns)["direction"] == "higher" else 1.0
-    values, losses = settled(record, target.column), settled(record, record.column("loss"))
+    values, losses = settled(record, target.column), settled(record, TRAIN_LOSS)
     way, result = baseline_way(record, target), []
     for item in found:
         own, base = record.panel.pairs(item.arm.name, record.baseline.name)
@@ -273,8 +273,7 @@ def _estimates(deciding: list[Level]) -> dict[str, dict[str, Any]]:
 def doses(record: Record, target: Target, found: list[Effect]) -> list[dict[str, Any]]:
     """Every arm's level of the measure beside its effect, the baseline first: points of a dose–response figure."""
     assert record.baseline is not None
-    values = settled(record, target.column)
-    losses = settled(record, record.column("loss")) if TRAIN_LOSS in record.columns else values * np.nan
+    values, losses = settled(record, target.column), settled(record, TRAIN_LOSS)
     accuracy = record.moment("final_accuracy")
     shares = {level.effect.arm.name: level.share for level in levels(record, target, found)}
     result = []

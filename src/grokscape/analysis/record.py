@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from grokscape.analysis.design import Arm, Rules, arms_of, column_of, describe
+from grokscape.analysis.design import Arm, Rules, arms_of, describe
 from grokscape.analysis.frames import Array, Flags, Panel, first
 from grokscape.analysis.onsets import outcomes
 from grokscape.store import RunFolder
@@ -105,10 +105,6 @@ class Record:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(known, values, np.nan) / first(known, values)[:, None]
         return np.where(np.isfinite(ratio), ratio, np.nan)
-
-    def column(self, measure: str) -> str:
-        """The trajectory's column for a measure's name."""
-        return column_of(measure, self.columns)
 
     def title(self, column: str) -> str:
         """How people call a column's measure."""
