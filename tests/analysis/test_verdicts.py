@@ -47,7 +47,8 @@ def test_test_loss_does_not_stand_in_for_a_train_loss_that_was_not_logged():
     made = synthetic.study([BASELINE, harmed("a", 80.0), harmed("b", 80.0, "relative_flatness_bound")])
     found = findings_of(Record.of(made.frame.drop("train/loss"), made.spec, made.columns, made.status))
     pairs = next(item.data["pairs"] for item in found if item.id == "convergence/flatness")
-    assert pairs and all(pair["losses"] == [None, None] and not pair["matched_loss"] for pair in pairs)
+    assert pairs
+    assert all(pair["losses"] == [None, None] and not pair["matched_loss"] for pair in pairs)
 
 
 def test_another_property_that_the_same_arms_block_is_named():

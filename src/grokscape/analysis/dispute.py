@@ -9,7 +9,6 @@ from grokscape.analysis.finding import Finding
 from grokscape.analysis.record import Record
 
 MEASURES = ("relative_flatness", "relative_flatness_bound", "cdnv", "nc1", "nc1_ratio", "rnc1", "rnc1_max", "ildr")
-FLATNESS = ("relative_flatness", "relative_flatness_bound")
 RULE = (
     "A claim about order is judged by the lead-lag finding of its measure (position above one half: with "
     "generalisation; leads: before it, Holm over measures), a claim about need by the necessity verdict of its "

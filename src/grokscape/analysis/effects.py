@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from grokscape.analysis.design import Arm
-from grokscape.analysis.estimation import estimate, holm, mean_interval, share_interval, tost
+from grokscape.analysis.estimation import holm, mean_interval, share_interval, tost
 from grokscape.analysis.estimation import one_sided as greater
 from grokscape.analysis.frames import TEST_ACCURACY, Array, Flags
 from grokscape.analysis.manipulation import Check, check, intact_rows
@@ -39,7 +39,6 @@ class Effect:
         p_hastened: p value of "the delay is not shorter than the baseline's divided by the margin, generalisation comes
             no sooner, or accuracy is worse than its margin".
         p_tost: p value of "final accuracy differs by at least the margin", both sides.
-        long_enough: whether the study went on long enough to see a delay of the margin.
         call: what the corrected p values say.
     """
 
@@ -54,7 +53,6 @@ class Effect:
     p_intact: float
     p_hastened: float
     p_tost: float
-    long_enough: bool
     call: Call = "unclear"
 
     def summary(self) -> dict[str, Any]:
@@ -66,19 +64,18 @@ class Effect:
                 "p_hastened": self.p_hastened, "p_tost": self.p_tost, "reasons": list(self.check.reasons)}
 
 
-def effect(record: Record, arm: Arm, *, until: float | None = None) -> Effect:
+def effect(record: Record, arm: Arm) -> Effect:
     """The effect of one arm, while it acted, before correction for the number of arms.
 
     Seeds whose baseline lost memorisation are left out. Harm must show in the seeds in which the arm kept it as well;
     an arm is intact or hastened only with those in which it did not.
     """
     assert record.baseline is not None
-    rules, end = record.rules, arm.until if until is None else until
-    results = record.results_before(end)
+    rules, results = record.rules, record.results_before(arm.until)
     rows, others = record.panel.pairs(arm.name, record.baseline.name)
     rows, others = (side[intact_rows(record, others)] for side in (rows, others))
     kept = intact_rows(record, rows)
-    gaps = _accuracy_gaps(record, rows, others, end)
+    gaps = _accuracy_gaps(record, rows, others, arm.until)
     from_start = results.with_columns(delay=pl.coalesce("generalised", "followed"),
                                       delay_observed=pl.col("generalised").is_not_null())
     clock = _clock(record)
@@ -99,7 +96,7 @@ def effect(record: Record, arm: Arm, *, until: float | None = None) -> Effect:
         share_interval(runs["generalised"].count(), len(runs), 1 - rules.alpha),
         mean_interval(gaps, 1 - rules.alpha, "difference in test accuracy"),
         delay_ratio(own, base, rules, clock), clock, min(1.0, 2 * min(worse, slower)), max(not_worse, not_slower),
-        max(faster, sooner, not_worse), tost(gaps, rules.accuracy_margin), long_enough)
+        max(faster, sooner, not_worse), tost(gaps, rules.accuracy_margin))
 
 
 def _clock(record: Record) -> Literal["delay", "time"]:
@@ -183,8 +180,3 @@ def _range(item: dict[str, Any], factor: float, style: str, unit: str = "") -> s
     if item["low"] is None or item["high"] is None:
         return ""
     return f" (interval {format(factor * item['low'], style)} to {format(factor * item['high'], style)}{unit})"
-
-
-def blank(unit: str = "") -> dict[str, Any]:
-    """An estimate that does not exist."""
-    return estimate(float(np.nan), unit=unit)
