@@ -73,5 +73,5 @@ def test_pairs_are_the_seeds_that_both_arms_have():
     frame = pl.DataFrame({"arm": ["a", "a", "b", "b"], "seed": [1, 2, 2, 3], "step": [0] * 4,
                           "train/accuracy": [0.0] * 4, "test/accuracy": [0.0] * 4})
     panel = Panel.of(frame)
-    own, base = panel.pairs("a", "b")
+    own, base = panel.paired("a", "b")
     assert panel.seeds[own].tolist() == panel.seeds[base].tolist() == [2]

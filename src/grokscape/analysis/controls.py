@@ -95,7 +95,7 @@ def _no_delay(record: Record, arm: Arm) -> Judged:
 
 
 def _rescaling(record: Record, arm: Arm) -> Judged:
-    own, base = record.panel.pairs(arm.name, record.arms[0].name)
+    own, base = record.panel.paired(arm.name, record.arms[0].name)
     shifts = {}
     for column in [name for name in record.columns if record.columns[name]["measure"] == INVARIANT] + [TEST_ACCURACY]:
         values = record.series(column)

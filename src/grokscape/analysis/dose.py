@@ -44,16 +44,14 @@ def trend(record: Record, target: "Target", found: list[Effect]) -> list[dict[st
 
 def page(record: Record, order: list[str]) -> dict[str, Any]:
     """Page's test over arms in the given order, on final test accuracy (falling) and delay (growing)."""
-    rows = [{int(record.panel.seeds[row]): row for row in record.panel.rows(name)} for name in order]
-    shared = sorted(set.intersection(*(set(row) for row in rows)))
-    table = np.array([[row[seed] for row in rows] for seed in shared], dtype=int).reshape(len(shared), len(order))
+    table = record.panel.paired(*order).T
     accuracy = record.moment("final_accuracy")[table]
     observed = record.results["delay_observed"].to_numpy()[table]
     delay = np.where(observed, record.moment("delay")[table], np.inf)
     p_accuracy, p_delay = _page(-accuracy), _page(np.where(np.isnan(delay), np.inf, delay))
-    means = accuracy.mean(axis=0) if len(shared) else np.array([])
+    means = accuracy.mean(axis=0) if len(table) else np.array([])
     monotone = bool((np.diff(means) <= 0).all())
-    return {"n": len(shared), "p_accuracy": p_accuracy, "p_delay": p_delay, "monotone": monotone}
+    return {"n": len(table), "p_accuracy": p_accuracy, "p_delay": p_delay, "monotone": monotone}
 
 
 def _page(growing: Array) -> float | None:

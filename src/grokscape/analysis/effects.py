@@ -72,7 +72,7 @@ def effect(record: Record, arm: Arm) -> Effect:
     """
     assert record.baseline is not None
     rules, results = record.rules, record.results_before(arm.until)
-    rows, others = record.panel.pairs(arm.name, record.baseline.name)
+    rows, others = record.panel.paired(arm.name, record.baseline.name)
     rows, others = (side[intact_rows(record, others)] for side in (rows, others))
     kept = intact_rows(record, rows)
     gaps = _accuracy_gaps(record, rows, others, arm.until)

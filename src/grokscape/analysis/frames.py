@@ -136,13 +136,11 @@ class Panel:
         rows = np.flatnonzero(self.arms == arm)
         return rows[np.argsort(self.seeds[rows], kind="stable")]
 
-    def pairs(self, arm: str, other: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows of two arms that share a seed, in the same order."""
-        first = {int(self.seeds[row]): row for row in self.rows(arm)}
-        second = {int(self.seeds[row]): row for row in self.rows(other)}
-        shared = sorted(first.keys() & second.keys())
-        return (np.array([first[seed] for seed in shared], dtype=np.int64),
-                np.array([second[seed] for seed in shared], dtype=np.int64))
+    def paired(self, *arms: str) -> NDArray[np.int64]:
+        """Rows (A, n) of A arms, of the n seeds that they all have, by seed."""
+        rows = [{int(self.seeds[row]): row for row in self.rows(arm)} for arm in arms]
+        shared = sorted(set.intersection(*map(set, rows)))
+        return np.array([[row[seed] for seed in shared] for row in rows], dtype=np.int64)
 
 
 def _replicas(frame: pl.DataFrame, listed: Sequence[Mapping[str, Any]]) -> pl.DataFrame:

@@ -102,7 +102,7 @@ def check(record: Record, arm: Arm) -> Check:
 def _pairs(record: Record, arm: Arm) -> int:
     """Seeds whose memorisation is intact both in an arm and in the baseline."""
     assert record.baseline is not None
-    own, base = record.panel.pairs(arm.name, record.baseline.name)
+    own, base = record.panel.paired(arm.name, record.baseline.name)
     return int((intact_rows(record, own) & intact_rows(record, base)).sum())
 
 
@@ -179,7 +179,7 @@ def moved(record: Record, arm: Arm, aim: Aim) -> Flags:
         return result
     values, start, turn = record.series(aim.column, aim.relative_to), record.moment("memorised"), _paired_end(record)
     end = np.nan if aim.until is None else aim.until
-    own, base = record.panel.pairs(arm.name, record.baseline.name)
+    own, base = record.panel.paired(arm.name, record.baseline.name)
     place = {int(row): index for index, row in enumerate(rows)}
     for begin, last in ((start, np.fmin(turn, end)), (np.fmax(turn, start), end)):
         levels = geometric_median(np.where(record.window(begin, last), values, np.nan))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from grokscape.analysis.design import Rules, describe
+from grokscape.analysis.design import Rules
 from grokscape.analysis.dose import trend
 from grokscape.analysis.effects import Effect, worded
 from grokscape.analysis.estimation import plain
@@ -99,11 +99,11 @@ def targets(record: Record, *goals: str) -> list[Target]:
 def levels(record: Record, target: Target, found: list[Effect]) -> list[Level]:
     """Arms that say something and block a measure, weakest first."""
     assert record.baseline is not None
-    sign = -1.0 if describe(target.column, record.columns)["direction"] == "higher" else 1.0
+    sign = record.sign(target.column)
     values, losses = settled(record, target.column), settled(record, TRAIN_LOSS)
     way, result = baseline_way(record, target), []
     for item in found:
-        own, base = record.panel.pairs(item.arm.name, record.baseline.name)
+        own, base = record.panel.paired(item.arm.name, record.baseline.name)
         rows = record.panel.rows(item.arm.name)
         shift = middle(sign * log_ratio(values[own], values[base]))
         aimed = item.arm.role == "manipulation" and item.arm.is_to("block", target.property_name)
@@ -118,10 +118,9 @@ def levels(record: Record, target: Target, found: list[Effect]) -> list[Level]:
 def baseline_way(record: Record, target: Target) -> float:
     """Log of how far the baseline takes the measure from memorisation to its settled level; negative if backwards."""
     assert record.baseline is not None
-    sign = -1.0 if describe(target.column, record.columns)["direction"] == "higher" else 1.0
     rows = record.panel.rows(record.baseline.name)
     early, late = at_memorisation(record, target.column)[rows], settled(record, target.column)[rows]
-    return middle(sign * log_ratio(early, late))
+    return middle(record.sign(target.column) * log_ratio(early, late))
 
 
 def comparisons(record: Record, found: list[Level]) -> list[dict[str, Any]]:

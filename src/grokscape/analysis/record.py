@@ -110,6 +110,10 @@ class Record:
         """How people call a column's measure."""
         return describe(column, self.columns)["title"]
 
+    def sign(self, column: str) -> float:
+        """+1 if a lower value means more of the column's property, −1 if a higher one does."""
+        return -1.0 if describe(column, self.columns)["direction"] == "higher" else 1.0
+
     def moment(self, name: str) -> Array:
         """A column of `results` as floats, (R,), NaN for null."""
         if name not in self._moments:

@@ -4,7 +4,6 @@ from itertools import combinations
 
 import numpy as np
 
-from grokscape.analysis.design import describe
 from grokscape.analysis.effects import Effect, worded
 from grokscape.analysis.estimation import geometric_median, plain, share_interval
 from grokscape.analysis.finding import Finding
@@ -48,7 +47,7 @@ def counterexamples(record: Record, target: Target) -> list[dict[str, object]]:
     base, rules = record.panel.rows(record.baseline.name), record.rules
     wanted = middle(level_at_generalisation(record, target.column))
     way = log_ratio(at_memorisation(record, target.column)[base], np.full(len(base), wanted))
-    sign = -1.0 if describe(target.column, record.columns)["direction"] == "higher" else 1.0
+    sign = record.sign(target.column)
     if not sign * middle(way) > 0:
         return []
     levels, accuracy = final_level(record, target.column), record.moment("final_accuracy")
