@@ -57,6 +57,13 @@ def test_a_measure_that_moves_before_or_after_is_told_so(shift, verdict):
     assert item.data["sign_p"] == pytest.approx(2 / 2**8)
 
 
+def test_every_seed_has_its_change_point_however_many_there_are():
+    generalised = np.linspace(500, 1200, 40)
+    item = finding(frame_of(generalised, {"train/cdnv": step_down(generalised - 200)}), "train/cdnv", bootstrap=10)
+    assert np.isfinite(np.array(item.data["change_point"], dtype=float)).all()
+    assert item.data["check"] == 1.0
+
+
 def logged(generator, seeds, every, shift=0.0):
     """Runs whose measure is half-way as test accuracy jumps, but for chance and a shift, logged every so many steps."""
     generalised = 800 * np.exp(generator.normal(0, 0.15, seeds))

@@ -60,19 +60,19 @@ def transitions(record: Record, column: str, among: Flags | None = None) -> Tran
     return Transition(onset(met, steps, rules.hold), back(start), back(end), moved)
 
 
-def change_points(record: Record, column: str, limit: int = 32) -> Array:
+def change_points(record: Record, column: str) -> Array:
     """Step of the one change point of a measure after memorisation, per replica of the baseline; NaN where there is
     none.
 
     Kernel change-point detection with a linear kernel (a shift of the mean) on the log of the measure; the step is
-    the first evaluation after the change. At most `limit` replicas are looked at.
+    the first evaluation after the change.
     """
     result = np.full(len(record.panel.steps), np.nan)
     if record.baseline is None or column not in record.panel:
         return result
     logs, _ = on_log_scale(record.series(column))
     memorised = record.moment("memorised")
-    for row in record.panel.rows(record.baseline.name)[:limit]:
+    for row in record.panel.rows(record.baseline.name):
         with np.errstate(invalid="ignore"):
             kept = ~np.isnan(logs[row]) & (record.panel.steps[row] >= memorised[row])
         line = logs[row, kept]
