@@ -118,8 +118,7 @@ def panel(
     seeds_shown: int = SEEDS_SHOWN,
     arms: Sequence[Arm] | None = None,
 ) -> Panel | None:
-    """A measure on one split over the steps, all arms or some; accuracy and loss show training faintly. None if "
-    "absent."""
+    """A measure on one split over the steps, all arms or some, or None; accuracy and loss show training faintly."""
     column = f"{split}/{measure}"
     if column not in run.frame.columns:
         return None

@@ -85,7 +85,6 @@ _FORMATS: dict[str, Callable[[float | None], str]] = {
 
 def sentence(text: str) -> str:
     """A text with a capital first letter, unless that is a symbol such as κ, whose capital means something else."""
-    "else."""
     return text[:1].upper() + text[1:] if text[:1].isascii() else text
 
 
