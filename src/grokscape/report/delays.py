@@ -15,10 +15,8 @@ def survival_plate(run: Run) -> Plate | Missing:
     """Kaplan–Meier curves of the delay, arm by arm, and each arm's restricted mean delay over the baseline's."""
     curves = _curves(run)
     if not curves:
-        if run.findings:
-            reason = "There is no arm beside the baseline whose delay could be compared with it."
-            return Missing("survival", TITLE, reason, "Add an arm to the study, or compare several runs.")
-        return Missing("survival", TITLE, "The run has not been analysed.", run.analyse_first)
+        reason = "There is no arm beside the baseline whose delay could be compared with it."
+        return run.missing("survival", TITLE, reason, "Add an arm to the study, or compare several runs.")
     caption = (
         "Left: share of the seeds that have memorised and not yet generalised (Kaplan–Meier); a cross marks seeds that "
         "the run lost sight of before they did. Bands are pointwise 95 % intervals. Right: mean delay over the "

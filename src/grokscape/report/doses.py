@@ -15,9 +15,8 @@ def dose_plates(run: Run) -> list[Plate | Missing]:
     plates = [plate for finding in ordered if (plate := _plate(run, finding)) is not None]
     if plates:
         return list(plates)
-    reason = "The run has not been analysed." if not run.findings else "No arm of this study holds a property back."
-    remedy = run.analyse_first if not run.findings else "Add arms with a Clamp or Suppress at two or more doses."
-    return [Missing("doses", "Dose and response", reason, remedy)]
+    remedy = "Add arms with a Clamp or Suppress at two or more doses."
+    return [run.missing("doses", "Dose and response", "No arm of this study holds a property back.", remedy)]
 
 
 def _plate(run: Run, finding: Mapping[str, Any]) -> Plate | None:

@@ -24,8 +24,7 @@ def lead_lag_plate(run: Run) -> Plate | Missing:
     """Per measure: when it is half-way from its level at memorisation to its last, over the step of generalisation."""
     moved = [f for f in run.of_kind("lead_lag") if (f["estimates"].get("log lag") or {}).get("value") is not None]
     if not moved:
-        return _missing(
-            run,
+        return run.missing(
             "lead-lag",
             LAG_TITLE,
             "No measure has a transition in a run that generalised, so there is nothing to set in order.",
@@ -104,8 +103,7 @@ def ranking_plate(run: Run) -> Plate | Missing:
     table = next((f["data"].get("table") for f in run.of_kind("hazard") if (f.get("data") or {}).get("table")), None)
     shown = [row for row in table or [] if row.get("concordance_adjusted") is not None]
     if not shown:
-        return _missing(
-            run,
+        return run.missing(
             "ranking",
             RANK_TITLE,
             "No run generalised while another of its arm had not, so nothing can be said about foretelling it.",
@@ -201,9 +199,3 @@ def _names(run: Run, rows: Sequence[str]) -> Axis:
         categories=tuple(wording.sentence(run.measure_title(m)) for m in rows),
         colours=tuple(wording.property_colour(run.measure_property(m)) for m in rows),
     )
-
-
-def _missing(run: Run, key: str, title: str, reason: str, remedy: str) -> Missing:
-    if not run.findings:
-        return Missing(key, title, "The run has not been analysed.", run.analyse_first)
-    return Missing(key, title, reason, remedy)

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from grokscape.report.arms import Arm, arms_of
+from grokscape.report.plate import Missing
 from grokscape.store import KEYS, RunFolder, RunFolderError
 
 SPLITS = ("train", "test", "cross", "params")
@@ -106,10 +107,12 @@ class Run:
         extent = f"step {reached} of {goal}" if goal else f"step {reached}"
         return f"This run {how}: it reached {extent}. Everything below describes that part alone and may change."
 
-    @property
-    def analyse_first(self) -> str:
-        """What to do when a figure needs findings and there are none."""
-        return f"Run `grokscape analyze {self.path.name}`, then write the report again."
+    def missing(self, key: str, title: str, reason: str, remedy: str) -> Missing:
+        """A figure of findings that cannot be drawn: for the given reason, or because there are no findings at all."""
+        if not self.findings:
+            remedy = f"Run `grokscape analyze {self.path.name}`, then write the report again."
+            return Missing(key, title, "The run has not been analysed.", remedy)
+        return Missing(key, title, reason, remedy)
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The findings of one kind, in their order."""
