@@ -79,19 +79,10 @@ def _lag(run: Run, finding: Mapping[str, Any], rows: Sequence[str], limits: tupl
     subject, lag = finding["subject"], finding["estimates"]["log lag"]
     known = lag["low"] is not None and lag["high"] is not None
     ends = (max(_exp(lag["low"]), limits[0]), min(_exp(lag["high"]), limits[1])) if known else (None, None)
-    split = subject["split"]
     steps = finding["estimates"]["lag"]["value"]
     side = "before" if steps < 0 else "after"
     text = f"{_named(run, subject)}: {abs(steps):.0f} steps {side}; {finding['verdict']}"
-    return Points(
-        [exp(lag["value"])],
-        [rows.index(subject["measure"]) + _OFFSETS.get(split, 0.0)],
-        wording.property_colour(subject["property"]),
-        symbol=_SYMBOLS.get(split, "circle"),
-        size=8,
-        x_ends=[ends],
-        hover=[text],
-    )
+    return _mark(subject, rows, exp(lag["value"]), text, [ends])
 
 
 def _exp(value: float) -> float:
@@ -144,23 +135,15 @@ def ranking_plate(run: Run) -> Plate | Missing:
 
 
 def _concordance(run: Run, row: Mapping[str, Any], rows: Sequence[str]) -> Points:
-    split = row["split"]
     text = (
         f"{_named(run, row)}: {row['concordance_adjusted']:.2f} "
         f"beside the loss, {wording.number(row.get('concordance'))} alone"
     )
-    return Points(
-        [row["concordance_adjusted"]],
-        [rows.index(row["measure"]) + _OFFSETS.get(split, 0.0)],
-        wording.property_colour(row["property"]),
-        symbol=_SYMBOLS.get(split, "circle"),
-        size=8,
-        hover=[text],
-    )
+    return _mark(row, rows, row["concordance_adjusted"], text)
 
 
 def _hazard(run: Run, row: Mapping[str, Any], rows: Sequence[str]) -> list[Points]:
-    ratio, split = row.get("ratio_adjusted") or {}, row["split"]
+    ratio = row.get("ratio_adjusted") or {}
     if ratio.get("value") is None or ratio["value"] <= 0:
         return []
     low, high = ratio.get("low"), ratio.get("high")
@@ -168,17 +151,27 @@ def _hazard(run: Run, row: Mapping[str, Any], rows: Sequence[str]) -> list[Point
     value = min(max(ratio["value"], 1e-3), 1e3)
     interval = f" ({wording.number(low)} to {wording.number(high)})" if low is not None else ""
     text = f"{_named(run, row)}: × {wording.number(ratio['value'])}{interval}"
-    return [
-        Points(
-            [value],
-            [rows.index(row["measure"]) + _OFFSETS.get(split, 0.0)],
-            wording.property_colour(row["property"]),
-            symbol=_SYMBOLS.get(split, "circle"),
-            size=8,
-            x_ends=[ends],
-            hover=[text],
-        )
-    ]
+    return [_mark(row, rows, value, text, [ends])]
+
+
+def _mark(
+    about: Mapping[str, Any],
+    rows: Sequence[str],
+    x: float,
+    text: str,
+    ends: Sequence[tuple[float | None, float | None]] = (),
+) -> Points:
+    """A measure on one split: in the measure's row, the property's colour and the split's symbol."""
+    split = about["split"]
+    return Points(
+        [x],
+        [rows.index(about["measure"]) + _OFFSETS.get(split, 0.0)],
+        wording.property_colour(about["property"]),
+        symbol=_SYMBOLS.get(split, "circle"),
+        size=8,
+        x_ends=ends,
+        hover=[text],
+    )
 
 
 def _named(run: Run, about: Mapping[str, Any]) -> str:
