@@ -7,7 +7,7 @@ from grokscape.report.html import pair, summary_json
 from grokscape.report.interactive import DASHES
 from grokscape.report.onsets import Outcomes
 from grokscape.report.plate import Missing
-from grokscape.report.run import Run
+from grokscape.report.run import SPLITS, Run
 from grokscape.report.trajectories import (
     DEFAULT_MEASURES,
     MOST_STEPS,
@@ -17,12 +17,6 @@ from grokscape.report.trajectories import (
 )
 from grokscape.report.wording import sentence
 
-SPLIT_TITLES = {
-    "train": "training",
-    "test": "held-out",
-    "cross": "held-out around training means",
-    "params": "parameters",
-}
 MOST_NUMBERS = 200_000  # about 1.3 MB of the page
 FEWEST_STEPS = 60
 
@@ -46,7 +40,7 @@ def trajectories(run: Run, found: Outcomes) -> tuple[dict[str, Any], dict[str, A
         "measures": described,
         "arms": arms,
         "onsets": onsets,
-        "splits": SPLIT_TITLES,
+        "splits": SPLITS,
         "log_steps": log_steps,
     }
     seeds = any("s" in summary for arms in columns.values() for summary in arms.values())
@@ -100,7 +94,7 @@ def _panels(
     )
     return {
         "panels": panels,
-        "splits": [{"name": s, "title": SPLIT_TITLES[s]} for s in present],
+        "splits": [{"name": s, "title": SPLITS[s]} for s in present],
         "caption": caption,
         "last_index": max(steps - 1, 0),
         "seeds": seeds,

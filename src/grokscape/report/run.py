@@ -10,9 +10,14 @@ import polars as pl
 
 from grokscape.report.arms import Arm, arms_of
 from grokscape.report.plate import Missing
-from grokscape.store import KEYS, RunFolder, RunFolderError
+from grokscape.store import RunFolder, RunFolderError
 
-SPLITS = ("train", "test", "cross", "params")
+SPLITS = {
+    "train": "training",
+    "test": "held-out",
+    "cross": "held-out around training means",
+    "params": "parameters",
+}
 SHORT = {
     "loss": "loss",
     "relative_flatness": "κ",
@@ -132,17 +137,13 @@ class Run:
         found: dict[str, list[str]] = {}
         for column in self.frame.columns:
             split, _, measure = column.partition("/")
-            if measure and column not in KEYS and self.frame[column].dtype.is_numeric():
+            if measure and self.frame[column].dtype.is_numeric():
                 found.setdefault(measure, []).append(split)
         return found
 
     def measure_title(self, measure: str) -> str:
         """A measure's title from the columns' metadata, or its name in words."""
-        for split in SPLITS:
-            title = self.columns.get(f"{split}/{measure}", {}).get("title")
-            if title:
-                return str(title)
-        return measure.replace("_", " ")
+        return self._about(measure, "title") or measure.replace("_", " ")
 
     def measure_short(self, measure: str) -> str:
         """A measure's symbol where it has a usual one, for headings of columns; else its title."""
@@ -158,10 +159,11 @@ class Run:
 
     def measure_property(self, measure: str) -> str:
         """The family of properties a measure belongs to, "" if unknown."""
-        for split in SPLITS:
-            if property_ := self.columns.get(f"{split}/{measure}", {}).get("property"):
-                return str(property_)
-        return ""
+        return self._about(measure, "property")
+
+    def _about(self, measure: str, what: str) -> str:
+        """The first entry about a measure on any split in the columns' metadata, "" if none has it."""
+        return str(next(filter(None, (self.columns.get(f"{split}/{measure}", {}).get(what) for split in SPLITS)), ""))
 
 
 def read_run(folder: RunFolder | str | Path) -> Run:

@@ -5,7 +5,7 @@ from typing import Any
 
 from grokscape.report import wording
 from grokscape.report.interactive import themed
-from grokscape.report.run import Run
+from grokscape.report.run import SPLITS, Run
 
 
 def no_verdicts(run: Run) -> str:
@@ -113,7 +113,7 @@ def _ranked(run: Run, row: dict[str, Any]) -> dict[str, str]:
     lag, position = row.get("lag") or {}, row.get("position") or {}
     return {
         "measure": row["measure"],
-        "title": f"{run.measure_short(row['measure'])}, {SPLIT_WORDS.get(row['split'], row['split'])}",
+        "title": f"{run.measure_short(row['measure'])}, {SPLITS.get(row['split'], row['split'])}",
         "order": str(row.get("order") or "–"),
         "lag": "–" if lag.get("value") is None else f"{lag['value']:+.0f}".replace("-", "−"),
         "position": wording.number(position.get("value")),
@@ -122,7 +122,6 @@ def _ranked(run: Run, row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-SPLIT_WORDS = {"train": "training", "test": "held-out", "cross": "held-out around training means"}
 KIND_TITLES = {
     "necessity": "Necessity",
     "sufficiency": "Sufficiency",
