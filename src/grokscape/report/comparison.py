@@ -9,9 +9,10 @@ from typing import Any
 from grokscape.analysis import FrameError, analyze
 from grokscape.report import glossary, wording
 from grokscape.report.arms import Arm, arms_of
-from grokscape.report.html import pair, render
-from grokscape.report.interactive import DASHES, figure_for_page, legend_entries, themed
+from grokscape.report.html import render
+from grokscape.report.interactive import figure_for_page, legend_entries, themed
 from grokscape.report.onsets import Outcomes
+from grokscape.report.panels import arms_for_page
 from grokscape.report.plate import Axis, Layer, Missing, Panel, Plate, Points, Rule
 from grokscape.report.provenance import provenance
 from grokscape.report.run import Run, read_run
@@ -234,14 +235,11 @@ def _about(run: Run, place: Path) -> dict[str, Any]:
 
 def _arms_only(runs: Sequence[Run]) -> dict[str, Any]:
     arms = {arm.name: arm for run in runs for arm in run.arms}
-    described = [
-        {"name": a.name, "title": a.title, "colour": pair(a.colour), "dash": DASHES[a.dash]} for a in arms.values()
-    ]
     return {
         "steps": [],
         "columns": {},
         "measures": {},
-        "arms": described,
+        "arms": arms_for_page(arms.values()),
         "onsets": {},
         "splits": {},
         "log_steps": False,

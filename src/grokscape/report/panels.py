@@ -1,8 +1,9 @@
 """What the page's script needs to draw trajectories: summaries of every column, and which panels to begin with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from grokscape.report.arms import Arm
 from grokscape.report.html import pair, summary_json
 from grokscape.report.interactive import DASHES
 from grokscape.report.onsets import Outcomes
@@ -32,19 +33,23 @@ def trajectories(run: Run, found: Outcomes) -> tuple[dict[str, Any], dict[str, A
         arm.name: {"m": found.median_onset(arm.name, "memorised"), "g": found.median_onset(arm.name, "generalised")}
         for arm in run.arms
     }
-    arms = [{"name": a.name, "title": a.title, "colour": pair(a.colour), "dash": DASHES[a.dash]} for a in run.arms]
     log_steps = run.last_step > 200
     payload = {
         "steps": steps.tolist(),
         "columns": columns,
         "measures": described,
-        "arms": arms,
+        "arms": arms_for_page(run.arms),
         "onsets": onsets,
         "splits": SPLITS,
         "log_steps": log_steps,
     }
     seeds = any("s" in summary for arms in columns.values() for summary in arms.values())
     return {**_panels(run, order, measures, len(steps), seeds), "log_steps": log_steps}, payload
+
+
+def arms_for_page(arms: Iterable[Arm]) -> list[dict[str, str]]:
+    """How the page's script draws arms."""
+    return [{"name": a.name, "title": a.title, "colour": pair(a.colour), "dash": DASHES[a.dash]} for a in arms]
 
 
 def _columns(

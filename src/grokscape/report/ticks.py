@@ -21,7 +21,12 @@ def log_ticks(low: float, high: float, most: int = 7) -> list[tuple[float, str]]
 
 def power(exponent: int) -> str:
     """A power of ten: written out from 0.01 to 1000, else as 10ⁿ."""
-    return f"{10.0**exponent:g}" if -2 <= exponent <= 3 else "10" + str(exponent).translate(_SUPERSCRIPTS)
+    return f"{10.0**exponent:g}" if -2 <= exponent <= 3 else ten_to(exponent)
+
+
+def ten_to(exponent: int) -> str:
+    """10ⁿ."""
+    return "10" + str(exponent).translate(_SUPERSCRIPTS)
 
 
 def plain(value: float) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from grokscape.report.palette import FAMILY_COLOURS, MUTED, Colour, Family
 from grokscape.report.run import Run
+from grokscape.report.ticks import ten_to
 
 
 def number(value: float | None, unit: str = "") -> str:
@@ -15,17 +16,13 @@ def number(value: float | None, unit: str = "") -> str:
     size = abs(value)
     if size and (size < 1e-3 or size >= 1e6):
         mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{mantissa}·10{_superscript(int(exponent))}" + _unit(unit)
+        return f"{mantissa}·{ten_to(int(exponent))}" + _unit(unit)
     text = f"{value:,.0f}".replace(",", "\u2009") if size >= 1000 or float(value).is_integer() else f"{value:.3g}"
     return text.replace("-", "−") + _unit(unit)
 
 
 def _unit(unit: str) -> str:
     return f" {unit}" if unit else ""
-
-
-def _superscript(value: int) -> str:
-    return str(value).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def estimates(finding: Mapping[str, Any], run: Run) -> list[dict[str, str]]:
