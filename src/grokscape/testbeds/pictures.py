@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grokscape.testbeds.augmentation import ImageTransform, channel_statistics
 from grokscape.testbeds.hub import column_of, load_tables
-from grokscape.testbeds.splits import shuffled
+from grokscape.testbeds.splits import assigned
 from grokscape.testbeds.types import InputSpec, Split
 
 
@@ -47,8 +47,7 @@ class Images(BaseModel):
         )
         train_images, train_labels = some(*train, self.train_samples, seed)
         test_images, test_labels = some(*test, self.test_samples, seed)
-        if self.random_labels:
-            train_labels, test_labels = shuffled(train_labels, seed), shuffled(test_labels, seed + 1)
+        train_labels, test_labels = assigned(train_labels, test_labels, seed, self.random_labels)
         border = self.pixels // 8 if self.augment == "crop_flip" else 0
         transform = ImageTransform(*channel_statistics(train_images), crop=border, flip=self.augment == "crop_flip")
         spec = InputSpec("image", tuple(train_images.shape[1:]))

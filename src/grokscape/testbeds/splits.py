@@ -49,14 +49,16 @@ def split_by_fraction(inputs: Tensor, labels: Tensor, fraction: float, seed: int
 
 def split_by_index(inputs: Tensor, labels: Tensor, train: Tensor, test: Tensor, seed: int, task: Described) -> Split:
     """The split with the given sample numbers; if the task asks for random labels, each side's own are shuffled."""
-    train_labels, test_labels = labels[train], labels[test]
-    if task.random_labels:
-        train_labels, test_labels = shuffled(train_labels, seed), shuffled(test_labels, seed + 1)
+    train_labels, test_labels = assigned(labels[train], labels[test], seed, task.random_labels)
     return Split(inputs[train], train_labels, inputs[test], test_labels, task.input_spec, task.num_classes)
 
 
-def shuffled(labels: Tensor, seed: int) -> Tensor:
-    """The same labels, each as often as before, in an order that has nothing to do with the inputs."""
+def assigned(train_labels: Tensor, test_labels: Tensor, seed: int, random: bool) -> tuple[Tensor, Tensor]:
+    """The labels as they are, or each side's own in an order that has nothing to do with the inputs."""
+    return (_shuffled(train_labels, seed), _shuffled(test_labels, seed + 1)) if random else (train_labels, test_labels)
+
+
+def _shuffled(labels: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed ^ 0x5DEECE66D)
     return labels[torch.randperm(len(labels), generator=generator)]
 

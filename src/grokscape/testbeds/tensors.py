@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_valid
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from grokscape.testbeds.splits import TRAIN_FRACTION, shuffled, split_by_fraction
+from grokscape.testbeds.splits import TRAIN_FRACTION, assigned, split_by_fraction
 from grokscape.testbeds.types import InputSpec, Split
 
 
@@ -106,9 +106,7 @@ class TensorTask(BaseModel):
         """The given split, or a random one."""
         if self.test_inputs is None or self.test_labels is None:
             return split_by_fraction(self.inputs, self.labels, self.train_fraction, seed, self)
-        labels, test_labels = self.labels, self.test_labels
-        if self.random_labels:
-            labels, test_labels = shuffled(labels, seed), shuffled(test_labels, seed + 1)
+        labels, test_labels = assigned(self.labels, self.test_labels, seed, self.random_labels)
         return Split(self.inputs, labels, self.test_inputs, test_labels, self.input_spec, self.num_classes)
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grokscape.testbeds.hub import DataNotHere, column_of, load_tables
 from grokscape.testbeds.pictures import some
-from grokscape.testbeds.splits import shuffled
+from grokscape.testbeds.splits import assigned
 from grokscape.testbeds.types import InputSpec, Split
 
 PADDING, UNKNOWN, START = 0, 1, 2
@@ -53,8 +53,7 @@ class Texts(BaseModel):
         inputs, labels = some(*train, self.train_samples, seed)
         test_inputs, test_labels = some(*test, self.test_samples, seed)
         num_classes = int(max(train[1].max(), test[1].max())) + 1
-        if self.random_labels:
-            labels, test_labels = shuffled(labels, seed), shuffled(test_labels, seed + 1)
+        labels, test_labels = assigned(labels, test_labels, seed, self.random_labels)
         return Split(inputs, labels, test_inputs, test_labels, spec, num_classes)
 
 
