@@ -50,6 +50,14 @@ def test_a_folder_of_images(pictures):
     assert (split.transform.crop, split.transform.flip) == (1, True)
 
 
+def test_a_word_that_happens_to_contain_train_does_not_put_a_test_file_into_training(tmp_path):
+    for name, count in (("constraints_train", 4), ("constraints_test", 2), ("latest-validation", 1), ("mytrain", 3)):
+        write_csv(tmp_path / f"{name}.csv", [(f"{name} {k}", k % 2) for k in range(count)])
+    train, test = load_tables(str(tmp_path))
+    assert sorted({text.split()[0] for text in train["text"]}) == ["constraints_train", "mytrain"]
+    assert {text.split()[0] for text in test["text"]} == {"constraints_test"}
+
+
 def test_some_samples_follow_the_seed(pictures):
     task = Images(source=str(pictures), pixels=8, train_samples=5)
     one, two, other = task.split(0), task.split(0), task.split(1)

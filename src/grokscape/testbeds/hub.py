@@ -5,6 +5,7 @@ or Parquet files; which split a file belongs to follows from its name. `datasets
 """
 
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,12 @@ def _from_folder(datasets: Any, folder: Path) -> Any:
 
 
 def _by_split(folder: Path, files: list[Path]) -> dict[str, list[str]]:
-    """Files by the split that their path names."""
+    """Files by the split that their path names; a word that begins so counts before one that merely contains it."""
     splits: dict[str, list[str]] = {}
     for file in files:
         path = str(file.relative_to(folder)).lower()
-        name = next((name for name in ("train", *_HELD_OUT) if name in path), None)
+        ways = ((begin, name) for begin in ("(?<![a-z])", "") for name in ("train", *_HELD_OUT))
+        name = next((name for begin, name in ways if re.search(begin + name, path)), None)
         if name is not None:
             splits.setdefault(name, []).append(str(file))
     return splits
