@@ -39,6 +39,10 @@ except ImportError:  # not on Windows: there a folder is not claimed
 KEYS = ("replica", "arm", "seed", "init_seed", "split_seed", "step")
 _METADATA_KEY = b"grokscape.columns"
 _JSON = {dict: "object", list: "array"}
+_STATUS = {
+    "state": str, "step": int, "steps": int, "parts": int, "seconds": int | float, "seconds_measuring": int | float,
+    "device": str, "launcher": str, "workers": int, "replicas": list,
+}
 
 
 class RunFolderError(Exception):
@@ -98,6 +102,21 @@ def read_json(path: Path, kind: type = object, remedy: str = "restore it") -> An
     if not isinstance(value, kind):
         raise RunFolderError(f"{path} is damaged: expected a JSON {_JSON[kind]}, got {value!r:.40}; {remedy}")
     return value
+
+
+def _check_entries(path: Path, value: Mapping[str, Any], kinds: Mapping[str, Any], remedy: str) -> None:
+    """Raise a `RunFolderError` that names an entry of another type than it was written with."""
+    wrong = [name for name, kind in kinds.items() if name in value and not isinstance(value[name], kind)]
+    if wrong:
+        got = json.dumps(value[wrong[0]])
+        raise RunFolderError(f"{path} is damaged: its entry {wrong[0]!r} is {got:.40}; {remedy}")
+
+
+def _check_objects(path: Path, values: Sequence[Any], remedy: str, names: Sequence[str] = ()) -> None:
+    """Raise a `RunFolderError` unless all are JSON objects with entries of these names."""
+    for value in values:
+        if not isinstance(value, dict) or not value.keys() >= set(names):
+            raise RunFolderError(f"{path} is damaged: it holds {json.dumps(value):.40}; {remedy}")
 
 
 def _read_part(path: Path) -> pl.DataFrame:
@@ -200,7 +219,10 @@ class RunFolder:
         """How far the run got; empty before its first step."""
         path = self.path / "status.json"
         remedy = f"remove it, then go on with: grokscape resume {self.path}"
-        return read_json(path, dict, remedy) if path.exists() else {}
+        status = read_json(path, dict, remedy) if path.exists() else {}
+        _check_entries(path, status, _STATUS, remedy)
+        _check_objects(path, status.get("replicas", []), remedy)
+        return status
 
     @property
     def finished(self) -> bool:
@@ -269,7 +291,9 @@ class RunFolder:
         """What the analysis found; empty before it ran."""
         path = self.path / "findings.json"
         remedy = f"make it anew with: grokscape analyze {self.path}"
-        return read_json(path, list, remedy) if path.exists() else []
+        findings = read_json(path, list, remedy) if path.exists() else []
+        _check_objects(path, findings, remedy, ("id", "kind", "subject", "statement", "verdict"))
+        return findings
 
     def write_findings(self, findings: Sequence[Mapping[str, Any]]) -> None:
         """Replace the findings."""

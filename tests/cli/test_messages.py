@@ -164,7 +164,7 @@ def test_somebody_elses_spec_is_no_run_folder(grokscape, tmp_path, command, text
     assert "Traceback" not in outcome.err
 
 
-@pytest.mark.parametrize("text", ['{"state":', "[]"])
+@pytest.mark.parametrize("text", ['{"state":', "[]", '{"step": null}', '{"step": 3, "replicas": [null]}'])
 def test_a_damaged_status_can_be_done_without(grokscape, stopped, text):
     (stopped / "status.json").write_text(text)
     for command in ("resume", "show", "report"):
@@ -177,7 +177,7 @@ def test_a_damaged_status_can_be_done_without(grokscape, stopped, text):
     assert RunFolder.open(stopped).finished
 
 
-@pytest.mark.parametrize("text", ['[{"id":', '{"id": 1}'])
+@pytest.mark.parametrize("text", ['[{"id":', '{"id": 1}', "[1]", '[{"kind": "necessity"}]'])
 def test_damaged_findings_can_be_made_anew(grokscape, finished, text):
     findings = RunFolder.open(finished).findings
     (finished / "findings.json").write_text(text)
