@@ -17,6 +17,7 @@ from grokscape.studies import StudySpec, plan, train
 from grokscape.studies.launchers import Inline, Order, Processes, Slurm, launch
 from grokscape.studies.shards import STOP, shard_spec, shards_of, train_shard
 from grokscape.training import Interrupted
+from grokscape.workflow import run
 
 SPEC = tiny.spec(("baseline", "held", "paper"), seeds=5, precision="float64", steps=20)
 
@@ -267,10 +268,11 @@ def test_gpus_are_taken_in_turn(monkeypatch):
     assert Processes(Order(device="cuda")).workers == 2
 
 
-def test_slurm_says_so_where_there_is_none(tmp_path):
+def test_slurm_says_so_where_there_is_none_before_there_is_a_folder(tmp_path):
     pytest.importorskip("submitit")
     with pytest.raises(ValueError, match=r"no Slurm here .*choose another --launcher"):
-        launch(SPEC, new_folder(tmp_path / "run"), "slurm")
+        run(SPEC, tmp_path / "run", launcher="slurm")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

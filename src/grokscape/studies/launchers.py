@@ -118,14 +118,18 @@ class Ray:
     """A Ray task for each shard, on the cluster that RAY_ADDRESS names, or one on this machine."""
 
     def __init__(self, order: Order) -> None:
-        ray = _needs("ray", "ray")
-        self._ray = ray
+        self._ray = ray = self.found()
         self._owns = not ray.is_initialized()
         if self._owns:
             ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
         self.workers = order.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         needs = {"num_cpus": 1, "num_gpus": 1 if order.device.startswith("cuda") else 0, "max_retries": 0}
         self._order, self._task = order, ray.remote(**needs)(parts.train_shard)
+
+    @staticmethod
+    def found() -> Any:
+        """The package; a ValueError where it is not installed."""
+        return _needs("ray", "ray")
 
     def __call__(self, shard: Path) -> None:
         """Train it somewhere in the cluster."""
@@ -151,13 +155,18 @@ class Slurm:
         self._order, self._cluster = order, cluster
         self.workers = order.workers or _SLURM_JOBS
 
+    @staticmethod
+    def found() -> Any:
+        """Submitit; a ValueError where it is not installed, or there is no Slurm."""
+        submitit = _needs("submitit", "slurm")
+        if submitit.SlurmExecutor.affinity() < 0:
+            raise ValueError("no Slurm here (there is no srun on the PATH); choose another --launcher")
+        return submitit
+
     def __call__(self, shard: Path) -> None:
         """Train it in a job."""
         order = self._order
-        try:
-            executor = self._submitit.AutoExecutor(folder=shard / "slurm", cluster=self._cluster)
-        except RuntimeError as error:
-            raise ValueError(f"no Slurm here ({error}); choose another --launcher") from None
+        executor = self._submitit.AutoExecutor(folder=shard / "slurm", cluster=self._cluster)
         executor.update_parameters(name=f"grokscape-{shard.name}", cpus_per_task=1)
         if order.device.startswith("cuda"):
             executor.update_parameters(gpus_per_node=1)
@@ -191,15 +200,17 @@ def _opened(name: str | Launcher, order: Order) -> Iterator[Launcher]:
 
 
 def check(spec: StudySpec, launcher: str | Launcher) -> None:
-    """Refuse a launcher that there is not, or that cannot train this study.
+    """Refuse a launcher that there is not, that lacks what it needs, or that cannot train this study.
 
     Raises:
-        ValueError: unknown launcher, or data that lives in this process only.
+        ValueError: unknown launcher, what it needs is not there, or data that lives in this process only.
     """
     if isinstance(launcher, str) and launcher not in LAUNCHERS:
         raise ValueError(f"expected a launcher among {', '.join(LAUNCHERS)}, got {launcher!r}")
     if launcher != "inline" and spec.testbed.kind == "tensors":
         raise ValueError(f"launcher {launcher!r} trains in other processes, where your tensors are not; use 'inline'")
+    if isinstance(launcher, str):
+        getattr(LAUNCHERS[launcher], "found", bool)()
 
 
 def launch(
@@ -226,7 +237,7 @@ def launch(
         checkpoint_seconds: time between checkpoints.
 
     Raises:
-        ValueError: unknown launcher, what it needs is not installed, or data that lives in this process only.
+        ValueError: unknown launcher, what it needs is not there, or data that lives in this process only.
         RunFolderError: a shard failed again and again; the others are finished, or the run began in another way.
         Interrupted: the process was asked to stop; everything so far is saved.
     """
