@@ -186,15 +186,16 @@ def resume(
         Whether to write figures and report.html at the end.
     """
     from grokscape.studies.display import Display
-    from grokscape.workflow import load
+    from grokscape.workflow import check_where, load
     from grokscape.workflow import resume as resume_study
 
-    study = load(folder)
+    settings, study = where.settings(), load(folder)
+    check_where(study, where.device, where.launcher, where.tracker)
     if study.folder.finished and study.report.exists() and study.findings:
         _say_where(study.folder, quiet, json)
         return
     with _stoppable(folder), Display(study.spec, "quiet" if quiet or json else None) as display:
-        result = resume_study(folder, progress=display, report=report, **where.settings())
+        result = resume_study(folder, progress=display, report=report, **settings)
     _say_where(result.folder, quiet, json)
 
 

@@ -127,6 +127,19 @@ def checked_device(name: str) -> str:
     return name
 
 
+def check_where(study: Study, device: str | None, launcher: str | None, trackers: Sequence[str]) -> None:
+    """Refuse, of what is given, a device, launcher or tracker that cannot be used here.
+
+    Raises:
+        ValueError: one of them is not here, or not for this study.
+    """
+    Trackers.check(trackers)
+    if device is not None:
+        checked_device(device)
+    if launcher is not None:
+        launchers.check(study.spec, launcher)
+
+
 def run(
     study: str | StudySpec,
     out: str | Path,
@@ -199,7 +212,7 @@ def resume(
     """
     study = load(path, testbed)
     status = study.folder.status
-    Trackers.check(trackers)
+    check_where(study, device, launcher, trackers)
     if not study.folder.finished:
         settings = {
             "device": checked_device(device or status.get("device", "cpu")),

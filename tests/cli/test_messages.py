@@ -10,6 +10,7 @@ import tiny
 from grokscape.store import RunFolder
 from grokscape.studies import train
 from grokscape.training import Interrupted
+from grokscape.workflow import run
 
 STEPS = 12
 
@@ -20,6 +21,12 @@ def finished(tmp_path, grokscape, study_file):
     folder = tmp_path / "finished"
     assert grokscape("run", study_file(steps=STEPS), "--out", folder, "--no-report", "--quiet").code == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A finished run with its report."""
+    return run(tiny.spec(steps=STEPS), tmp_path_factory.mktemp("reported") / "run").path
 
 
 @pytest.fixture
@@ -114,12 +121,15 @@ def test_impossible_settings_say_what_is_allowed(grokscape, tmp_path, study_file
         ("--tracker", "excel", 2, ["excel", "tensorboard"]),
     ],
 )
-def test_impossible_options_say_what_is_allowed(grokscape, tmp_path, study_file, option, value, code, words):
-    outcome = grokscape("run", study_file(), "--out", tmp_path / "run", option, value)
-    assert outcome.code == code
-    text = " ".join((outcome.out + outcome.err).replace("│", " ").split())
-    assert all(word in text for word in words), text
+def test_impossible_options_say_what_is_allowed(grokscape, tmp_path, study_file, reported, option, value, code, words):
+    outcomes = [grokscape("run", study_file(), "--out", tmp_path / "run", option, value)]
     assert not (tmp_path / "run").exists()
+    if option != "--seeds":  # even where nothing is left to do
+        outcomes.append(grokscape("resume", reported, option, value))
+    for outcome in outcomes:
+        assert outcome.code == code
+        text = " ".join((outcome.out + outcome.err).replace("│", " ").split())
+        assert all(word in text for word in words), text
 
 
 def test_a_missing_or_broken_specification_is_named(grokscape, tmp_path):
