@@ -137,3 +137,5 @@ def test_settings_out_of_range_are_refused():
         AdamW(lr=0)
     with pytest.raises(ValueError, match="Extra inputs"):
         SGD(lr=0.1, decay=1)
+    with pytest.raises(ValueError, match="nesterov=True needs a momentum above 0, got momentum=0"):
+        SGD(lr=0.1, momentum=0, nesterov=True)

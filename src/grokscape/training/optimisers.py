@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from grokscape.interventions import Unplug
@@ -71,13 +71,19 @@ class SGD(_Optimizer):
     Attributes:
         lr, weight_decay, warmup, schedule, sam_radius, orthogonal_gradient: as in `AdamW`; the decay is coupled (L2).
         momentum: μ.
-        nesterov: look-ahead form.
+        nesterov: look-ahead form; needs momentum.
     """
 
     kind: Literal["sgd"] = "sgd"
     lr: Positive = 0.01
     momentum: Unit = 0.9
     nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _looks_ahead_along_something(self) -> "SGD":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov=True needs a momentum above 0, got momentum=0; without momentum leave it out")
+        return self
 
     @property
     def slots(self) -> tuple[str, ...]:
