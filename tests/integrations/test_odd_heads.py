@@ -111,6 +111,15 @@ def test_measuring_a_compiled_model_that_is_being_probed(data):
     assert not any(name.startswith("_probe") for name in vars(model.fc))
 
 
+def test_labels_of_a_snapshot_are_a_tensor(data):
+    model, (x, y) = net(), data
+    with gs.Probe(model) as probe:
+        model(x)
+        for labels in (y.tolist(), y.numpy()):
+            with pytest.raises(TypeError, match=r"labels must be a tensor, got .*; convert with torch\.as_tensor"):
+                probe.snapshot(labels)
+
+
 @pytest.mark.parametrize(("labels", "error", "text"), [
     (lambda y: y / 2, TypeError, r"labels must be class indices \(int64\), got torch.float32"),
     (lambda y: y + 1, ValueError, "labels must lie in 0 … 2, got 1 … 3"),

@@ -42,9 +42,13 @@ def forms(inputs, labels):
     yield "loader", DataLoader(TensorDataset(inputs, labels), batch_size=32, shuffle=True)
     yield "list of batches", [(inputs[:50], labels[:50]), (inputs[50:], labels[50:])]
     yield "one-shot iterator", iter([(inputs[:50], labels[:50]), (inputs[50:], labels[50:])])
+    inputs, labels = inputs.numpy(), labels.numpy()
+    inputs.flags.writeable = False
+    yield "arrays", [inputs, labels]
+    yield "batches of arrays", [(inputs[:50], labels[:50]), (inputs[50:], labels[50:])]
 
 
-@pytest.mark.parametrize("form", range(5))
+@pytest.mark.parametrize("form", range(7))
 def test_every_form_of_data_gives_the_numbers_of_one_pass(form):
     inputs, labels = samples()
     model = network()
@@ -54,6 +58,25 @@ def test_every_form_of_data_gives_the_numbers_of_one_pass(form):
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=0.2 if name in NOISY else 1e-4, abs=1e-6), name
+
+
+def test_arrays_by_name_and_lists_of_numbers():
+    class ByName(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x)
+
+    model, (x, y) = ByName(network()), samples()
+    expected = gs.measure(model, (x, y), measures="cdnv")["cdnv"]
+    named = {"x": x.numpy(), "labels": y.numpy()}
+    for data in (named, [named], [({"x": x.numpy()}, y.numpy())]):
+        assert gs.measure(model, data, measures="cdnv")["cdnv"] == pytest.approx(expected)
+    for data in ((x.tolist(), y.tolist()), [(x.tolist(), y)]):
+        with pytest.raises(TypeError, match=r"must be tensors or arrays, got a list of numbers"):
+            gs.measure(model, data)
 
 
 def test_held_out_data_around_its_own_and_around_training_means():

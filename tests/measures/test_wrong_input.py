@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from grokscape.measures import MeasureWarning, cdnv, neural_collapse, relative_flatness, relative_flatness_bound
+from grokscape.measures import (
+    MeasureWarning,
+    Snapshot,
+    cdnv,
+    neural_collapse,
+    relative_flatness,
+    relative_flatness_bound,
+)
 
 FEATURES, WEIGHT = torch.randn(6, 3), torch.randn(4, 3)
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -49,6 +56,14 @@ WITH_NAN[2, 1] = float("nan")
     (lambda: cdnv(FEATURES[:0], LABELS[:0]), ValueError, "there are no samples"),
     (lambda: neural_collapse(FEATURES, LABELS, WEIGHT[:, :2]), ValueError, "features have 3 columns but weight has 2"),
     (lambda: neural_collapse(FEATURES, LABELS + 2, WEIGHT), ValueError, "labels must lie in 0 … 3, got 2 … 4"),
+    (lambda: cdnv(FEATURES, LABELS.tolist()), TypeError, "labels must be a tensor, got list; convert with torch.as_te"),
+    (lambda: neural_collapse(FEATURES, LABELS.numpy(), WEIGHT), TypeError, "labels must be a tensor, got ndarray"),
+    (lambda: neural_collapse(FEATURES.numpy(), LABELS, WEIGHT), TypeError, "features must be a tensor, got ndarray"),
+    (lambda: relative_flatness(FEATURES, WEIGHT, mask=LABELS.numpy() > 0), TypeError, "mask must be a tensor"),
+    (lambda: relative_flatness(FEATURES, WEIGHT, targets=LABELS.numpy(), reduction="class"), TypeError,
+     "targets must be a tensor, got ndarray"),
+    (lambda: Snapshot(FEATURES, LOGITS.numpy(), LABELS, WEIGHT), TypeError, "logits must be a tensor, got ndarray"),
+    (lambda: Snapshot(FEATURES, LOGITS, LABELS.tolist(), WEIGHT), TypeError, "labels must be a tensor, got list"),
 ])
 def test_is_refused(call, error, text):
     with pytest.raises(error, match=text):

@@ -105,6 +105,7 @@ def test_a_specification_gives_the_task_again(name):
 
 def test_own_tensors_are_described_not_written():
     task = TensorTask(name="mine", inputs=OWN_INPUTS, labels=OWN_LABELS)
+    assert TensorTask(name="mine", inputs=OWN_INPUTS.numpy(), labels=OWN_LABELS.numpy()) == task
     description = task.model_dump(mode="json")
     assert description["samples"] == 40
     assert "inputs" not in description

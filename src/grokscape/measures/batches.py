@@ -2,7 +2,7 @@
 
 Accepted data: a `DataLoader` or any iterable of batches, a `Dataset` of (input, label) pairs, or tensors
 (inputs, labels). Accepted batches: (inputs, …, labels), or a mapping with a "labels" (or "label") entry whose other
-tensors are handed to the model by name, as transformers does.
+tensors are handed to the model by name, as transformers does. NumPy arrays count as tensors.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -58,6 +59,11 @@ def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     return value.to(device, dtype if dtype is not None and value.is_floating_point() else None)
 
 
+def _tensor(value: Any) -> Any:
+    """A NumPy array as a tensor of its own memory; anything else as it is."""
+    return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+
+
 def batches(data: Any, batch_size: int = 256) -> Iterable[Any]:
     """Data as an iterable of batches; datasets and tensors are cut into batches in their order.
 
@@ -67,13 +73,15 @@ def batches(data: Any, batch_size: int = 256) -> Iterable[Any]:
     """
     if isinstance(data, DataLoader):
         return _Undisturbed(data)
-    if isinstance(data, (tuple, list)) and len(data) >= 2 and all(isinstance(part, Tensor) for part in data):
+    kinds = Tensor | np.ndarray
+    if isinstance(data, (tuple, list)) and len(data) >= 2 and all(isinstance(part, kinds) for part in data):
+        data = tuple(map(_tensor, data))
         lengths = {len(part) for part in data}
         if len(lengths) > 1:
             raise ValueError(f"inputs and labels must have one length, got {[len(part) for part in data]}")
-        return _Cut(tuple(data), batch_size)
+        return _Cut(data, batch_size)
     if isinstance(data, Mapping):
-        return _Cut(dict(data), batch_size)
+        return _Cut({name: _tensor(value) for name, value in data.items()}, batch_size)
     if isinstance(data, IterableDataset) or (isinstance(data, Dataset) and hasattr(data, "__len__")):
         return DataLoader(data, batch_size=batch_size)
     if isinstance(data, Iterable):
@@ -127,23 +135,35 @@ def as_batch(batch: Any) -> Batch:
     """A batch in one form.
 
     Raises:
-        TypeError: it is neither a sequence that ends in labels nor a mapping with labels.
+        TypeError: it is neither a sequence that ends in labels nor a mapping with labels, or its inputs are lists.
         ValueError: a mapping has no labels.
     """
     if isinstance(batch, Mapping):
         key = next((key for key in _LABEL_KEYS if key in batch), None)
         if key is None:
             raise ValueError(f"a batch that is a mapping needs an entry 'labels', got {sorted(map(str, batch))}")
-        inputs = {str(name): value for name, value in batch.items() if name != key and isinstance(value, Tensor)}
-        return Batch((), inputs, torch.as_tensor(batch[key]))
+        tensors = {str(name): _tensor(value) for name, value in batch.items() if name != key}
+        inputs = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+        return Batch((), inputs, torch.as_tensor(_tensor(batch[key])))
     if isinstance(batch, Sequence) and len(batch) >= 2 and not isinstance(batch, str):
         if isinstance(batch[0], Mapping):
-            return Batch((), {str(name): value for name, value in batch[0].items()}, torch.as_tensor(batch[-1]))
-        return Batch(tuple(batch[:-1]), {}, torch.as_tensor(batch[-1]))
+            inputs = {str(name): _tensor(value) for name, value in batch[0].items()}
+            return Batch((), inputs, torch.as_tensor(_tensor(batch[-1])))
+        if _holds_numbers(batch[0]):
+            raise TypeError("inputs of a batch must be tensors or arrays, got a list of numbers; use torch.tensor")
+        return Batch(tuple(map(_tensor, batch[:-1])), {}, torch.as_tensor(_tensor(batch[-1])))
     raise TypeError(
         f"a batch must be (inputs, labels) or a mapping with 'labels', got {type(batch).__name__}"
         + (f" of length {len(batch)}" if isinstance(batch, Sequence) else "")
     )
+
+
+def _holds_numbers(value: Any) -> bool:
+    """Whether it is a list of numbers, of lists of them, and so on."""
+    nested = isinstance(value, list)
+    while isinstance(value, list) and value:
+        value = value[0]
+    return nested and isinstance(value, int | float)
 
 
 def logits_of(output: Any) -> Tensor:

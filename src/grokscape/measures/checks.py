@@ -25,14 +25,18 @@ def holds(condition: Tensor) -> bool:
         return False
 
 
+def check_tensors(**tensors: object) -> None:
+    """Raise TypeError unless all of them are tensors, or None."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}; convert with torch.as_tensor")
+
+
 def check_floating(**tensors: Tensor | None) -> None:
     """Raise TypeError unless every tensor is floating point."""
+    check_tensors(**tensors)
     for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
+        if tensor is not None and not tensor.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {tensor.dtype}; convert with .float()")
 
 
@@ -66,7 +70,8 @@ def check_samples(features: Tensor) -> None:
 
 
 def check_indices(labels: Tensor) -> None:
-    """Raise TypeError unless labels are whole numbers."""
+    """Raise TypeError unless labels are a tensor of whole numbers."""
+    check_tensors(labels=labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be class indices (int64), got {labels.dtype}")
 

@@ -71,6 +71,7 @@ def relative_flatness(
     Source: Petzka et al., Relative flatness and generalization, NeurIPS 2021, Definition 3.
     """
     checks.check_head(features, weight, logits, bias)
+    checks.check_tensors(targets=targets, mask=mask)
     features, weight = widen(features), widen(weight)
 
     def part(features: Tensor, logits: Tensor | None, targets: Tensor | None) -> Tensor:
@@ -121,6 +122,7 @@ def relative_flatness_bound(
     checks.check_head(features, weight, logits, bias)
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+    checks.check_tensors(mask=mask)
     features, weight = widen(features), widen(weight)
 
     def part(features: Tensor, logits: Tensor | None, _: Tensor | None) -> Tensor:
@@ -251,6 +253,7 @@ def class_statistics(
     """Class means and scatter with checked input; see `cdnv` for the arguments and what is raised."""
     checks.check_floating(features=features)
     checks.check_samples(features)
+    checks.check_indices(labels)
     if num_classes is None:
         num_classes = int(labels.max()) + 1
     checks.check_labels(labels, features, num_classes)

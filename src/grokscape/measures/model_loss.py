@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grokscape.measures.batches import IGNORED, Batch, logits_of, shifts_labels
-from grokscape.measures.checks import check_indices
+from grokscape.measures.checks import check_indices, check_tensors
 from grokscape.measures.losses import Loss, check_loss
 from grokscape.numerics import widen
 
@@ -30,6 +30,7 @@ def align(model: nn.Module, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, .
         TypeError: labels that are no class indices.
         ValueError: labels do not fit the leading axes of the tensors.
     """
+    check_tensors(labels=labels)
     lead = tensors[0].shape[:-1]
     if labels.shape != lead:
         raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from grokscape.measures.checks import check_tensors
 from grokscape.measures.comparison import margins
 from grokscape.measures.flatness import row_variance
 from grokscape.measures.representation import spectrum
@@ -31,6 +32,9 @@ class Snapshot:
         weight: the head's weight, (..., K, d).
         bias: the head's bias, (..., K), or None.
         parameters: every parameter of the network, name → (..., its shape); needed by measures of the whole network.
+
+    Raises:
+        TypeError: something that is no tensor.
     """
 
     features: Tensor
@@ -39,6 +43,9 @@ class Snapshot:
     weight: Tensor
     bias: Tensor | None = None
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_tensors(**{name: getattr(self, name) for name in ("features", "logits", "labels", "weight", "bias")})
 
     @property
     def num_classes(self) -> int:

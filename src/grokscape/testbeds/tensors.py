@@ -3,8 +3,9 @@
 import hashlib
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -13,7 +14,7 @@ from grokscape.testbeds.types import InputSpec, Split
 
 
 class TensorTask(BaseModel):
-    """Inputs and labels of your own, split at random or as you say.
+    """Inputs and labels of your own (tensors or NumPy arrays), split at random or as you say.
 
     Without test tensors, every seed splits the samples anew by `train_fraction`. With them the split is fixed and seeds
     differ in initialisation only. The data itself is not written into a specification, only a description with its
@@ -68,6 +69,11 @@ class TensorTask(BaseModel):
                 f"from the same tensors (digest {value['digest']}) and pass it as testbed= to grokscape.load or resume"
             )
         return value
+
+    @field_validator("inputs", "labels", "test_inputs", "test_labels", mode="before")
+    @classmethod
+    def _tensor(cls, value: Any) -> Any:
+        return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> "TensorTask":
@@ -162,7 +168,7 @@ def _check(inputs: Tensor, labels: Tensor, prefix: str) -> None:
     if labels.dim() != 1 or labels.dtype != torch.int64:
         raise ValueError(
             f"{prefix}labels must be int64 class indices of shape (N,), got {labels.dtype} {tuple(labels.shape)}; "
-            f"use labels.long(), and argmax for one-hot rows"
+            f"use labels.long() (of an array astype('int64')), and argmax for one-hot rows"
         )
     if len(inputs) != len(labels) or not len(labels):
         raise ValueError(
