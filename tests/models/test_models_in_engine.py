@@ -90,6 +90,19 @@ def test_a_sharpness_aware_arm_leaves_the_running_statistics_of_others_alone():
     assert (beside["buffers/norm.num_batches_tracked"] == 5).all()
 
 
+def test_a_replica_that_diverged_keeps_its_running_statistics_too():
+    engine = engine_of(ModuleModel(factory=Normed, head="fc"), IMAGES, batch_size=32)
+    for step in range(5):
+        if step == 2:
+            engine.state.flat[1, -1] = torch.nan
+            before = {name: buffer.clone() for name, buffer in engine.state.buffers.items()}
+        engine.step(step)
+    assert engine.state.alive.tolist() == [True, False, True]
+    for name, buffer in engine.state.buffers.items():
+        assert torch.equal(buffer[1], before[name][1]), name
+        assert not torch.equal(buffer[0], before[name][0]), name
+
+
 def test_measuring_moving_replicas_is_measuring_them_among_all():
     engine = engine_of(ModuleModel(factory=Normed, head="fc"), IMAGES, refine=5)
     for step in range(5):

@@ -168,15 +168,22 @@ class Engine:
 
     def _gradient_beside(self, flat: Tensor, step: int) -> Tensor:
         """Gradient (R, P) at other parameters than the replicas' own; their running statistics stay as they are."""
-        before = {name: buffer.clone() for name, buffer in self.state.buffers.items()}
+        before = self._buffers()
         grad = self._gradient(flat, step)[1]
-        for name, buffer in before.items():
-            self.state.buffers[name].copy_(buffer)
+        self._put_back(before, torch.ones_like(self.state.alive))
         return grad
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return {name: buffer.clone() for name, buffer in self.state.buffers.items()}
+
+    def _put_back(self, before: dict[str, Tensor], rows: Tensor) -> None:
+        """Give buffers their former values in the replicas where `rows` (R,) is true."""
+        for name, buffer in self.state.buffers.items():
+            buffer.copy_(before[name].where(rows.view(-1, *[1] * (buffer.dim() - 1)), buffer))
 
     def step(self, step: int) -> None:
         """Train every live replica by one step; `step` counts from 0."""
-        state = self.state
+        state, before = self.state, self._buffers()
         objective, grad = self._gradient(state.flat, step)
         finite = objective.isfinite() & grad.sum(1).isfinite()
         if self._any_sam:
@@ -185,6 +192,7 @@ class Engine:
         if self._any_orthogonal:
             grad = torch.where(self._orthogonal, orthogonal_gradient(state.flat, grad, self.layout), grad)
         state.alive &= finite
+        self._put_back(before, ~state.alive)
         state.last_good.masked_fill_(state.alive, step)
         alive = state.alive[:, None]
         grad = torch.where(alive, grad, torch.zeros_like(grad))
