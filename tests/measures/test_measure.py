@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
 import grokscape as gs
 from grokscape.measures import measuring
@@ -270,3 +271,21 @@ def test_derivatives_inside_inference_mode():
     expected = gs.layer_flatness(model, data), gs.measures.sharpness(model, data)
     with torch.inference_mode():
         assert (gs.layer_flatness(model, data), gs.measures.sharpness(model, data)) == expected
+
+
+def products_of_measuring(name, width, classes, batch_size):
+    model = nn.Linear(width, classes)
+    data = torch.randn(80, width), torch.randint(classes, (80,))
+    with FlopCounterMode(display=False) as counter:
+        gs.measure(model, data, measures=name, batch_size=batch_size)
+    return counter.get_total_flops()
+
+
+def test_what_nobody_asked_for_is_not_computed():
+    forward = 2 * 80 * 6 * 300
+    assert products_of_measuring("accuracy", 6, 300, 10) < 1.5 * forward
+
+
+def test_distances_between_the_rows_of_the_head_are_computed_once():
+    at_once = products_of_measuring("relative_flatness", 200, 100, 80)
+    assert products_of_measuring("relative_flatness", 200, 100, 10) <= at_once

@@ -6,9 +6,11 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from torch.utils.flop_counter import FlopCounterMode
 
 from grokscape.measures import MEASURES, neural_collapse
 from grokscape.measures.snapshot import Quantities, Snapshot
+from grokscape.measures.statistics import nearer_mean
 from grokscape.measures.streaming import ClassMoments
 
 STREAMED = [
@@ -92,3 +94,41 @@ def test_around_others_a_class_unknown_to_them_leaves_no_pooled_scatter():
     )
     assert float(MEASURES["cdnv"].function(found)) == pytest.approx(float(expected["cdnv"]), rel=1e-9)
     assert MEASURES["nc1"].function(found).isnan()
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_batch_costs_what_its_own_classes_cost(merge):
+    features, labels, _ = data()
+
+    def products(classes):
+        moments = ClassMoments.empty(classes, 6).update(features[:150], labels[:150])
+        with FlopCounterMode(display=False) as counter:
+            moments.update(features[150:], labels[150:])
+            if merge:
+                moments.merge(moments)
+        return counter.get_total_flops()
+
+    assert products(5000) == products(5)
+
+
+def test_the_nearest_mean_is_looked_for_among_classes_that_take_part():
+    features, _, _ = data(samples=60)
+    labels = torch.tensor([7, 2500, 2999]).repeat(20)
+    prediction = labels.clone()
+    prediction[::4], prediction[::9] = 2500, 11  # of the latter there is no sample
+    moments = ClassMoments.empty(3000, 6).update(features, labels)
+    statistics = moments.compute()
+    samples = features.double() - statistics.offset
+    with FlopCounterMode(display=False) as counter:
+        found = nearer_mean(statistics, samples, prediction)
+    assert counter.get_total_flops() == 2 * 60 * 6 * 3
+    means = {c: features[labels == c].double().mean(0) for c in (7, 2500, 2999)}
+    for sample, guess, is_nearer in zip(features.double(), prediction.tolist(), found.tolist(), strict=True):
+        nearest = min(means, key=lambda c: float((sample - means[c]).norm()))
+        assert is_nearer == (nearest != guess)
+
+
+def test_no_mean_is_nearer_where_no_class_takes_part():
+    features, labels = torch.randn(2, 6), torch.tensor([1, 2500])
+    statistics = ClassMoments.empty(3000, 6).update(features, labels).compute()
+    assert not nearer_mean(statistics, features.double() - statistics.offset, labels).any()

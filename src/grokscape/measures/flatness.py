@@ -29,20 +29,27 @@ def squared_norms(features: Tensor) -> Tensor:
     return torch.linalg.vector_norm(features, dim=-1).square()
 
 
-def row_variance(softmax: Softmax, weight: Tensor) -> Tensor:
+def row_distances(weight: Tensor) -> Tensor | None:
+    """‖w_c − w_c'‖² for every pair, (..., K, K); None where there are too many classes for a table of all pairs."""
+    classes, width = weight.shape[-2:]
+    return None if classes > max(width, 128) else squared_distances(weight)
+
+
+def row_variance(softmax: Softmax, weight: Tensor, distances: Tensor | None = None) -> Tensor:
     """Variance of the rows of the head's weight under each sample's probabilities, tr Cov_{c∼p_i}(w_c).
 
     Args:
         softmax: split softmax of the logits (..., N, K).
         weight: (..., K, d).
+        distances: `row_distances` of the weight, where they are known already.
 
     Returns:
         (..., N).
     """
-    classes, width = weight.shape[-2:]
-    if classes > max(width, 128):
+    distances = row_distances(weight) if distances is None else distances
+    if distances is None:
         return _row_variance_of_many(softmax, weight)
-    spread = softmax.rest @ squared_distances(weight)
+    spread = softmax.rest @ distances
     to_top = spread.gather(-1, softmax.top[..., None]).squeeze(-1)
     return (1 - softmax.rest_mass) * to_top + (softmax.rest * spread).sum(-1) / 2
 

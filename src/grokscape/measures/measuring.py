@@ -134,18 +134,18 @@ class _Source:
 
     def measured(self, names: Iterable[str]) -> "_Seen":
         """Go through the data once."""
-        needed = {name for measure in names for name in MEASURES[measure].inputs}
-        noisy = bool(needed & {"smoothed_loss", "smoothing_excesses"})
-        parts: dict[str, list[Tensor]] = {name: [] for name in _PER_SAMPLE if noisy or name != "smoothing_excesses"}
+        needed = {name for measure in names for name in MEASURES[measure].inputs} | {"labels"}
+        parts: dict[str, list[Tensor]] = {name: [] for name in _PER_SAMPLE if needed & _NEEDED_FOR[name]}
         kept: list[Looked] | None = [] if set(names) & _SECOND_LOOK else None
-        elements, moments, head, noise = 0, None, None, torch.Generator().manual_seed(0)
+        elements, moments, head, shared = 0, None, None, {"noise": torch.Generator().manual_seed(0)}
         scatter = bool(set(names) & _OF_THE_SCATTER)
         for head in self:
             moments = moments or ClassMoments.empty(*head.weight.shape, device=head.weight.device, scatter=scatter)
             moments = moments.update(head.features, head.labels)
-            quantities = Quantities(head, noise=noise)
+            quantities = Quantities(head, **shared)
             for name, values in parts.items():
                 values.append(_PER_SAMPLE[name](quantities))
+            shared |= {name: vars(quantities)[name] for name in _OF_THE_WEIGHT if name in vars(quantities)}
             elements += head.features.numel()
             if kept is not None:
                 kept.append((head.features, head.labels, quantities.prediction))
@@ -166,6 +166,14 @@ _PER_SAMPLE: dict[str, Callable[[Quantities], Tensor]] = {
     "prediction": lambda quantities: quantities.prediction,
     "labels": lambda quantities: quantities.labels,
 }
+_NEEDED_FOR = {name: {name} for name in _PER_SAMPLE} | {
+    "impurity": {"softmax"},
+    "cross_entropies": {"cross_entropies", "smoothed_loss"},
+    "smoothing_excesses": {"smoothing_excesses", "smoothed_loss"},
+}
+"""Which inputs of the table's rows come from each number of a sample."""
+_OF_THE_WEIGHT = {"row_distances"}
+"""What depends on the weight alone, and so serves all batches."""
 _SECOND_LOOK = {"nc4", "ildr"}
 _OF_THE_SCATTER = {"nc1", "kernel_alignment", "effective_rank", "spectral_entropy"}
 _WHOLE = {name for name, row in MEASURES.items() if {"features", "logits"} & set(row.inputs)}
@@ -219,13 +227,13 @@ class _Seen:
         statistics = self.moments.compute() if around is None else self.moments.around(around.moments)
         fields = {name: value for name, value in self.samples.items() if name != "impurity"}
         centre = self if around is None else around
-        if "smoothing_excesses" in centre.samples:
+        if {"cross_entropies", "smoothing_excesses"} <= centre.samples.keys():
             noisy = centre.samples["cross_entropies"] + centre.samples["smoothing_excesses"]
             fields["smoothed_loss"] = noisy.mean()
         return _Gathered(
             **fields,
             moments=self.moments,
-            softmax=_Impurity(self.samples["impurity"]),
+            softmax=_Impurity(self.samples["impurity"]) if "impurity" in self.samples else None,
             weight=self.head.weight.double(),
             parameters=self.head.parameters,
             statistics=SecondLook(**vars(statistics), again=self.again, number=self.number),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grokscape.measures.checks import check_tensors
 from grokscape.measures.comparison import margins
-from grokscape.measures.flatness import row_variance
+from grokscape.measures.flatness import row_distances, row_variance
 from grokscape.measures.representation import spectrum
 from grokscape.measures.representativeness import smoothing_excess
 from grokscape.measures.softmax import Softmax
@@ -140,7 +140,12 @@ class Quantities:
     @cached_property
     def row_variance(self) -> Tensor:
         """tr Cov_{c∼p_i}(w_c), (..., N)."""
-        return row_variance(self.softmax, self._snapshot.weight)
+        return row_variance(self.softmax, self._snapshot.weight, self.row_distances)
+
+    @cached_property
+    def row_distances(self) -> Tensor | None:
+        """‖w_c − w_c'‖² for every pair, (..., K, K), where that is what `row_variance` takes."""
+        return row_distances(self._snapshot.weight)
 
     @cached_property
     def squared_norms(self) -> Tensor:

@@ -82,6 +82,11 @@ class ClassMeans:
         counts, present, variances = (x[..., self.kept] for x in (self.counts, self.present, self.variances))
         return ClassMeans(counts, present, self.means[..., self.kept, :], variances, self.offset, self.weighting)
 
+    @cached_property
+    def half_norms(self) -> Tensor:
+        """‖μ_c‖²/2 relative to the offset, (..., 1, K)."""
+        return torch.linalg.vector_norm(self.means, dim=-1).square()[..., None, :] / 2
+
     def blocks(self) -> list[slice]:
         """Rows of the table of pairs of classes that are worked on at once."""
         classes = self.means.shape[-2]
@@ -225,11 +230,17 @@ def nearer_mean(statistics: ClassMeans, samples: Tensor, prediction: Tensor) -> 
     Returns:
         bool (..., N).
     """
-    means = statistics.means
-    halves = means.square().sum(-1)[..., None, :] / 2
-    size = max(1, WHOLE_UP_TO**2 // means.shape[-2])
+    part, kept = statistics.taking_part, statistics.kept
+    if kept is not None:
+        if not len(kept):
+            return torch.zeros_like(prediction, dtype=torch.bool)
+        place = kept.new_full(statistics.present.shape[-1:], -1)
+        place[kept] = torch.arange(len(kept), device=kept.device)
+        prediction = place[prediction]
+    size = max(1, WHOLE_UP_TO**2 // part.means.shape[-2])
     found = []
     for piece, predicted in zip(samples.split(size, -2), prediction.split(size, -1), strict=True):
-        closeness = (piece @ means.mT - halves).where(statistics.present[..., None, :], float("-inf"))
-        found.append(closeness.gather(-1, predicted[..., None]).squeeze(-1) < closeness.amax(-1))
+        closeness = (piece @ part.means.mT - part.half_norms).where(part.present[..., None, :], float("-inf"))
+        own = closeness.gather(-1, predicted.clamp(min=0)[..., None]).squeeze(-1)
+        found.append(own.where(predicted >= 0, float("-inf")) < closeness.amax(-1))
     return torch.cat(found, -1)

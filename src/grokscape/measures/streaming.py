@@ -65,16 +65,16 @@ class ClassMoments:
         check_labels(labels, features, len(self.counts))
         if features.shape[0] == 0:
             return self
+        found, index = labels.unique(return_inverse=True)
         wide = features.to(self.means.dtype)
         offset = wide.mean(0)
         shifted = wide - offset
-        counts = sum_by_class(shifted.new_ones(len(shifted), 1), labels, len(self.counts)).squeeze(-1)
-        means = sum_by_class(shifted, labels, len(self.counts)) / counts.clamp(min=1)[:, None]
-        deviations = shifted - select_rows(means, labels)
-        squares = sum_by_class(deviations.square().sum(-1, keepdim=True), labels, len(self.counts)).squeeze(-1)
-        means = torch.where(counts[:, None] > 0, means + offset, 0)
+        counts = sum_by_class(shifted.new_ones(len(shifted), 1), index, len(found)).squeeze(-1)
+        means = sum_by_class(shifted, index, len(found)) / counts[:, None]
+        deviations = shifted - select_rows(means, index)
+        squares = sum_by_class(deviations.square().sum(-1, keepdim=True), index, len(found)).squeeze(-1)
         scatter = None if self.scatter is None else deviations.T @ deviations
-        return self.merge(ClassMoments(counts, means, squares, scatter))
+        return self._with(found, ClassMoments(counts, means + offset, squares, scatter))
 
     def merge(self, other: "ClassMoments") -> "ClassMoments":
         """Statistics of the samples of both.
@@ -87,18 +87,27 @@ class ClassMoments:
                 f"statistics of {tuple(self.means.shape)} and {tuple(other.means.shape)} (classes, features) "
                 f"do not merge"
             )
-        counts = self.counts + other.counts
-        total = counts.clamp(min=1)
-        apart = other.means - self.means
-        shared = self.counts * other.counts / total
-        weighted = apart * shared.sqrt()[:, None]
+        found = other.counts.nonzero().squeeze(-1)
+        return self._with(found, other._only(found))
+
+    def _only(self, classes: Tensor) -> "ClassMoments":
+        """Statistics of some classes; the scatter is that of all."""
+        return ClassMoments(self.counts[classes], self.means[classes], self.squares[classes], self.scatter)
+
+    def _with(self, classes: Tensor, other: "ClassMoments") -> "ClassMoments":
+        """With the statistics of other samples, all of them of some classes, merged in: the work is in these alone."""
+        own = self._only(classes)
+        counts = own.counts + other.counts
+        apart = other.means - own.means
+        weighted = apart * (own.counts * other.counts / counts).sqrt()[:, None]
         scatter = None
         if self.scatter is not None and other.scatter is not None:
             scatter = self.scatter + other.scatter + weighted.T @ weighted
+        squares = own.squares + other.squares + weighted.square().sum(-1)
         return ClassMoments(
-            counts,
-            self.means + apart * (other.counts / total)[:, None],
-            self.squares + other.squares + weighted.square().sum(-1),
+            self.counts.index_copy(0, classes, counts),
+            self.means.index_copy(0, classes, own.means + apart * (other.counts / counts)[:, None]),
+            self.squares.index_copy(0, classes, squares),
             scatter,
         )
 
