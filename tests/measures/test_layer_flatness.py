@@ -301,3 +301,30 @@ def test_a_weight_that_is_used_outside_its_layer_too():
         expected = dense_kappa(model, f"{layer}.weight", inputs, labels)
         assert found[layer].value == pytest.approx(expected, rel=1e-10)
     assert (found["encode"].probes, found["head"].probes) == (16, 3)
+
+
+class UsedElsewhere(nn.Module):
+    """A layer whose weight enters once more, by hand and with little effect."""
+
+    def __init__(self, effect):
+        super().__init__()
+        self.effect, self.layer, self.head = effect, nn.Linear(4, 4, bias=False), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.layer(x)) + self.effect * torch.tanh(F.linear(x.flip(1), self.layer.weight)))
+
+
+@pytest.mark.parametrize("effect", [1e-2, 1e-5])
+def test_a_weight_with_little_effect_elsewhere_is_seen(effect):
+    torch.manual_seed(0)
+    model, x, y = UsedElsewhere(effect).double(), torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    found = layer_flatness(model, [(x, y)], layers=["layer"], exact=True)["layer"].value
+    assert found == pytest.approx(dense_kappa(model, "layer.weight", x, y), rel=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rounding_does_not_keep_a_layer_from_the_short_route(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 48), nn.Tanh(), nn.Linear(48, 5)).to(dtype)
+    x, y = torch.randn(500, 32, dtype=dtype), torch.randint(5, (500,))
+    assert layer_flatness(model, [(x, y)], layers=["0"], probes=32)["0"].exact  # in the weight it takes 1024 products

@@ -94,12 +94,13 @@ class _Layer:
         )
 
     def _acts_nowhere_else(self, total: Tensor) -> bool:
-        """Whether all of the loss's gradient in the weight comes through the outputs of the module."""
+        """Whether all of the loss's gradient in the weight comes through the outputs of the module, up to rounding."""
         slope, through = _slopes(total, [self.weight, self.outputs])
         if slope is None or through is None or self.inputs is None:
             return True
-        apart = widen(slope) - widen(through).T @ widen(self.inputs)
-        return not apart.norm() > 0.02 * widen(slope).norm()
+        through, inputs = widen(through), widen(self.inputs)
+        apart = widen(slope) - through.T @ inputs
+        return not apart.norm() > 4 * torch.finfo(slope.dtype).eps * (through.abs().T @ inputs.abs()).norm()
 
     def variable(self) -> Tensor:
         """What the route differentiates with respect to."""
