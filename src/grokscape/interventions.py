@@ -292,7 +292,9 @@ class WeightCap(_Scheduled):
 
 @dataclass(frozen=True, config=_FROZEN)
 class Unplug:
-    """At `step` every other intervention of the arm ends, and the optimiser gets new settings.
+    """At `step` the arm's penalties and normalisation end, and the optimiser gets new settings.
+
+    A `WeightCap` stays, as it does in the paper; one with `until=` ends there. `Rescale` is what it was from the start.
 
     Args:
         step: when.

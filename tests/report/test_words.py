@@ -64,7 +64,11 @@ def test_symbols_keep_their_case() -> None:
         ),
         ({"kind": "suppress", "measure": "cdnv", "strength": 0.001}, "CDNV suppressed (strength 0.001)"),
         ({"kind": "weight_cap", "at_most": 50.0}, "head weight capped at norm 50"),
-        ({"kind": "unplug", "step": 200, "lr": 0.1}, "all of it unplugged at step 200"),
+        ({"kind": "unplug", "step": 200, "lr": None, "cosine": False}, "unplugged at step 200"),
+        (
+            {"kind": "unplug", "step": 200, "lr": 0.1, "cosine": True, "weight_decay": 0.0},
+            "unplugged at step 200, with lr 0.1, weight decay 0, cosine",
+        ),
         ({"kind": "something_new", "size": 3}, "something new: size 3"),
     ],
 )

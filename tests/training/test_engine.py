@@ -125,6 +125,16 @@ def test_a_weight_cap_holds_after_every_step():
             assert (torch.linalg.matrix_norm(head[2:], ord=2) <= 0.5 + 1e-12).all()
 
 
+def test_a_weight_cap_stays_when_the_rest_is_unplugged_unless_it_ends_itself():
+    caps = (Suppress("relative_flatness_bound", strength=1.0), WeightCap(1.0), Unplug(2, lr=0.05))
+    engine = Engine(plan_of({"capped": caps, "ends": (*caps[:1], WeightCap(1.0, until=3), *caps[2:])}))
+    for step in range(5):
+        engine.step(step)
+        sizes = torch.linalg.matrix_norm(engine.layout.view(engine.state.flat)[engine.network.head[0]])
+        torch.testing.assert_close(sizes[:2], torch.ones_like(sizes[:2]))
+        assert ((sizes[2:] > 1.01) == (step >= 3)).all()
+
+
 def test_normalised_features_have_their_length_until_unplugged():
     engine = Engine(plan_of({"baseline": (), "normalised": (NormalizeFeatures(radius=2.0), Unplug(3))}))
     rows = slice(0, 4)

@@ -129,11 +129,19 @@ def _intervention(item: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     elif kind == "normalize_features":
         text = f"features normalised to length {_value(item.get('radius', 1.0))}"
     elif kind == "unplug":
-        return f"all of it unplugged at step {_value(item.get('step'))}"
+        return f"unplugged at step {_value(item.get('step'))}{_new_settings(item)}"
     else:
         known = [f"{key} {_value(value)}" for key, value in item.items() if key != "kind" and value is not None]
         text = f"{kind}: {', '.join(known)}".replace("_", " ")
     return text + _when(item)
+
+
+def _new_settings(item: Mapping[str, Any]) -> str:
+    """What the optimiser gets when an arm is unplugged."""
+    rates = {"lr": item.get("lr"), "weight decay": item.get("weight_decay")}
+    changes = [f"{name} {_value(value)}" for name, value in rates.items() if value is not None]
+    changes += ["cosine"] if item.get("cosine") else []
+    return f", with {', '.join(changes)}" if changes else ""
 
 
 def _when(item: Mapping[str, Any]) -> str:

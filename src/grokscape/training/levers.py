@@ -54,14 +54,14 @@ def check_together(interventions: Sequence[Intervention]) -> None:
 
 
 def ended(interventions: Sequence[Intervention]) -> tuple[Intervention, ...]:
-    """Interventions other than Unplug, each ending no later than it."""
+    """Interventions other than Unplug; penalties and normalisation end no later than it, caps and rescaling go on."""
     unplug = unplug_of(interventions)
     kept = tuple(i for i in interventions if not isinstance(i, Unplug))
     if unplug is None:
         return kept
     end = unplug.step
-    lasting = tuple(i for i in kept if isinstance(i, Rescale))
-    early = [i for i in kept if not isinstance(i, Rescale) and i.start < end]
+    lasting = tuple(i for i in kept if isinstance(i, Rescale | WeightCap))
+    early = [i for i in kept if not isinstance(i, Rescale | WeightCap) and i.start < end]
     return lasting + tuple(replace(i, until=end if i.until is None else min(end, i.until)) for i in early)
 
 
