@@ -72,7 +72,7 @@ def _settings(style: Style) -> dict[str, Any]:
         "svg.hashsalt": "grokscape",
         "pdf.fonttype": 42,
         "text.parse_math": False,
-        "savefig.dpi": 300 if style == "paper" else 150,
+        "figure.dpi": 300 if style == "paper" else 150,
         "figure.facecolor": "white",
         "axes.titlelocation": "left",
     }
