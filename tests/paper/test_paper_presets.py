@@ -42,18 +42,31 @@ def test_settings_of_the_paper():
     assert fig4.batch_size == 64
     assert fig4.steps == 400 * 781
     penalty, normalise, cap, unplug = fig4.arms[2].interventions
+    assert [arm.name for arm in fig4.arms if arm.role == "control"] == ["constraints-alone", "schedule-alone"]
+    assert fig4.arms[3].interventions == (normalise, cap)
+    assert fig4.arms[4].interventions == (unplug,)
+    assert (normalise.until, cap.until) == (None, None)
     assert (penalty.measure, penalty.strength, penalty.temperature) == ("relative_flatness_bound", 1e-2, 2.0)
     assert normalise.radius == 1
     assert cap.at_most == 50
     assert (unplug.step, unplug.lr, unplug.cosine, unplug.weight_decay) == (200 * 781, 0.1, True, 2e-4)
     assert fig2.steps == 250 * 781
     assert [i.strength for arm in fig2.arms[1:] for i in arm.interventions] == [1e-3]
+    for name, stem, augment in (("fig6", "imagenet", "none"), ("fig7", "cifar", "crop_flip")):
+        spec = gs.preset(name)
+        assert [i.strength for arm in spec.arms[1:] for i in arm.interventions] == [1e-2, 1e-3, 1e-4, 1e-5, 1e-6]
+        assert (spec.model.stem, spec.testbed.augment, spec.optimizer) == (stem, augment, fig2.optimizer)
+    assert {"class_angle_min", "class_angle_max", "classes"} <= set(fig2.evaluation.measures)
     assert (fig13.batch_size, fig13.arms[1].interventions[2].at_most) == (256, 150)
     assert fig13.arms[2].interventions[-1].lr == 5e-2
     bert, gpt2 = gs.preset("fig16"), gs.preset("fig18")
     penalty, _, cap = bert.arms[1].interventions
     assert (bert.batch_size, penalty.strength, cap.at_most) == (32, 0.3, 30)
     assert (gpt2.batch_size, gpt2.arms[1].interventions[0].strength) == (64, 0.03)
+    for text, lr in ((bert, 3e-3), (gpt2, 5e-3)):
+        unplug = text.arms[2].interventions[-1]
+        assert (text.optimizer.lr, unplug.lr, unplug.step * 2) == (1e-3, lr, text.steps)
+        assert text.steps == 300 * (8544 // text.batch_size)
     fig1, code = gs.preset("fig1"), gs.preset("fig1-code")
     assert (fig1.steps, fig1.testbed.train_fraction, fig1.optimizer.lr) == (10**6, 0.5, 1e-4)
     assert (code.steps, code.testbed.train_fraction) == (10**5, 0.2)

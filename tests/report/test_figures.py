@@ -1,16 +1,20 @@
 """Figure files: formats, sameness, styles, and the figures of the paper."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
+from matplotlib.image import imread
 
 from grokscape.report import FigureError, figure, write_figures
 from grokscape.report.delays import survival_plate
 from grokscape.report.drawing import draw, write_plate
 from grokscape.report.onsets import Outcomes, hero
 from grokscape.report.paper import RECIPES
-from grokscape.report.plate import Axis, Line, Panel, Plate, Points, Rule
+from grokscape.report.plate import Axis, Band, Line, Panel, Plate, Points, Rule
 from grokscape.report.run import read_run
 from grokscape.store import RunFolder
 
@@ -130,13 +134,46 @@ def test_figures_of_the_paper_are_made_from_our_runs(finished: RunFolder, name: 
 
 
 def test_a_figure_that_cannot_be_drawn_says_what_is_missing(finished: RunFolder, make_run: Any, tmp_path: Path) -> None:
-    with pytest.raises(FigureError, match="Put nc2_equiangular among the study's measures"):
+    with pytest.raises(FigureError, match=r"Put class_angle_max, .*, classes among the study's measures"):
         figure("fig3", finished)
     with pytest.raises(FigureError, match=r"expected one of fig1, .*, got 'fig99'"):
         figure("fig99", finished)
     alone = make_run(tmp_path / "alone", arms=[{"name": "baseline", "role": "baseline"}], seeds=2, every=100)
     with pytest.raises(FigureError, match="compares the baseline with arms that hold flatness back; alone has none"):
         figure("fig4", alone)
+
+
+def test_angles_are_those_of_the_last_measurement_of_each_seed(finished: RunFolder) -> None:
+    run = read_run(finished)
+    step = pl.col("step") / 1500
+    quantiles = {"min": 20.0, "q25": 70.0, "median": 90.0, "q75": 110.0, "max": 160.0}
+    angles = [(value * step + pl.col("seed")).alias(f"train/class_angle_{part}") for part, value in quantiles.items()]
+    diverged = (pl.col("arm") == "baseline") & (pl.col("seed") == 5) & (step == 1)
+    lost = pl.when(diverged).then(math.nan).otherwise(angles[0]).alias("train/class_angle_min")
+    frame = run.frame.with_columns(lost, *angles[1:], pl.lit(31.0).alias("train/classes"))
+    plate = RECIPES["fig3"].draw(replace(run, frame=frame), "fig3")
+    (panel,) = plate.panels
+    assert panel.y.categories == ("Baseline", "CDNV held ≥ 1.2", "CDNV held ≥ 1.6")
+    (simplex,) = (layer for layer in panel.layers if isinstance(layer, Rule))
+    assert simplex.at == pytest.approx(math.degrees(math.acos(-1 / 30)))
+    for place, (arm, seeds) in enumerate({"baseline": 5, "cdnv12": 6, "cdnv16": 6}.items()):  # one has no angles
+        boxes = [layer for layer in panel.layers if isinstance(layer, Band) and layer.arm == arm]
+        lines = [layer for layer in panel.layers if isinstance(layer, Line) and layer.arm == arm]
+        assert [tuple(box.x) for box in boxes] == [(70.0 + seed, 110.0 + seed) for seed in range(seeds)]
+        assert [tuple(line.x) for line in lines[::2]] == [(20.0 + seed, 160.0 + seed) for seed in range(seeds)]
+        assert [tuple(line.x) for line in lines[1::2]] == [(90.0 + seed,) * 2 for seed in range(seeds)]
+        heights = [value for box in boxes for value in (box.low[0], box.high[0])]
+        assert heights == sorted(heights)
+        assert place - 0.4 < heights[0] < heights[-1] < place + 0.4
+
+
+def test_long_names_fit_into_the_picture(tmp_path: Path) -> None:
+    names = Axis(categories=("Collapse suppressed, λ = 0.01", "Baseline"))
+    plate = Plate("wide", "", "", "", (Panel(Axis("degrees"), names, (Points([40, 60], [0, 1]),)),))
+    for style in ("paper", "talk"):
+        (path,) = write_plate(plate, tmp_path, style, ("png",))
+        picture = imread(path)
+        assert (picture[:, 0, :3] == 1).all(), style
 
 
 def test_a_released_arm_is_marked(make_run: Any, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from grokscape.measures.statistics import ClassMeans
 from grokscape.numerics import finite_or_identity, root, widest
 
 NAN = float("nan")
+_STEPS = 100
+"""To how many parts of a degree angles are counted."""
 
 
 def _pairs(statistics: ClassMeans, block: slice) -> Tensor:
@@ -213,11 +215,16 @@ def nc2_equinorm_weight(statistics: ClassMeans, weight: Tensor) -> Tensor:
     return _spread_of_norms(weight, statistics.present)
 
 
-def _equiangular(rows: Tensor, statistics: ClassMeans) -> Tensor:
+def _directions(rows: Tensor, statistics: ClassMeans) -> tuple[ClassMeans, Tensor]:
+    """The classes to be paired, and their rows at length one; NaN for a row of length zero."""
     part = statistics.taking_part
     rows = rows if part is statistics else rows[..., statistics.kept, :]
     norms = torch.linalg.vector_norm(rows, dim=-1).where(part.present, 1)
-    unit = rows / norms[..., None]
+    return part, rows / norms[..., None]
+
+
+def _equiangular(rows: Tensor, statistics: ClassMeans) -> Tensor:
+    part, unit = _directions(rows, statistics)
     simplex = -1 / (statistics.number_present - 1)[..., None, None]
     return _mean_over_pairs(part, lambda _, block, pairs: (unit[..., block, :] @ unit.mT - simplex).abs())
 
@@ -230,6 +237,29 @@ def nc2_equiangular(statistics: ClassMeans) -> Tensor:
 def nc2_equiangular_weight(statistics: ClassMeans, weight: Tensor) -> Tensor:
     """Mean over pairs of |cos∠(w_c, w_c') + 1/(K−1)|."""
     return _equiangular(weight, statistics)
+
+
+def class_angle(statistics: ClassMeans, *, share: float) -> Tensor:
+    """A quantile of ∠(μ_c − μ_G, μ_c' − μ_G) over pairs, in degrees, rounded to 0.01.
+
+    The simplex has arccos(−1/(K−1)) everywhere. Angles are counted by hundredths of a degree, block by block, so no
+    table of all pairs is sorted or kept.
+
+    Args:
+        statistics: class statistics.
+        share: the angle given is the smallest that at least this share of the pairs does not exceed; 0 for the very
+            smallest.
+    """
+    part, unit = _directions(statistics.centred_means, statistics)
+    counts = torch.zeros(*part.present.shape[:-1], 180 * _STEPS + 1, dtype=torch.int64, device=unit.device)
+    for block in part.blocks():
+        degrees = (unit[..., block, :] @ unit.mT).clamp(-1, 1).nan_to_num().arccos().rad2deg()
+        places = (degrees * _STEPS).round().to(torch.int64)
+        counts.scatter_add_(-1, places.flatten(-2), _pairs(part, block).flatten(-2).to(torch.int64))
+    upto = counts.cumsum(-1)
+    rank = (share * upto[..., -1:].to(unit.dtype)).clamp(min=1)
+    angle = (upto < rank).sum(-1).to(unit.dtype) / _STEPS
+    return angle.where((upto[..., -1] > 0) & ~unit.isnan().any(-1).any(-1), NAN)
 
 
 def nc2_etf(statistics: ClassMeans) -> Tensor:

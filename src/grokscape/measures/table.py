@@ -5,6 +5,7 @@ contract tests all follow from the row.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -96,6 +97,11 @@ _ROWS = (
     _row("mean_offset", collapse.mean_offset, "statistics",
          "distance of the class means' centre from the origin", "≥ 0", f"{_PAPER}, Proposition 5.3",
          property="representation", direction="neither"),
+    *(_row(f"class_angle_{name}", partial(collapse.class_angle, share=share), "statistics",
+           f"angle between centred class means, {words}", "0 … 180, degrees", f"{_PAPER}, Figure 3",
+           property="representation", direction="neither", differentiable=False)
+      for name, share, words in (("min", 0.0, "smallest"), ("q25", 0.25, "lower quartile"), ("median", 0.5, "median"),
+                                 ("q75", 0.75, "upper quartile"), ("max", 1.0, "largest"))),
     _row("loss", comparison.cross_entropy_from, "cross_entropies",
          "cross-entropy", "nats", "–", property="fit"),
     _row("accuracy", comparison.accuracy, "prediction labels weight",

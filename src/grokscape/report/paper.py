@@ -4,10 +4,13 @@ The same quantities on the same axes under the same names; where the paper draws
 needs that a run did not log is named in the error.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from grokscape.report.arms import Arm
 from grokscape.report.drawing import Style, write_plate
@@ -110,13 +113,38 @@ def _flatness(run: Run, name: str) -> Plate:
 
 
 def _angles(run: Run, name: str) -> Plate:
-    """How far the angles between class means are from the simplex, in the baseline and where collapse is held back."""
+    """The angles between class means at the end of training, a box for each seed, and the angle of the simplex."""
     arms = _against(run, name, "collapse", "a Suppress or Clamp on “cdnv”")
-    _need(run, name, "train/nc2_equiangular")
-    title = "Mean |cos ∠ + 1/(K−1)|"
-    panel = _measure_panel(run, "train/nc2_equiangular", arms, title)
-    simplex = Rule(0.0, axis="y", label="simplex")
-    return _plate(name, (Panel(panel.x, panel.y, (simplex, *panel.layers), "Angles between class means"),), 1)
+    columns = [f"train/class_angle_{part}" for part in ("min", "q25", "median", "q75", "max")]
+    _need(run, name, "train/classes", *columns)
+    last = run.frame.sort("step").group_by("replica").last().sort("replica").drop_nulls(columns).drop_nans(columns)
+    drawn: list[Layer] = [
+        layer
+        for place, arm in enumerate(arms)
+        for layer in _boxes(last.filter(pl.col("arm") == arm.name).select(columns).rows(), place, arm)
+    ]
+    classes = last["train/classes"].max()
+    if classes is not None:
+        simplex = math.degrees(math.acos(-1 / (classes - 1)))
+        drawn.insert(0, Rule(simplex, label="simplex"))
+    names = Axis(categories=tuple(arm.title for arm in arms), colours=tuple(arm.colour for arm in arms))
+    angles = Axis("Angle between centred class means, degrees; line: all pairs, box: middle half, tick: median")
+    return _plate(name, (Panel(angles, names, tuple(drawn), height=max(1.0, 0.4 * len(arms))),), 1)
+
+
+def _boxes(rows: Sequence[tuple[float, ...]], place: int, arm: Arm) -> list[Layer]:
+    """Boxes below each other within a category: all pairs, the middle half of them, and the median."""
+    height = 0.8 / max(len(rows), 1)
+    layers: list[Layer] = []
+    for row, (smallest, lower, median, upper, largest) in enumerate(rows):
+        low, high = place - 0.4 + (row + 0.15) * height, place - 0.4 + (row + 0.85) * height
+        middle = (low + high) / 2
+        layers += [
+            Line((smallest, largest), (middle, middle), arm.colour, arm=arm.name, width=1.0),
+            Band((lower, upper), (low, low), (high, high), arm.colour, arm.name, opacity=0.3),
+            Line((median, median), (low, high), arm.colour, arm=arm.name),
+        ]
+    return layers
 
 
 def _representativeness(run: Run, name: str) -> Plate:
@@ -215,7 +243,7 @@ _HELD = "flatness held back, then released"
 RECIPES: dict[str, Recipe] = {
     "fig1": Recipe("grokking with neural collapse and relative flatness", _grokking),
     "fig2": Recipe("collapse held back: accuracy, CDNV, κ̄", _collapse),
-    "fig3": Recipe("collapse held back: angles between class means", _angles),
+    "fig3": Recipe("collapse held back: angles between class means at the end", _angles),
     "fig4": Recipe(_HELD, _flatness),
     "fig5": Recipe("collapse held back, on training samples", _collapse_training),
     "fig6": Recipe("collapse held back at several strengths", _collapse),

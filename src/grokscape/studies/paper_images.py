@@ -5,6 +5,8 @@ from typing import Any
 from grokscape.interventions import Unplug
 from grokscape.models import ResNet, ViT
 from grokscape.studies.paper_parts import (
+    ANGLES,
+    CORE_MEASURES,
     Scale,
     baseline,
     collapse_suppressed,
@@ -31,7 +33,9 @@ def _cifar(augment: bool = False) -> Images:
     return Images(source=CIFAR, pixels=32, augment="crop_flip" if augment else "none")
 
 
-def _resnet(scale: Scale, epochs: int, augment: bool = False, lr: float = 0.01) -> dict[str, Any]:
+def _resnet(
+    scale: Scale, epochs: int, augment: bool = False, measures: tuple[str, ...] = CORE_MEASURES
+) -> dict[str, Any]:
     """Testbed, model, optimiser, seeds and schedule of the experiments with ResNet-18."""
     if scale == "small":
         return {
@@ -40,15 +44,15 @@ def _resnet(scale: Scale, epochs: int, augment: bool = False, lr: float = 0.01) 
             "optimizer": SGD(lr=0.02, momentum=0.9),
             "onset": OnsetRule(test_threshold=0.8),
             **three_seeds(),
-            **schedule(epochs, _QUICK, 20, 4, max_samples=300),
+            **schedule(epochs, _QUICK, 20, 4, 300, measures),
         }
     return {
         "testbed": _cifar(augment),
         "model": ResNet(stem="cifar" if augment else "imagenet"),
-        "optimizer": SGD(lr=lr, momentum=0.9),
+        "optimizer": SGD(lr=0.01, momentum=0.9),
         "onset": OnsetRule(test_threshold=0.75),
         **three_seeds(),
-        **schedule(epochs, _CIFAR_SAMPLES, 64, 5, max_samples=10_000),
+        **schedule(epochs, _CIFAR_SAMPLES, 64, 5, 10_000, measures),
     }
 
 
@@ -60,6 +64,7 @@ def _images(runs: int, epochs: int, samples: int) -> str:
 # --- collapse suppressed: figures 2, 3, 5, 6, 7 ----------------------------------------------------------------------
 
 _COLLAPSE_EPOCHS = {"paper": 250, "small": 48}
+_COLLAPSE_STRENGTHS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 def _collapse(name: str, scale: Scale, strengths: tuple[float, ...], result: str, augment: bool = False) -> StudySpec:
@@ -76,7 +81,7 @@ def _collapse(name: str, scale: Scale, strengths: tuple[float, ...], result: str
         question="Does generalisation survive when neural collapse is suppressed?",
         description=describe(name, what, result, cost, scale),
         arms=(baseline(), *(collapse_suppressed(strength) for strength in strengths)),
-        **_resnet(scale, epochs, augment),
+        **_resnet(scale, epochs, augment, measures=(*CORE_MEASURES, *ANGLES)),
     )
 
 
@@ -88,14 +93,14 @@ def fig2(scale: Scale) -> StudySpec:
 
 def fig6(scale: Scale) -> StudySpec:
     """The strength of the suppression varied."""
-    strengths = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6) if scale == "paper" else (1e-1, 1e-2, 1e-3, 1e-4)
+    strengths = _COLLAPSE_STRENGTHS if scale == "paper" else (1e-1, 1e-2, 1e-3, 1e-4)
     result = "λ = 1e-2 is unstable (accuracy below 60 %), λ ≤ 1e-4 has no effect."
     return _collapse("fig6", scale, strengths, result)
 
 
 def fig7(scale: Scale) -> StudySpec:
     """The same under augmentation."""
-    strengths = (1e-2, 1e-3, 1e-4) if scale == "paper" else (1e-1, 1e-2)
+    strengths = _COLLAPSE_STRENGTHS if scale == "paper" else (1e-1, 1e-2)
     return _collapse("fig7", scale, strengths, "under augmentation the suppression fails.", augment=True)
 
 
@@ -130,7 +135,7 @@ def fig4(scale: Scale) -> StudySpec:
         question="Does a network whose flatness is suppressed fail to generalise, and recover when it is let go?",
         description=describe(
             "fig4", what, result,
-            "minutes on 2 CPU cores." if scale == "small" else _images(12, epochs, _CIFAR_SAMPLES), scale,
+            "minutes on 2 CPU cores." if scale == "small" else _images(15, epochs, _CIFAR_SAMPLES), scale,
         ),
         arms=flatness_arms(strength, _CAP, unplug),
         **fields,
@@ -201,7 +206,7 @@ def fig13(scale: Scale) -> StudySpec:
         f"{epochs} epochs, 3 seeds."
     )
     result = "accuracy about 43 % after unplugging against 38 %; κ̄ 22212.75 before, 313.22 after."
-    cost = "minutes on 2 CPU cores." if small else _images(12, epochs, _IMAGENET_SAMPLES)
+    cost = "minutes on 2 CPU cores." if small else _images(15, epochs, _IMAGENET_SAMPLES)
     return StudySpec(
         name="fig13",
         title="Flatness suppressed in a vision transformer, then unplugged",

@@ -28,6 +28,8 @@ CORE_MEASURES = (
     "margin",
     "head_norm",
 )
+ANGLES = ("classes", *(f"class_angle_{name}" for name in ("min", "q25", "median", "q75", "max")))
+"""What Figure 3, the distribution of the angles between class means, is drawn from."""
 
 
 def three_seeds() -> dict[str, Any]:
@@ -35,7 +37,14 @@ def three_seeds() -> dict[str, Any]:
     return {"seeds": 3, "init_seeds": SEEDS, "same_split": True}
 
 
-def schedule(epochs: int, samples: int, batch_size: int, every: int, max_samples: int | None = None) -> dict[str, Any]:
+def schedule(
+    epochs: int,
+    samples: int,
+    batch_size: int,
+    every: int,
+    max_samples: int | None = None,
+    measures: tuple[str, ...] = CORE_MEASURES,
+) -> dict[str, Any]:
     """Fields of a specification for training by epochs: steps, batch size, and a measurement every so many epochs.
 
     The last samples of an epoch that fill no batch are left out of it.
@@ -45,7 +54,7 @@ def schedule(epochs: int, samples: int, batch_size: int, every: int, max_samples
     return {
         "steps": epochs * per_epoch,
         "batch_size": batch_size,
-        "evaluation": Evaluation(measures=CORE_MEASURES, steps=steps, max_samples=max_samples),
+        "evaluation": Evaluation(measures=measures, steps=steps, max_samples=max_samples),
     }
 
 
@@ -66,16 +75,25 @@ def collapse_suppressed(strength: float) -> Arm:
 def suppression(strength: float, cap: float, temperature: float = 2.0) -> tuple[Any, ...]:
     """Loss − λ·κ̄ with softmax at temperature τ in the penalty, normalised features and a cap on the head's weight."""
     penalty = Suppress("relative_flatness_bound", strength=strength, temperature=temperature)
-    return (penalty, NormalizeFeatures(), WeightCap(cap))
+    return (penalty, *_constraints(cap))
+
+
+def _constraints(cap: float) -> tuple[Any, ...]:
+    """What keeps the penalty, which has no bound of its own, from running away."""
+    return (NormalizeFeatures(), WeightCap(cap))
 
 
 def flatness_arms(strength: float, cap: float, unplug: Unplug) -> tuple[Arm, ...]:
-    """Baseline; flatness suppressed throughout; suppressed and then unplugged; and the unplugging's schedule alone."""
-    held = suppression(strength, cap)
+    """Baseline; flatness suppressed, throughout and then unplugged; two controls, each a part of what these do.
+
+    The controls are normalisation and cap without the penalty, and the unplugging's schedule without a suppression.
+    """
+    held, constraints = suppression(strength, cap), _constraints(cap)
     return (
         baseline(),
         Arm(name="flatness-suppressed", title="Flatness suppressed", interventions=held),
         Arm(name="flatness-unplugged", title="Flatness suppressed, then unplugged", interventions=(*held, unplug)),
+        Arm(name="constraints-alone", title="Normalisation and cap alone", role="control", interventions=constraints),
         Arm(name="schedule-alone", title="The unplugging's schedule alone", role="control", interventions=(unplug,)),
     )
 

@@ -45,7 +45,7 @@ def _text(
         f"Flatness suppressed (λ = {strength:g}, τ = 2, cap {cap:g}) and unplugged at half time with {bump:g} times "
         f"the learning rate: {data}, 3 seeds."
     )
-    passes = f"12 runs × {epochs} epochs × {_SST5_SAMPLES} sentences."
+    passes = f"15 runs × {epochs} epochs × {_SST5_SAMPLES} sentences."
     cost = "minutes on 2 CPU cores." if scale == "small" else passes
     return StudySpec(
         name=name,
