@@ -40,6 +40,30 @@ def test_nobody_generalised():
     assert found["dispute/collapse-with-memorisation"].verdict == "undecided"
 
 
+def test_nobody_memorised():
+    study = synthetic.study(seeds=8)
+    found = findings(with_columns(study, **{"train/accuracy": pl.min_horizontal("train/accuracy", 0.97)}))
+    assert found["onset/baseline"].estimates["generalised"]["value"] == 1
+    for column in ("train/cdnv", "train/relative_flatness"):
+        item = found[f"lead_lag/{column}"]
+        assert item.verdict == "no clear order"
+        assert "no run of the baseline memorised" in item.statement
+    for claim in ("flatness-with-generalisation", "collapse-with-memorisation", "held-out-ratio-leads"):
+        assert found[f"dispute/{claim}"].verdict == "undecided"
+        assert "no baseline run memorised" in found[f"dispute/{claim}"].statement
+    assert found["hazard"].statement.startswith("No run memorised")
+    held = found["manipulation/flatness-held-30"]
+    assert "in 8 of 8 seeds memorisation was not reached, or lost, as in all of the baseline's" in held.statement
+
+
+def test_what_does_not_move_after_memorisation_is_said_of_runs_that_memorised():
+    study = synthetic.study(seeds=8)
+    capped = pl.when(pl.col("seed") < 2).then(pl.min_horizontal("train/accuracy", 0.97)).otherwise("train/accuracy")
+    found = findings(with_columns(study, **{"train/accuracy": capped, "train/cdnv": pl.lit(1.0)}))
+    assert found["lead_lag/train/cdnv"].verdict == "does not move"
+    assert "after memorisation in every run that memorised" in found["lead_lag/train/cdnv"].statement
+
+
 def test_everybody_at_once():
     study = synthetic.study([BASELINE, HELD], spread=0.0)
     onset = pl.when(pl.col("step") >= 300).then(1.0).otherwise(0.1)

@@ -126,8 +126,9 @@ def synthetic_run(
     state: str = "finished",
     reached: int | None = None,
     name: str = "synthetic",
+    train_accuracy: float = 1.0,
 ) -> RunFolder:
-    """A run folder with made-up trajectories; `reached` cuts it short."""
+    """A run folder with made-up trajectories; `reached` cuts it short, `train_accuracy` is the best there is."""
     arms = ARMS if arms is None else arms
     spec = {
         "name": name,
@@ -148,6 +149,7 @@ def synthetic_run(
     for replica, (arm, seed) in enumerate((a["name"], s) for a in arms for s in range(seeds)):
         keys = {"replica": replica, "arm": arm, "seed": seed, "init_seed": seed, "split_seed": seed}
         values = curves(arm, grid, np.random.default_rng([replica, seed]))
+        values["train/accuracy"] *= train_accuracy
         for key, value in keys.items():
             rows.setdefault(key, []).extend([value] * len(grid))
         rows.setdefault("step", []).extend(grid.tolist())

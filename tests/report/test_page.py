@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from grokscape.analysis import analyze
 from grokscape.report import write_report
+from grokscape.report.doses import dose_plates
 from grokscape.report.onsets import Outcomes
+from grokscape.report.plate import Line, Plate, Points
 from grokscape.report.run import read_run
 from grokscape.report.tables import outcome_table
 from grokscape.store import RunFolder, RunFolderError
@@ -89,6 +92,41 @@ def test_a_run_that_moves_nothing_answers_the_claims_about_order(make_run: Any, 
         assert html.index(text, html.index("<main>")) < html.index('id="outcomes"')
     assert "Here nothing is moved by hand" in html
     assert "There is no arm beside the baseline" in html
+
+
+def test_a_study_that_never_memorises_says_so_and_draws_no_empty_panel(make_run: Any, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", seeds=6, train_accuracy=0.97)
+    analyze(folder)
+    html = write_report(folder).read_text()
+    assert "no seed memorised both in the baseline and in another arm" in html
+    assert "There is no arm beside the baseline" not in html
+    assert "No run memorised, and the time to be foretold starts there." in html
+    (plate,) = (plate for plate in dose_plates(read_run(folder)) if plate.key == "dose-cdnv")
+    assert isinstance(plate, Plate)
+    assert len(plate.panels) == plate.columns == 1
+    assert "Right:" not in plate.caption
+
+
+def test_the_line_through_the_doses_goes_through_their_medians(finished: RunFolder) -> None:
+    run = read_run(finished)
+    findings = [
+        {**f, "data": {**f["data"], "doses": [_unsettled(dose) for dose in f["data"]["doses"]]}}
+        for f in run.of_kind("necessity")
+    ]
+    plates = [plate for plate in dose_plates(replace(run, findings=findings)) if isinstance(plate, Plate)]
+    lines = 0
+    for layers in (plate.panels[0].layers for plate in plates):
+        medians = {(x, y) for mark in layers if isinstance(mark, Points) and mark.label for x, y in zip(mark.x, mark.y)}
+        for line in (layer for layer in layers if isinstance(layer, Line)):
+            assert set(zip(line.x, line.y)) <= medians
+            lines += 1
+    assert lines
+
+
+def _unsettled(dose: dict[str, Any]) -> dict[str, Any]:
+    """The same dose with a first seed that is bad and settled nowhere."""
+    levels, final = dose["level_per_seed"], dose["final_accuracy_per_seed"]
+    return {**dose, "level_per_seed": [None, *levels[1:]], "final_accuracy_per_seed": [0.0, *final[1:]]}
 
 
 def test_numbers_of_arms_are_those_of_the_analysis(finished: RunFolder) -> None:

@@ -40,6 +40,8 @@ def _side(found: Finding | None) -> tuple[str, str]:
         return "unknown", "not measured"
     if not found.data["enough"]:
         return "unknown", f"only {found.data['judged']} baseline runs generalised"
+    if not found.data["started"]:
+        return "unknown", "no baseline run memorised"
     if found.verdict == "does not move":
         return "memorisation", "it does not move after memorisation"
     place = found.estimates["position"]
@@ -79,7 +81,7 @@ def _leads(*columns: str) -> Callable[[Findings], tuple[str, str]]:
     def judge(findings: Findings) -> tuple[str, str]:
         """Whether the measure moves before test accuracy does."""
         found = _first(findings, *columns)
-        if found is None or not found.data["enough"]:
+        if found is None or not (found.data["enough"] and found.data["started"]):
             return "undecided", _side(found)[1]
         if found.verdict in ("no clear order", "does not move"):
             return "undecided", str(found.verdict)

@@ -172,7 +172,9 @@ def hazard(record: Record) -> list[Finding]:
         return []
     rule = RULE.format(alpha=record.rules.alpha, seeds=record.rules.minimum_seeds, runs=FEWEST)
     seeds = len(np.unique(record.panel.seeds))
-    if all(np.isnan(row["concordance"]) for row in rows):
+    if np.isnan(record.moment("memorised")).all():
+        text = "No run memorised, and the time to be foretold starts there"
+    elif all(np.isnan(row["concordance"]) for row in rows):
         text = "No run generalised while another of its arm had not, so nothing can be said about foretelling it"
     else:
         good = [row for row in rows if row["p_adjusted"] <= record.rules.alpha]

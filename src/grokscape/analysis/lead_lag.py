@@ -60,6 +60,7 @@ def _numbers(record: Record, column: str) -> dict[str, Any]:
         "position": position, "leads": int(leads.sum()), "lags": int(lags.sum()), "moved": int(found.moved[rows].sum()),
         "start": found.start[rows], "end": found.end[rows], "n": int(kept.sum()), "runs": len(rows),
         "judged": int((~np.isnan(test)).sum()), "enough": bool((~np.isnan(test)).sum() >= rules.minimum_seeds),
+        "started": int((~np.isnan(train)).sum()),
         "sign_p": sign_test(int(leads.sum()), int(lags.sum())), "p": min(1.0, 2 * min(earlier, later)),
         "half_way": half, "accuracy_lag": (half - test)[kept],
         "check": float(np.mean(np.abs(np.log(change / moment)[kept]) <= np.log(rules.delay_ratio_margin)))
@@ -81,7 +82,7 @@ def _numbers(record: Record, column: str) -> dict[str, Any]:
 
 def verdict(numbers: dict[str, Any], alpha: float) -> str:
     """"leads", "lags", "no clear order" or "does not move"."""
-    if numbers["moved"] == 0 and numbers["judged"]:
+    if numbers["moved"] == 0 and numbers["judged"] and numbers["started"]:
         return "does not move"
     estimates = numbers["estimates"]
     behind, ahead = estimates["log lag"]["low"], estimates["log lag to half of test accuracy"]["high"]
@@ -95,9 +96,12 @@ def _finding(record: Record, row: dict[str, Any]) -> Finding:
     lag, place = row["estimates"]["lag"], row["estimates"]["position"]
     if not row["judged"]:
         text = f"{row['title']} cannot be set against generalisation, for no run of the baseline generalised"
+    elif not row["started"]:
+        text = f"{row['title']} has no level at memorisation to move from, for no run of the baseline memorised"
     elif found == "does not move":
+        which = "" if row["started"] == row["runs"] else " that memorised"
         text = f"{row['title']} changes by less than a factor of {record.rules.moved_factor:g} after memorisation in " \
-               f"every run"
+               f"every run{which}"
     elif lag["value"] is None:
         text = f"{row['title']} changes in {row['moved']} of {row['runs']} runs, but none of these generalised"
     else:
@@ -113,7 +117,7 @@ def _finding(record: Record, row: dict[str, Any]) -> Finding:
             text += f"; position {place['value']:.2f} between memorisation (0) and generalisation (1)"
     about = record.columns[row["column"]]
     keys = ("seeds", "transition", "generalised", "half_way", "memorised", "change_point", "lag", "log_lag", "position",
-            "start", "end", "leads", "lags", "moved", "runs", "check", "sign_p", "judged", "enough")
+            "start", "end", "leads", "lags", "moved", "runs", "check", "sign_p", "judged", "started", "enough")
     return Finding(
         f"lead_lag/{row['column']}", "lead_lag",
         {"column": row["column"], "measure": about["measure"], "property": about["property"], "split": about["split"]},

@@ -87,7 +87,7 @@ def check(record: Record, arm: Arm) -> Check:
     if 0 < len(rows) < rules.minimum_seeds:
         reasons.append(f"it has {len(rows)} seed{'s' * (len(rows) > 1)}, and a verdict needs {rules.minimum_seeds}")
     if len(rows) and memorised < rules.memorised_fraction:
-        reasons.append(f"memorisation was lost in {round((1 - memorised) * len(rows))} of {len(rows)} seeds")
+        reasons.append(_not_intact(record, intact))
         state = "lost memorisation"
     elif len(rows) >= rules.minimum_seeds > (both := _pairs(record, arm)):
         reasons.append(f"in only {both} of its {len(rows)} seeds is memorisation intact in it and in the baseline, and "
@@ -97,6 +97,14 @@ def check(record: Record, arm: Arm) -> Check:
     if state == "not held":
         reasons.append(f"the goal was met in only {round(held * len(rows))} of {len(rows)} seeds")
     return Check(arm, state, held, memorised, len(rows), tuple(reasons))
+
+
+def _not_intact(record: Record, intact: Flags) -> str:
+    """In how many seeds an arm did not memorise and keep it, and whether the baseline did not either."""
+    share = f"in {int((~intact).sum())} of {len(intact)} seeds"
+    if record.baseline is None or intact_rows(record, record.panel.rows(record.baseline.name)).any():
+        return f"memorisation was lost {share}"
+    return f"{share} memorisation was not reached, or lost, as in all of the baseline's"
 
 
 def _pairs(record: Record, arm: Arm) -> int:

@@ -15,8 +15,13 @@ def survival_plate(run: Run) -> Plate | Missing:
     """Kaplan–Meier curves of the delay, arm by arm, and each arm's restricted mean delay over the baseline's."""
     curves = _curves(run)
     if not curves:
-        reason = "There is no arm beside the baseline whose delay could be compared with it."
-        return run.missing("survival", TITLE, reason, "Add an arm to the study, or compare several runs.")
+        if len(run.arms) > 1:
+            reason = "A delay starts at memorisation, and no seed memorised both in the baseline and in another arm."
+            remedy = "Train for longer, or lower the study's onset.train_threshold."
+        else:
+            reason = "There is no arm beside the baseline whose delay could be compared with it."
+            remedy = "Add an arm to the study, or compare several runs."
+        return run.missing("survival", TITLE, reason, remedy)
     caption = (
         "Left: share of the seeds that have memorised and not yet generalised (Kaplan–Meier); a cross marks seeds that "
         "the run lost sight of before they did. Bands are pointwise 95 % intervals. Right: mean delay over the "

@@ -29,16 +29,17 @@ def _plate(run: Run, finding: Mapping[str, Any]) -> Plate | None:
     levels = [value for dose in doses for value in dose["level_per_seed"] if value is not None]
     log = min(levels) > 0 and max(levels) > 10 * min(levels)
     x = Axis(f"{wording.sentence(title)}, settled level", log=log)
-    panels = (_accuracy(run, doses, x), _delay(run, doses, x))
+    delay = _delay(run, doses, x)
+    panels = (_accuracy(run, doses, x), *((delay,) if delay else ()))
     caption = (
-        f"Each arm at the level of {title} at which it settled. Left: final test accuracy; small marks are seeds, "
-        f"large ones medians, and a line joins the doses of one hand, from the baseline on. Right: delay over the "
-        f"baseline's with intervals. Two arms at one level that differ in height show an effect of the hand, not of "
-        f"the level."
+        f"Each arm at the level of {title} at which it settled. {'Left: final' if delay else 'Final'} test accuracy; "
+        f"small marks are seeds, large ones medians, and a line joins the doses of one hand, from the baseline on. "
+        f"{'Right: delay over that of the baseline, with intervals. ' if delay else ''}"
+        f"Two arms at one level that differ in height show an effect of the hand, not of the level."
     )
     trend = " ".join(_trend(run, item) for item in data.get("trend") or [])
     statement = run.readable(str(finding.get("statement", "")))
-    alt = f"Final test accuracy and delay against the settled level of {title}. {statement}"
+    alt = f"Final test accuracy{' and delay' if delay else ''} against the settled level of {title}. {statement}"
     key = wording.anchor(f"dose-{measure}")
     return Plate(
         key,
@@ -46,7 +47,7 @@ def _plate(run: Run, finding: Mapping[str, Any]) -> Plate | None:
         f"{caption} {trend}".strip(),
         alt,
         panels,
-        columns=2,
+        columns=len(panels),
         links=(("The verdict and its rule", wording.finding_anchor(finding)), (title, f"def-{measure}")),
     )
 
@@ -65,11 +66,7 @@ def _accuracy(run: Run, doses: Sequence[Mapping[str, Any]], x: Axis) -> Panel:
     for dose in doses:
         arm = run.arm_by_name.get(dose["arm"])
         colour, name = (arm.colour, arm.name) if arm else (INK, None)
-        pairs = [
-            (u, v, s)
-            for u, v, s in zip(dose["level_per_seed"], dose["final_accuracy_per_seed"], dose["seeds"])
-            if u is not None and v is not None
-        ]
+        pairs = _pairs(dose)
         if not pairs:
             continue
         hover = [f"{dose['title']}, seed {s}: {v:.1%} at {u:.3g}" for u, v, s in pairs]
@@ -83,6 +80,15 @@ def _accuracy(run: Run, doses: Sequence[Mapping[str, Any]], x: Axis) -> Panel:
     return Panel(x, Axis("Final test accuracy", percent=True, limits=(-0.02, 1.05)), tuple(layers))
 
 
+def _pairs(dose: Mapping[str, Any]) -> list[tuple[float, float, Any]]:
+    """Level, final accuracy and number of the seeds that settled."""
+    return [
+        (u, v, s)
+        for u, v, s in zip(dose["level_per_seed"], dose["final_accuracy_per_seed"], dose["seeds"])
+        if u is not None and v is not None
+    ]
+
+
 def _hands(doses: Sequence[Mapping[str, Any]]) -> list[Line]:
     """For each hand with two doses or more, a line from the baseline through its doses by level."""
     lines = []
@@ -90,14 +96,12 @@ def _hands(doses: Sequence[Mapping[str, Any]]) -> list[Line]:
         group = [doses[0], *(dose for dose in doses if dose["hand"] == hand and dose["aimed"])]
         if len(group) < 3:
             continue
-        points = sorted(
-            (dose["level"], _median([v for v in dose["final_accuracy_per_seed"] if v is not None])) for dose in group
-        )
+        points = sorted((dose["level"], _median([p[1] for p in pairs])) for dose in group if (pairs := _pairs(dose)))
         lines.append(Line([p[0] for p in points], [p[1] for p in points], MUTED, dash="solid", width=1.0, opacity=0.6))
     return lines
 
 
-def _delay(run: Run, doses: Sequence[Mapping[str, Any]], x: Axis) -> Panel:
+def _delay(run: Run, doses: Sequence[Mapping[str, Any]], x: Axis) -> Panel | None:
     layers: list[Layer] = [Rule(1.0, axis="y", label="baseline")]
     for dose in doses:
         ratio = ((dose.get("effect") or {}).get("delay_ratio")) or {}
@@ -116,7 +120,7 @@ def _delay(run: Run, doses: Sequence[Mapping[str, Any]], x: Axis) -> Panel:
                 hover=[text],
             )
         )
-    return Panel(x, Axis("Delay over the baseline's"), tuple(layers))
+    return Panel(x, Axis("Delay over the baseline's"), tuple(layers)) if len(layers) > 1 else None
 
 
 def _median(values: Sequence[float]) -> float:

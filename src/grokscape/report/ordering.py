@@ -27,7 +27,7 @@ def lead_lag_plate(run: Run) -> Plate | Missing:
         return run.missing(
             "lead-lag",
             LAG_TITLE,
-            "No measure has a transition in a run that generalised, so there is nothing to set in order.",
+            "No measure has a transition in a run that memorised and generalised, so there is nothing to set in order.",
             "Train for longer, or log more measures.",
         )
     rows = _rows(moved, lambda f: f["estimates"]["log lag"]["value"])
@@ -94,12 +94,8 @@ def ranking_plate(run: Run) -> Plate | Missing:
     table = next((f["data"].get("table") for f in run.of_kind("hazard") if (f.get("data") or {}).get("table")), None)
     shown = [row for row in table or [] if row.get("concordance_adjusted") is not None]
     if not shown:
-        return run.missing(
-            "ranking",
-            RANK_TITLE,
-            "No run generalised while another of its arm had not, so nothing can be said about foretelling it.",
-            "Use more seeds, or evaluate more often.",
-        )
+        reason = next((str(f["statement"]) for f in run.of_kind("hazard")), "No measure was analysed for it.")
+        return run.missing("ranking", RANK_TITLE, reason, "Train for longer, use more seeds, or evaluate more often.")
     rows = _rows([{"subject": row, "row": row} for row in shown], lambda f: -f["row"]["concordance_adjusted"])
     reference = next((row["concordance_loss"] for row in shown if row.get("concordance_loss") is not None), None)
     left: list[Layer] = [Rule(reference, label="loss alone")] if reference else []
