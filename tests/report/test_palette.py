@@ -72,6 +72,21 @@ def test_hands_differ_in_dash_and_doses_in_shade() -> None:
     assert len(set(light)) == 4
 
 
+@pytest.mark.parametrize("weak_to_strong", [
+    [{"kind": "suppress", "strength": strength} for strength in (1e-4, 1e-3, 1e-2, 1e-1)],
+    [{"kind": "clamp", "at_most": level, "strength": 0.1} for level in (3.0, 2.0, 1.0, 0.5)],
+])
+def test_a_stronger_dose_has_a_stronger_shade_wherever_it_stands(weak_to_strong: list[dict[str, object]]) -> None:
+    listed = [
+        {"name": f"dose{k}", "role": "manipulation", "interventions": [{"measure": "cdnv", **weak_to_strong[k]}]}
+        for k in (3, 1, 2, 0)
+    ]
+    arms = {arm.name: arm for arm in arms_of({"arms": listed}, [], {"cdnv": "collapse"}, {})}
+    assert list(arms) == ["dose3", "dose1", "dose2", "dose0"]
+    light = [contrast(arms[f"dose{k}"].colour.light, "#ffffff") for k in range(4)]
+    assert light == sorted(light)
+
+
 def test_no_two_arms_of_a_family_look_alike_and_all_stand_out() -> None:
     listed = [{"name": f"a{k}", "role": "control", "optimizer": {f"setting{k}": k}} for k in range(30)]
     arms = arms_of({"arms": listed}, [], {}, {})

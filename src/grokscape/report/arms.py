@@ -65,7 +65,7 @@ def _styles(family: Family, members: Mapping[str, Mapping[str, Any]]) -> dict[st
         hands.setdefault(_hand(name, arm), []).append(name)
     found: dict[str, Style] = {}
     for hand, names in enumerate(hands.values()):
-        for dose, name in enumerate(names):
+        for dose, name in enumerate(sorted(names, key=lambda name: _dose(members[name]))):
             style = arm_style(family, hand, dose, len(names))
             found[name] = _unlike(style, family, found) if style in found.values() else style
     return {name: found[name] for name in members}
@@ -86,6 +86,15 @@ def _hand(name: str, arm: Mapping[str, Any]) -> str:
     hands = [f"{item.get('kind')} {item.get('measure', '')}" for item in _interventions(arm)]
     hands += [key for place in ("optimizer", "testbed", "model") for key in arm.get(place) or {}]
     return " + ".join(hands) or name
+
+
+def _dose(arm: Mapping[str, Any]) -> tuple[float, ...]:
+    """How hard an arm takes hold, by levels of clamps and strengths of penalties; puts the doses of a hand in order."""
+    sizes = []
+    for item in _interventions(arm):
+        low, high = item.get("at_least"), item.get("at_most") if item.get("kind") == "clamp" else None
+        sizes.append(float(low if low is not None else -high if high is not None else item.get("strength") or 0.0))
+    return tuple(sizes)
 
 
 def _interventions(arm: Mapping[str, Any]) -> list[Mapping[str, Any]]:
