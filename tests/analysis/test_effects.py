@@ -5,7 +5,7 @@ import pytest
 
 import synthetic
 from grokscape.analysis import FrameError
-from grokscape.analysis.effects import effects
+from grokscape.analysis.effects import effects, worded
 from grokscape.analysis.frames import tidy
 from grokscape.analysis.pipeline import findings_of
 from grokscape.analysis.record import Record
@@ -122,3 +122,10 @@ def test_without_a_delay_times_from_the_start_are_compared(until, call):
     sentence = {item.id: item for item in findings_of(record)}["necessity/flatness"].statement
     assert "time to generalise" in sentence
     assert "delay" not in sentence
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_minus():
+    (found,) = effects(made(change=lambda f: f.with_columns(
+        pl.when(of("a") & (pl.col("test/accuracy") > 0.9)).then(0.9999 - 1e-5 * pl.col("seed"))
+        .when(pl.col("test/accuracy") > 0.9).then(1.0).otherwise(pl.col("test/accuracy")).alias("test/accuracy"))))
+    assert "+0.0 points against the baseline (interval +0.0 to +0.0)" in worded(found)

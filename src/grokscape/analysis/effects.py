@@ -168,8 +168,8 @@ def worded(item: Effect) -> str:
     if item.check.memorised < 1:
         parts.append(f"memorisation intact in {round(item.check.memorised * item.check.n)}")
     if gap["value"] is not None:
-        parts.append(f"final test accuracy {100 * gap['value']:+.1f} points against the baseline"
-                     f"{_range(gap, 100, '+.1f')}")
+        parts.append(f"final test accuracy {100 * gap['value']:+z.1f} points against the baseline"
+                     f"{_range(gap, 100, '+z.1f')}")
     if ratio["value"] is not None:
         what = "delay" if item.clock == "delay" else "time to generalise"
         parts.append(f"{what} {ratio['value']:.2f} times the baseline's{_range(ratio, 1, '.2f')}")
