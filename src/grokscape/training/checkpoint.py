@@ -20,18 +20,18 @@ from grokscape.training.engine import State
 _KEPT = 2
 
 
-def pack(state: State) -> dict[str, Tensor]:
-    """The state as one flat mapping of tensors."""
-    packed: dict[str, Tensor] = {}
+def _tensors(state: State) -> dict[str, Tensor]:
+    """The state's own tensors by name, those of a mapping as `field/key`."""
+    named: dict[str, Tensor] = {}
     for field in fields(state):
         value = getattr(state, field.name)
-        entries = (
-            {f"{field.name}/{key}": tensor for key, tensor in value.items()}
-            if isinstance(value, dict)
-            else {field.name: value}
-        )
-        packed |= {key: tensor.detach().cpu().contiguous() for key, tensor in entries.items()}
-    return packed
+        named |= {f"{field.name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {field.name: value}
+    return named
+
+
+def pack(state: State) -> dict[str, Tensor]:
+    """The state as one flat mapping of tensors."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(state).items()}
 
 
 def unpack(packed: dict[str, Tensor], state: State) -> None:
@@ -42,10 +42,7 @@ def unpack(packed: dict[str, Tensor], state: State) -> None:
     Raises:
         RunFolderError: names or shapes are not those of the state.
     """
-    places: dict[str, Tensor] = {}
-    for field in fields(state):
-        value = getattr(state, field.name)
-        places |= {f"{field.name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {field.name: value}
+    places = _tensors(state)
     expected = {name: tuple(tensor.shape) for name, tensor in places.items()}
     found = {name: tuple(tensor.shape) for name, tensor in packed.items()}
     if expected != found:
