@@ -237,23 +237,19 @@ class Levers:
         factors = [math.prod(i.factor for i in arm if isinstance(i, Rescale)) for arm in arms]
         gain = torch.tensor(factors, dtype=like.dtype, device=like.device)
         self.gain = None if bool((gain == 1).all()) else gain
-        self._normalise = self._stacked(
-            [[i for i in arm if isinstance(i, NormalizeFeatures)] for arm in arms], "radius"
-        )
-        self._caps = {
-            norm: self._stacked(
-                [[i for i in arm if isinstance(i, WeightCap) and i.norm == norm] for arm in arms], "at_most"
-            )
-            for norm in ("frobenius", "spectral")
-        }
+        owned = [(row, i) for row, arm in enumerate(arms) for i in arm]
+        self._normalise = self._stacked([(row, i, i.radius) for row, i in owned if isinstance(i, NormalizeFeatures)])
+        caps = [(row, i, i.at_most) for row, i in owned if isinstance(i, WeightCap)]
+        self._caps = {norm: self._stacked([cap for cap in caps if cap[1].norm == norm])
+                      for norm in ("frobenius", "spectral")}
 
-    def _stacked(self, arms: Sequence[Sequence[Intervention]], field: str) -> _Group | None:
-        owners = [row for row, found in enumerate(arms) for _ in found]
-        found = [intervention for mine in arms for intervention in mine]
+    def _stacked(self, found: Sequence[tuple[int, NormalizeFeatures | WeightCap, float]]) -> _Group | None:
+        """Scheduled interventions with their replicas and levels."""
         if not found:
             return None
-        values = torch.tensor([getattr(i, field) for i in found], dtype=self._like.dtype, device=self._like.device)
-        return torch.tensor(owners, device=self._like.device), _Schedule(found, self._like), values
+        owners, scheduled, levels = zip(*found)
+        values = torch.tensor(levels, dtype=self._like.dtype, device=self._like.device)
+        return torch.tensor(owners, device=self._like.device), _Schedule(scheduled, self._like), values
 
     def _acting(self, group: _Group | None, step: int, neutral: float) -> Tensor | None:
         """Value per replica (R,), `neutral` where nothing acts; None if nothing acts anywhere."""
