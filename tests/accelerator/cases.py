@@ -119,6 +119,36 @@ def test_the_gap_is_decomposed(narrow):
     assert math.isclose(ours.robustness.value, theirs.robustness.value, rel_tol=1e-9)
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_metrics_are_moved_half_way(narrow):
+    try:
+        from grokscape.integrations.torchmetrics import NeuralCollapse, RelativeFlatness
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchmetrics cannot be imported here: {error}")
+    torch.manual_seed(0)
+    head, features, labels = nn.Linear(8, 4), torch.randn(60, 8), torch.randint(4, (60,))
+    with accelerator(narrow):
+        found = []
+        for far in (False, True):
+            own = moved(head) if far else head
+            flatness, collapse = RelativeFlatness(), NeuralCollapse(4, 8, head=own)
+            flatness.update(features[:25], head.weight, head(features[:25]))
+            collapse.update(features[:25], labels[:25])
+            assert flatness.compute() > 0
+            x, y = there(features[25:], labels[25:]) if far else (features[25:], labels[25:])
+            for metric in (flatness, collapse):
+                metric._apply(lambda tensor, far=far: tensor.to(NAME) if far else tensor)
+            flatness.update(x, own.weight, own(x))
+            collapse.update(x, y)
+            found.append({"relative_flatness": flatness.compute(), **collapse.compute()})
+        for name, value in found[0].items():
+            assert found[1][name].device.type == NAME
+            assert math.isclose(value, found[1][name].cpu(), rel_tol=1e-5), name
+        collapse.reset()
+        collapse.update(x, y)
+        assert collapse.compute()["cdnv"].device.type == NAME
+
+
 def plan_on(task, model, **changes):
     splits = [task.split(seed) for seed in range(2)]
     arms = {"baseline": (), "flat": (gs.Clamp("relative_flatness", at_least=3.0),)}

@@ -3,6 +3,7 @@
 Shapes: N samples of a batch, d features, K classes.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +14,23 @@ from grokscape.measures import MEASURES, relative_flatness
 from grokscape.measures.losses import Loss
 from grokscape.measures.snapshot import Quantities, Snapshot
 from grokscape.measures.streaming import ClassMoments
-from grokscape.numerics import in_float64
+from grokscape.numerics import has_float64, in_float64
 
 
-class RelativeFlatness(Metric):
+class _Wide(Metric):
+    """A metric with states in float64, or in float32 once it is on a device that has no float64."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        if not has_float64(fn(torch.zeros(1, device=self.device)).device):
+            self._computed = self._forward_cache = None
+            for name, default in self._defaults.items():
+                if default.is_floating_point():
+                    self._defaults[name] = default.float()
+                    setattr(self, name, getattr(self, name).float())
+        return super()._apply(fn, exclude_state)
+
+
+class RelativeFlatness(_Wide):
     """Exact relative flatness κ of a linear head over all samples seen since the last reset.
 
     κ is a mean over samples at fixed weights: update it in an evaluation loop, not while the weights move.
@@ -56,7 +70,7 @@ class RelativeFlatness(Metric):
         values = relative_flatness(
             features.detach(), weight.detach(), logits.detach(), loss=self.loss, targets=targets, reduction="sample"
         )
-        self.total += in_float64(values).sum().to(self.total.device)
+        self.total += in_float64(values).sum().to(self.total)
         self.samples += len(values)
 
     def compute(self) -> Tensor:
@@ -64,7 +78,7 @@ class RelativeFlatness(Metric):
         return self.total / self.samples
 
 
-class NeuralCollapse(Metric):
+class NeuralCollapse(_Wide):
     """Measures of neural collapse over all samples seen since the last reset, by the names of `MEASURES`.
 
     Every one but nc4 and ildr, which look at single samples against the final class means.
@@ -102,13 +116,14 @@ class NeuralCollapse(Metric):
         moments = ClassMoments(self.counts, self.means, self.squares, self.scatter).update(features, labels)
         for name, value in vars(moments).items():
             setattr(self, name, value)
-        norms = torch.linalg.vector_norm(in_float64(features), dim=-1).to(self.norms.device)
+        norms = torch.linalg.vector_norm(in_float64(features), dim=-1).to(self.norms)
         self.norms += norms.sum()
         self.largest = torch.maximum(self.largest, norms.amax()) if len(norms) else self.largest
 
     def compute(self) -> dict[str, Tensor]:
         """name → value, NaN where a measure does not exist."""
-        moments = self._merged()
+        moments = ClassMoments(**{name: in_float64(value) for name, value in vars(self._merged()).items()})
+        norms, largest = in_float64(self.norms), in_float64(self.largest)
         statistics = moments.compute()
         (head,) = self._head
         rows = moments.means if head is None else head.weight.detach().to(moments.means)
@@ -119,9 +134,9 @@ class NeuralCollapse(Metric):
                 continue
             if head is not None or "weight" not in row.inputs:
                 values[row.name] = row.of(quantities)
-        values["rnc1"] = statistics.within_trace() / (self.norms / moments.counts.sum()).square()
-        values["rnc1_max"] = statistics.within_trace() / self.largest.square()
-        return values
+        values["rnc1"] = statistics.within_trace() / (norms / moments.counts.sum()).square()
+        values["rnc1_max"] = statistics.within_trace() / largest.square()
+        return {name: value.to(self.norms) for name, value in values.items()}
 
     def _merged(self) -> ClassMoments:
         """Moments of all processes: after a sync the states are stacked, one for each."""
