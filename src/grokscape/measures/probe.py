@@ -158,7 +158,7 @@ class Probe:
         kind = type(self._model).__name__
         if not calls and self._output is None:
             raise RuntimeError(
-                f"no forward pass of {kind} was seen; call the model inside the `with` block, then ask for a snapshot"
+                f"no forward pass of {kind} was seen; inside the `with` block call the model, then ask for a snapshot"
             )
         if not calls:
             raise RuntimeError(
