@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from grokscape.measures import neural_collapse, relative_flatness, relative_flatness_bound
+from grokscape.measures import Snapshot, evaluate, neural_collapse, relative_flatness, relative_flatness_bound
 
 seeds = st.integers(0, 2**31)
 law = settings(derandomize=True, max_examples=20, deadline=None)
@@ -96,3 +96,19 @@ def test_collapse_is_blind_to_the_names_of_classes(seed):
     after = neural_collapse(features, names[labels], weight[names.argsort()], bias[names.argsort()])
     for name, value in before.items():
         assert float(after[name]) == pytest.approx(float(value), rel=1e-9, abs=1e-12), name
+
+
+@pytest.mark.parametrize("scale", [2.0**-45, 2.0**45])
+def test_measures_without_unit_survive_the_scale_of_the_features_in_float32(scale):
+    features, weight, _, labels, *_ = head(0, samples=40)
+    features, weight = features.float(), weight.float()
+    names = [
+        "cdnv", "nc1", "nc1_ratio", "rnc1", "rnc1_max", "nc2_equinorm", "nc2_equiangular", "nc2_etf", "nc3", "nc4",
+        "ildr", "margin_normalised", "effective_rank", "spectral_entropy", "kernel_alignment",
+    ]
+    before, after = (
+        evaluate(Snapshot(f, features @ weight.T, labels, weight), names) for f in (features, scale * features)
+    )
+    for name in names:
+        share = 1 / scale if name == "margin_normalised" else 1.0
+        assert float(after[name]) == pytest.approx(share * float(before[name]), rel=1e-4), name

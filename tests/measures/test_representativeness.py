@@ -93,3 +93,11 @@ def test_wrong_input_says_so():
         feature_robustness(features, labels, weight, bias, radius=0)
     with pytest.raises(ValueError, match="kernel must be 'sphere' or 'gaussian', got 'box'"):
         feature_robustness(features, labels, weight, bias, kernel="box")
+
+
+def test_robustness_is_not_negative_where_the_loss_is_large_and_flat():
+    generator = torch.Generator().manual_seed(0)
+    features, weight = torch.randn(50, 6, generator=generator), torch.randn(4, 6, generator=generator)
+    labels = torch.randint(4, (50,), generator=generator)
+    logits = 60 * torch.randn(50, 4, generator=generator)
+    assert (module.smoothing_excess(features, weight, logits, labels, radius=1e-6) >= 0).all()

@@ -265,7 +265,7 @@ def class_angle(statistics: ClassMeans, *, share: float) -> Tensor:
 def nc2_etf(statistics: ClassMeans) -> Tensor:
     """‖G/‖G‖_F − (I − 11ᵀ/K)/√(K−1)‖_F, G the Gram matrix of the centred means: 0 at a simplex, at most 2."""
     statistics = statistics.taking_part
-    means = statistics.centred_means
+    means = statistics.centred_means / _size(statistics.centred_means)  # their fourth powers leave float32's range
     few = len(statistics.blocks()) == 1 and means.shape[-2] <= means.shape[-1]
     size = _size(means @ means.mT if few else means.mT @ means)  # both products have the same norm
     present = statistics.present.to(means.dtype)

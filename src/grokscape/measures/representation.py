@@ -51,11 +51,12 @@ def kernel_alignment(statistics: ClassMeans) -> Tensor:
     shares = statistics.weights
     between = (counts[..., None] * statistics.centred_means).square().sum((-2, -1))
     total = counts.sum(-1)
-    kernel = statistics.within_scatter()
     weighted = statistics.centred_means * counts.sqrt()[..., None]
-    feature_norm = torch.linalg.matrix_norm(kernel + weighted.mT @ weighted)
+    scatter = statistics.within_scatter() + weighted.mT @ weighted
+    size = scatter.diagonal(dim1=-2, dim2=-1).sum(-1)
+    feature_norm = torch.linalg.matrix_norm(scatter / size[..., None, None])  # its squares would leave float32's range
     label_norm = total * (shares.square().sum(-1) - 2 * shares.pow(3).sum(-1) + shares.square().sum(-1).square()).sqrt()
-    return between / (feature_norm * label_norm)
+    return between / size / (feature_norm * label_norm)
 
 
 def softmax_collapse(saturated: Tensor, weight: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def smoothing_excess(
         for piece, rows, before in zip(pieces, blocks, base, strict=True):
             shift = (sizes[..., rows, :] * noise[rows]) @ weight.mT
             both = [Softmax.of(piece + sign * shift).cross_entropy(labels[..., rows]) for sign in (1, -1)]
-            excess.append((both[0] - before) / 2 + (both[1] - before) / 2)
+            excess.append(((both[0] - before) / 2 + (both[1] - before) / 2).clamp(min=0))
         values.append(torch.cat(excess, -1))
     return torch.stack(values)
 
