@@ -7,10 +7,12 @@ from grokscape.measures import (
     MeasureWarning,
     Snapshot,
     cdnv,
+    decompose_gap,
     neural_collapse,
     relative_flatness,
     relative_flatness_bound,
 )
+from grokscape.measures.streaming import ClassMoments
 
 FEATURES, WEIGHT = torch.randn(6, 3), torch.randn(4, 3)
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -108,3 +110,19 @@ def test_values_are_not_looked_at_under_vmap():
     many = torch.stack([FEATURES, FEATURES * 2])
     found = torch.vmap(lambda f: relative_flatness(f, WEIGHT, f @ WEIGHT.T))(many)
     torch.testing.assert_close(found, relative_flatness(many, WEIGHT, many @ WEIGHT.T))
+
+
+WIDTHS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64]
+
+
+@pytest.mark.parametrize("dtype", WIDTHS)
+@pytest.mark.parametrize("measure", [
+    lambda labels: cdnv(FEATURES, labels),
+    lambda labels: neural_collapse(FEATURES, labels, WEIGHT[:3])["nc4"],
+    lambda labels: cdnv(FEATURES, labels, around=(FEATURES + 1, labels)),
+    lambda labels: relative_flatness(FEATURES, WEIGHT[:3], LOGITS[:, :3], targets=labels, reduction="class"),
+    lambda labels: decompose_gap(FEATURES, labels, FEATURES, labels, WEIGHT, probes=2).robustness.value,
+    lambda labels: ClassMoments.empty(3, 3).update(FEATURES, labels).squares,
+])
+def test_labels_are_whole_numbers_of_any_width(dtype, measure):
+    assert torch.equal(torch.as_tensor(measure(LABELS.to(dtype))), torch.as_tensor(measure(LABELS)))

@@ -70,7 +70,7 @@ def check_samples(features: Tensor) -> None:
 
 
 def check_indices(labels: Tensor) -> None:
-    """Raise TypeError unless labels are a tensor of whole numbers."""
+    """Raise TypeError unless labels are a tensor of whole numbers, of any width."""
     check_tensors(labels=labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be class indices (int64), got {labels.dtype}")
@@ -79,6 +79,7 @@ def check_indices(labels: Tensor) -> None:
 def check_labels(labels: Tensor, features: Tensor, num_classes: int) -> None:
     """Raise unless labels are class indices (..., N), one for each sample, below the number of classes."""
     check_indices(labels)
+    labels = labels.long()
     if labels.shape[-1:] != features.shape[-2:-1]:
         raise ValueError(
             f"labels must be one for each sample, (..., {features.shape[-2]}), got {tuple(labels.shape)}; "

@@ -254,6 +254,7 @@ def class_statistics(
     checks.check_floating(features=features)
     checks.check_samples(features)
     checks.check_indices(labels)
+    labels = labels.long()
     if num_classes is None:
         num_classes = int(labels.max()) + 1
     checks.check_labels(labels, features, num_classes)
@@ -329,7 +330,8 @@ def _reduce(
         raise ValueError(f"reduction must be 'mean', 'sample' or 'class', got {reduction!r}")
     if targets is None:
         raise ValueError("reduction='class' needs class indices: give targets=labels")
-    targets = targets if mask is None else targets.where(mask, 0)
+    checks.check_indices(targets)
+    targets = targets.long() if mask is None else targets.long().where(mask, 0)
     checks.check_labels(targets, values[..., None], num_classes)
     if mask is not None:
         weights = mask.to(values.dtype).expand(values.shape)

@@ -70,7 +70,8 @@ def smoothing_excess(
         raise ValueError(f"kernel must be 'sphere' or 'gaussian', got {kernel!r}")
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     features, weight, logits = in_float64(features), in_float64(weight), in_float64(logits)
-    labels, sizes = labels.to(logits.device), radius * torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    labels = labels.to(logits.device, torch.int64)
+    sizes = radius * torch.linalg.vector_norm(features, dim=-1, keepdim=True)
     pieces = logits.split(max(1, _BLOCK * logits.shape[-2] // max(1, logits.numel())), -2)
     starts = [0, *itertools.accumulate(piece.shape[-2] for piece in pieces)]
     blocks = [slice(*ends) for ends in itertools.pairwise(starts)]
@@ -179,7 +180,7 @@ def decompose_gap(
     )
     wide, offset = in_float64(weight), 0 if bias is None else in_float64(bias)
     losses = [
-        float(Softmax.of(in_float64(some) @ wide.mT + offset).cross_entropy(their.to(wide.device)).mean())
+        float(Softmax.of(in_float64(some) @ wide.mT + offset).cross_entropy(their.to(wide.device, torch.int64)).mean())
         for some, their in ((test_features, test_labels), (features, labels))
     ]
     gap = losses[0] - losses[1]

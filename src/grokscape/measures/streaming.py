@@ -65,7 +65,7 @@ class ClassMoments:
         check_labels(labels, features, len(self.counts))
         if features.shape[0] == 0:
             return self
-        found, index = labels.unique(return_inverse=True)
+        found, index = labels.long().unique(return_inverse=True)
         wide = features.to(self.means.dtype)
         offset = wide.mean(0)
         shifted = wide - offset
