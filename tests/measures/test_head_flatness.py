@@ -206,3 +206,21 @@ def test_autocast_and_fast_products_outside_do_not_reach_in():
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("measure", [relative_flatness, relative_flatness_bound])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("with_logits", [False, True])
+def test_nan_in_masked_samples_reaches_no_gradient(measure, chunk_size, with_logits):
+    torch.manual_seed(0)
+    features, weight = torch.randn(6, 3), torch.randn(4, 3, requires_grad=True)
+    mask = torch.tensor([True, False, True, True, False, True])
+    padded = features.where(mask[:, None], float("nan")).requires_grad_()
+    logits = padded @ weight.T if with_logits else None
+    found = torch.autograd.grad(measure(padded, weight, logits, mask=mask, chunk_size=chunk_size), (padded, weight))
+    kept = features[mask].requires_grad_()
+    expected = torch.autograd.grad(measure(kept, weight), (kept, weight))
+    torch.testing.assert_close(found[0][mask], expected[0])
+    if not with_logits:
+        assert not found[0][~mask].any()
+        torch.testing.assert_close(found[1], expected[1])

@@ -328,3 +328,12 @@ def test_rounding_does_not_keep_a_layer_from_the_short_route(dtype):
     model = nn.Sequential(nn.Linear(32, 48), nn.Tanh(), nn.Linear(48, 5)).to(dtype)
     x, y = torch.randn(500, 32, dtype=dtype), torch.randint(5, (500,))
     assert layer_flatness(model, [(x, y)], layers=["0"], probes=32)["0"].exact  # in the weight it takes 1024 products
+
+
+@pytest.mark.parametrize(("labels", "loss", "text"), [
+    (torch.tensor([0, 3]), "cross_entropy", "labels must lie in 0 … 2, got 0 … 3"),
+    (torch.tensor([0, 2]), F.cross_entropy, "loss must give one value per sample, got a single one"),
+])
+def test_labels_and_losses_that_do_not_fit(labels, loss, text):
+    with pytest.raises(ValueError, match=text):
+        layer_flatness(nn.Sequential(nn.Linear(4, 3)), [(torch.randn(2, 4), labels)], loss=loss)

@@ -79,7 +79,7 @@ def relative_flatness(
         logits = _logits(features, weight, bias) if logits is None else widen(logits)
         return flatness.squared_norms(features) * curvature(loss, weight, logits, targets)
 
-    values = _in_chunks(part, features, weight, logits, targets, chunk_size)
+    values = _in_chunks(part, features, weight, logits, targets, chunk_size, mask)
     result = _reduce(values, mask, reduction, targets, weight.shape[-2])
     if reduction != "class":
         checks.warn_if_nan("relative_flatness", result, lambda: _why_nan(features, weight, logits, mask))
@@ -130,7 +130,7 @@ def relative_flatness_bound(
         logits = _logits(features, weight, bias) if logits is None else widen(logits)
         return flatness.squared_norms(features) * Softmax.of(logits, temperature).impurity()
 
-    values = _in_chunks(part, features, weight, logits, None, chunk_size)
+    values = _in_chunks(part, features, weight, logits, None, chunk_size, mask)
     result = weight.square().sum((-2, -1)) * _reduce(values, mask, "mean", None, weight.shape[-2])
     checks.warn_if_nan("relative_flatness_bound", result, lambda: _why_nan(features, weight, logits, mask))
     return result
@@ -285,20 +285,26 @@ def _predictions(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 def _in_chunks(
     part: Callable[..., Tensor], features: Tensor, weight: Tensor, logits: Tensor | None, targets: Tensor | None,
-    chunk_size: int | None,
+    chunk_size: int | None, mask: Tensor | None = None,
 ) -> Tensor:
-    """Values of a per-sample function (..., N), with bounded memory."""
+    """Values of a per-sample function (..., N), with bounded memory; of masked samples as if they were zero.
+
+    NaN in the padding of a sequence would otherwise reach the gradient, though not the value.
+    """
     samples = features.shape[-2]
+    if mask is not None:
+        _check_mask(mask, samples)
+        features = features.where(mask[..., None], 0)
     if chunk_size is None:
         outputs = features[..., 0].numel() // samples * weight.shape[-2]
         chunk_size = max(1, ELEMENTS_AT_ONCE // max(1, outputs))
     if chunk_size >= samples:
-        return part(features, logits, targets)
+        return part(features, _unmasked(logits, mask), targets)
     values = []
     for piece in _slices(samples, chunk_size):
         arguments = (
             features[..., piece, :],
-            None if logits is None else logits[..., piece, :],
+            None if logits is None else _unmasked(logits[..., piece, :], None if mask is None else mask[..., piece]),
             None if targets is None else targets.movedim(features.dim() - 2, 0)[piece].movedim(0, features.dim() - 2),
         )
         if torch.is_grad_enabled():
@@ -306,6 +312,17 @@ def _in_chunks(
         else:
             values.append(part(*arguments))
     return torch.cat(values, -1)
+
+
+def _unmasked(logits: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    return logits if logits is None or mask is None else logits.where(mask[..., None], 0)
+
+
+def _check_mask(mask: Tensor, samples: int) -> None:
+    if mask.dtype != torch.bool or mask.shape[-1] != samples:
+        raise ValueError(
+            f"mask must be bool (..., {samples}) and say which samples count, got {mask.dtype} {tuple(mask.shape)}"
+        )
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:
@@ -316,11 +333,6 @@ def _reduce(
     values: Tensor, mask: Tensor | None, reduction: Reduction, targets: Tensor | None, num_classes: int
 ) -> Tensor:
     if mask is not None:
-        if mask.dtype != torch.bool or mask.shape[-1] != values.shape[-1]:
-            raise ValueError(
-                f"mask must be bool (..., {values.shape[-1]}) and say which samples count, "
-                f"got {mask.dtype} {tuple(mask.shape)}"
-            )
         values = values.where(mask, 0)
     if reduction == "sample":
         return values

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grokscape.measures.batches import IGNORED, Batch, logits_of, shifts_labels
-from grokscape.measures.checks import check_indices, check_tensors
+from grokscape.measures.checks import check_indices, check_labels, check_tensors
 from grokscape.measures.losses import Loss, check_loss
 from grokscape.numerics import widen
 
@@ -74,9 +74,12 @@ def total_loss(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Tensor, int]
     labels = batch.labels
     if callable(loss):
         losses = loss(logits, labels)
+        if losses.dim() == 0:
+            raise ValueError("loss must give one value per sample, got a single one; use reduction='none'")
         return losses.sum(), losses.numel()
     if loss == "cross_entropy" and not labels.is_floating_point():
         kept, rows = align(model, labels, logits)
+        check_labels(kept, rows, rows.shape[-1])
         return F.cross_entropy(widen(rows), kept, reduction="sum"), len(kept)
     logits = widen(logits)
     if labels.shape != logits.shape:
