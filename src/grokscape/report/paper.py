@@ -123,10 +123,8 @@ def _angles(run: Run, name: str) -> Plate:
         for place, arm in enumerate(arms)
         for layer in _boxes(last.filter(pl.col("arm") == arm.name).select(columns).rows(), place, arm)
     ]
-    classes = last["train/classes"].max()
-    if classes is not None:
-        simplex = math.degrees(math.acos(-1 / (classes - 1)))
-        drawn.insert(0, Rule(simplex, label="simplex"))
+    if classes := last["train/classes"].to_list():
+        drawn.insert(0, Rule(math.degrees(math.acos(-1 / (max(classes) - 1))), label="simplex"))
     names = Axis(categories=tuple(arm.title for arm in arms), colours=tuple(arm.colour for arm in arms))
     angles = Axis("Angle between centred class means, degrees; line: all pairs, box: middle half, tick: median")
     return _plate(name, (Panel(angles, names, tuple(drawn), height=max(1.0, 0.4 * len(arms))),), 1)
