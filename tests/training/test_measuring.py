@@ -4,13 +4,14 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from grokscape.interventions import Promote
 from grokscape.measures import MEASURES
 from grokscape.models import QuadraticMLP
 from grokscape.store import RunFolder
 from grokscape.testbeds import ModularArithmetic
-from grokscape.training import AdamW, Evaluation, OnsetRule, Plan, Replica, Run, column_table
+from grokscape.training import AdamW, Engine, Evaluation, OnsetRule, Plan, Replica, Run, column_table
 from grokscape.training.columns import measures_of
 
 TASK = ModularArithmetic(operation="x+y", p=7, train_fraction=0.8)
@@ -87,6 +88,33 @@ def test_early_stop_ends_when_everybody_has_generalised_and_held_it(tmp_path):
     final = frame.filter(frame["step"] == last)
     assert (final["test/accuracy"] >= 0.2).all()
     assert (final["train/accuracy"] >= 0.9).all()
+
+
+@pytest.mark.parametrize(
+    ("seen", "settled"),
+    [
+        ([(0.5, 0.9), (0.5, 0.9), (0.5, 0.9), (0.95, 0.9)], [False, False, False, True]),  # never memorised, then so
+        ([(0.95, 0.9), (0.95, 0.4), (0.95, 0.9), (0.95, 0.9)], [False, False, False, True]),  # fell back in between
+        ([(0.95, 0.4), (0.8, 0.9), (0.8, 0.9)], [False, False, True]),  # memorised once
+    ],
+)
+def test_generalisation_is_memorised_reached_and_held(seen, settled):
+    onset = OnsetRule(train_threshold=0.9, test_threshold=0.5, hold=2)
+    engine = Engine(replace(plan_of(Evaluation(measures=("cdnv",))), onset=onset))
+    rows, found = torch.arange(len(engine.state.alive)), []
+    for train, test in seen:
+        values = {"train/accuracy": train, "test/accuracy": test, "train/loss": 0.1}
+        engine._note({name: torch.full(rows.shape, value) for name, value in values.items()}, rows)
+        found.append(engine.settled)
+    assert found == settled
+
+
+def test_early_stop_comes_with_a_measurement(tmp_path):
+    plan = plan_of(Evaluation(measures=("cdnv",), steps=(50,)), steps=100, arms={"wild": ()})
+    hot = tuple(replace(r, optimizer=AdamW(lr=1e20)) for r in plan.replicas)
+    folder, _ = trajectory_of(replace(plan, replicas=hot, early_stop=True), tmp_path / "run")
+    assert all(entry["diverged_at"] < 20 for entry in folder.status["replicas"])
+    assert folder.status["step"] == 50
 
 
 def test_a_frozen_replica_has_no_further_rows_and_its_last_good_step_is_reported(tmp_path):
