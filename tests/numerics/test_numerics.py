@@ -19,6 +19,16 @@ def test_distances_of_rows_that_are_close_and_far_out(offset, size):
     torch.testing.assert_close(squared_distances(rows, slice(3, 5)), squared_distances(rows)[3:5])
 
 
+@pytest.mark.parametrize(("apart", "error"), [(1e-4, 1e-6), (1e-6, 1e-2)])
+@pytest.mark.parametrize("width", [20, 768])
+def test_close_rows_keep_the_digits_that_are_promised(width, apart, error):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(6, width, generator=generator)
+    rows[1] = rows[0] + apart * torch.randn(width, generator=generator)
+    expected = float((rows[1].double() - rows[0].double()).square().sum())
+    assert float(squared_distances(rows)[0, 1]) == pytest.approx(expected, rel=error)
+
+
 def test_the_same_row_twice_has_distance_zero():
     rows = torch.randn(40, 33, generator=torch.Generator().manual_seed(0)) + 50
     twice = torch.cat([rows, rows.flip(0)])
