@@ -14,7 +14,7 @@ from grokscape.report.delays import survival_plate
 from grokscape.report.drawing import draw, write_plate
 from grokscape.report.onsets import Outcomes, hero
 from grokscape.report.paper import RECIPES
-from grokscape.report.plate import Axis, Band, Line, Panel, Plate, Points, Rule
+from grokscape.report.plate import Axis, Band, Line, Missing, Panel, Plate, Points, Rule
 from grokscape.report.run import read_run
 from grokscape.store import RunFolder
 
@@ -117,6 +117,16 @@ def test_survival_shows_the_share_not_yet_generalised(finished: RunFolder) -> No
     delays = sorted((rows["generalised"] - rows["memorised"]).to_list())
     assert list(line.x)[1:7] == pytest.approx(delays)
     assert list(line.y)[1:7] == pytest.approx([5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
+
+
+def test_delays_that_are_all_zero_are_not_drawn(finished: RunFolder) -> None:
+    run = read_run(finished)
+    curve = {"steps": [0.0, 0.0], "share": [1.0, 0.0], "low": [1.0, None], "high": [1.0, None], "censored": []}
+    found = run.of_kind("survival")
+    findings = [{**f, "data": {"kaplan_meier": dict.fromkeys(f["data"]["kaplan_meier"], curve)}} for f in found]
+    plate = survival_plate(replace(run, findings=findings))
+    assert isinstance(plate, Missing)
+    assert "Every seed that memorised had generalised by then" in plate.reason
 
 
 def test_a_figure_of_the_paper_comes_in_three_formats(finished: RunFolder) -> None:

@@ -22,6 +22,9 @@ def survival_plate(run: Run) -> Plate | Missing:
             reason = "There is no arm beside the baseline whose delay could be compared with it."
             remedy = "Add an arm to the study, or compare several runs."
         return run.missing("survival", TITLE, reason, remedy)
+    if not any(step > 0 for curve in curves.values() for step in (*curve["steps"], *curve["censored"])):
+        reason = "Every seed that memorised had generalised by then, so there is no delay to compare."
+        return Missing("survival", TITLE, reason, "Choose a testbed on which networks memorise first.")
     caption = (
         "Left: share of the seeds that have memorised and not yet generalised (Kaplan–Meier); a cross marks seeds that "
         "the run lost sight of before they did. Bands are pointwise 95 % intervals. Right: mean delay over the "
