@@ -97,7 +97,7 @@ def cdnv_by_class(statistics: ClassMeans) -> Tensor:
         pairs = _pairs(part, block)
         rows.append(_normalised(part, block, pairs).where(pairs, 0).sum(-1))
     values = torch.cat(rows, -1) / (statistics.number_present[..., None] - 1)
-    if part is statistics:
+    if statistics.kept is None:
         return values
     return torch.zeros_like(statistics.variances).index_copy(-1, statistics.kept, values)
 

@@ -137,7 +137,8 @@ class _Source:
         needed = {name for measure in names for name in MEASURES[measure].inputs} | {"labels"}
         parts: dict[str, list[Tensor]] = {name: [] for name in _PER_SAMPLE if needed & _NEEDED_FOR[name]}
         kept: list[Looked] | None = [] if set(names) & _SECOND_LOOK else None
-        elements, moments, head, shared = 0, None, None, {"noise": torch.Generator().manual_seed(0)}
+        elements, moments, head = 0, None, None
+        shared: dict[str, Any] = {"noise": torch.Generator().manual_seed(0)}
         scatter = bool(set(names) & _OF_THE_SCATTER)
         for head in self:
             moments = moments or ClassMoments.empty(*head.weight.shape, device=head.weight.device, scatter=scatter)
