@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from grokscape.analysis.design import Rules
 from grokscape.analysis.frames import Panel
 from grokscape.analysis.manipulation import intact_rows
-from grokscape.analysis.onsets import outcomes, threshold_onset
+from grokscape.analysis.onsets import final, outcomes, threshold_onset
 from grokscape.analysis.record import Record
 
 
@@ -76,3 +76,10 @@ def test_a_spike_at_the_end_takes_neither_the_final_accuracy_nor_memorisation_wi
 def test_a_share_that_equals_the_threshold_is_there_in_float32_too(right, there):
     share = float(np.float32(right) / np.float32(20))  # 19 / 20 is 0.949999988
     assert bool(threshold_onset(np.full((1, 3), share), np.arange(3.0)[None], 0.95, 3).observed) is there
+
+
+def test_the_final_value_is_the_median_of_as_many_last_measured_values_as_asked_for():
+    values = np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], [0, np.nan, 2, 3, np.nan, 5, 6, np.nan, 8, np.nan]])
+    assert final(values, 5).tolist() == [7, 5]
+    assert final(values, 2).tolist() == [8.5, 7]
+    assert np.isnan(final(np.full((1, 3), np.nan), 5)).all()
