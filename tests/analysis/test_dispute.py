@@ -1,6 +1,7 @@
 """The claims of three papers, judged on made-up studies that agree with them or do not."""
 
 import polars as pl
+import pytest
 
 import synthetic
 from grokscape.analysis.dispute import CLAIMS
@@ -42,6 +43,14 @@ def test_a_held_out_ratio_that_mirrors_test_accuracy_does_not_lead():
 def test_population_variance_that_falls_early_disagrees():
     found = findings(**{"test/rnc1": pl.col("train/rnc1")})
     assert found["dispute/population-variance"].verdict == "disagrees"
+
+
+@pytest.mark.parametrize(("claim", "column"), [
+    ("flatness-with-generalisation", "train/relative_flatness"), ("population-variance", "test/rnc1")])
+def test_what_rises_with_generalisation_does_not_fall_with_it(claim, column):
+    found = findings(**{column: 1 / pl.col(column)})
+    assert found[f"dispute/{claim}"].verdict == "disagrees"
+    assert "it rises after memorisation in 10 of the 10 runs" in found[f"dispute/{claim}"].statement
 
 
 def test_a_claim_about_a_measure_that_was_not_taken_stays_undecided():

@@ -55,6 +55,10 @@ def test_a_measure_that_moves_before_or_after_is_told_so(shift, verdict):
     assert item.estimates["lag"]["value"] == pytest.approx(shift, abs=10)
     assert item.data["leads" if shift < 0 else "lags"] == 8
     assert item.data["sign_p"] == pytest.approx(2 / 2**8)
+    assert item.statement.startswith("cdnv is half-way down 2")
+    rising = finding(frame_of(generalised, {"train/cdnv": 1 / step_down(generalised + shift)}), "train/cdnv")
+    assert rising.statement.startswith("cdnv is half-way up 2")
+    assert rising.data["fell"] == 0
 
 
 def test_every_seed_has_its_change_point_however_many_there_are():

@@ -35,7 +35,7 @@ class Claim:
 
 
 def _side(found: Finding | None) -> tuple[str, str]:
-    """Whether a measure's transition sits with generalisation, with memorisation, or neither clearly."""
+    """Whether a measure falls with generalisation, with memorisation, with neither, or not clearly with either."""
     if found is None:
         return "unknown", "not measured"
     if not found.data["enough"]:
@@ -44,6 +44,9 @@ def _side(found: Finding | None) -> tuple[str, str]:
         return "unknown", "no baseline run memorised"
     if found.verdict == "does not move":
         return "memorisation", "it does not move after memorisation"
+    if 2 * found.data["fell"] <= found.data["moved"]:
+        rose = found.data["moved"] - found.data["fell"]
+        return "neither", f"it rises after memorisation in {rose} of the {found.data['moved']} runs in which it moves"
     place = found.estimates["position"]
     if place["low"] is None:
         return "unknown", "too few seeds, or all alike"

@@ -58,6 +58,7 @@ def _numbers(record: Record, column: str) -> dict[str, Any]:
         "column": column, "title": record.title(column), "seeds": record.panel.seeds[rows], "transition": moment,
         "generalised": test, "memorised": train, "change_point": change, "lag": lag, "log_lag": ratio,
         "position": position, "leads": int(leads.sum()), "lags": int(lags.sum()), "moved": int(found.moved[rows].sum()),
+        "fell": int((found.moved & (found.end < found.start))[rows].sum()),
         "start": found.start[rows], "end": found.end[rows], "n": int(kept.sum()), "runs": len(rows),
         "judged": int((~np.isnan(test)).sum()), "enough": bool((~np.isnan(test)).sum() >= rules.minimum_seeds),
         "started": int((~np.isnan(train)).sum()),
@@ -107,8 +108,9 @@ def _finding(record: Record, row: dict[str, Any]) -> Finding:
     else:
         side = "before" if lag["value"] < 0 else "after"
         span = "" if lag["low"] is None else f" (interval {lag['low']:.0f} to {lag['high']:.0f})"
-        text = f"{row['title']} is half-way {abs(lag['value']):.0f} steps {side} generalisation on average{span}; " \
-               f"before it in {row['leads']} and after it in {row['lags']} of {row['runs']} seeds"
+        way = {row["moved"]: " down", 0: " up"}.get(row["fell"], "")
+        text = f"{row['title']} is half-way{way} {abs(lag['value']):.0f} steps {side} generalisation on average{span}" \
+               f"; before it in {row['leads']} and after it in {row['lags']} of {row['runs']} seeds"
         if row["n"] < row["runs"]:
             text += f", in {row['n']} of which it changes and generalisation is seen"
         if (row["accuracy_lag"] < 0).any():
@@ -117,7 +119,7 @@ def _finding(record: Record, row: dict[str, Any]) -> Finding:
             text += f"; position {place['value']:.2f} between memorisation (0) and generalisation (1)"
     about = record.columns[row["column"]]
     keys = ("seeds", "transition", "generalised", "half_way", "memorised", "change_point", "lag", "log_lag", "position",
-            "start", "end", "leads", "lags", "moved", "runs", "check", "sign_p", "judged", "started", "enough")
+            "start", "end", "leads", "lags", "moved", "fell", "runs", "check", "sign_p", "judged", "started", "enough")
     return Finding(
         f"lead_lag/{row['column']}", "lead_lag",
         {"column": row["column"], "measure": about["measure"], "property": about["property"], "split": about["split"]},
