@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 
 from grokscape.interventions import Clamp, Promote, Rescale
+from grokscape.measures import MEASURES
 from grokscape.models import MLP, QuadraticMLP, Transformer
 from grokscape.studies.paper import PAPER_PRESETS, SAME_RUNS
 from grokscape.studies.paper_parts import Scale
@@ -14,9 +15,11 @@ from grokscape.training import AdamW, Evaluation, OnsetRule
 BASELINE = Arm(name="baseline", title="Baseline", role="baseline")
 
 
-def _held(name: str, title: str, measure: str, level: float, strength: float = 0.1) -> Arm:
-    clamp = Clamp(measure, at_least=level, strength=strength)
-    return Arm(name=f"{name}-{level:g}", title=f"{title} ≥ {level:g}", interventions=(clamp,))
+def _held(name: str, title: str, measure: str, level: float, strength: float = 0.1, start: int = 0) -> Arm:
+    """A measure kept from going where training takes it: down, or up for the few that rise with collapse."""
+    goal, sign = ("at_most", "≤") if MEASURES[measure].direction == "higher" else ("at_least", "≥")
+    clamp = Clamp(measure, **{goal: level}, strength=strength, start=start)
+    return Arm(name=f"{name}-{level:g}", title=f"{title} {sign} {level:g}", interventions=(clamp,))
 
 
 def _promoted(name: str, title: str, measure: str) -> Arm:
@@ -31,7 +34,10 @@ def _loss_held(level: float, name: str, title: str, strength: float = 0.1) -> Ar
 def _hands(levels: Mapping[str, Sequence[float]]) -> tuple[Arm, ...]:
     """Each property promoted, and held back at these levels by every hand there is for it."""
     flatness = {"kappa": ("κ", "relative_flatness"), "surrogate": ("κ̄", "relative_flatness_bound")}
-    collapse = {"cdnv": ("CDNV", "cdnv"), "scatter": ("Scatter ratio", "nc1_ratio"), "rnc1": ("rNC1", "rnc1")}
+    collapse = {
+        "cdnv": ("CDNV", "cdnv"), "scatter": ("Scatter ratio", "nc1_ratio"), "rnc1": ("RNC1", "rnc1"),
+        "nc1": ("NC1", "nc1"), "ildr": ("ILDR", "ildr"),
+    }
     arms = []
     for title, hands in (("Flatness", flatness), ("Collapse", collapse)):
         _, measure = next(iter(hands.values()))
@@ -90,10 +96,11 @@ def _necessity() -> StudySpec:
         title="Flatness and collapse, each moved by several hands",
         question="Is it the property that generalisation needs, or is it the hand that moved it?",
         description=(
-            "The testbed of `quickstart` with 23 arms × 8 paired seeds. A clamp moves more than its measure, so each "
+            "The testbed of `quickstart` with 27 arms × 8 paired seeds. A clamp moves more than its measure, so each "
             "property is brought to the same levels in different ways: flatness through κ, through its surrogate κ̄ and "
-            "through the training loss; collapse through CDNV, the scatter ratio and normalised within-class scatter. "
-            "Controls: random labels, rescaled weights, a faster optimiser. About four minutes on 2 CPU cores."
+            "through the training loss; collapse through CDNV, NC1, the scatter ratio, RNC1 and ILDR, the measures that "
+            "are in dispute. Controls: random labels, rescaled weights, a faster optimiser. About five minutes on "
+            "2 CPU cores."
         ),
         arms=(
             BASELINE,
@@ -101,6 +108,7 @@ def _necessity() -> StudySpec:
                 {
                     "kappa": (3, 10, 30, 100), "surrogate": (300, 900, 2500),
                     "cdnv": (1.2, 1.6, 2.0), "scatter": (2.5, 3.5), "rnc1": (0.42, 0.47),
+                    "nc1": (0.7, 1.3), "ildr": (0.8, 0.7),
                 }
             ),
             _loss_held(2e-3, "loss-0.002", "Loss ≥ 0.002"),
@@ -120,8 +128,8 @@ def _necessity_digits() -> StudySpec:
         description=(
             "The design of `necessity` on 200 of scikit-learn's digits: a ReLU MLP from an eight times too large "
             "initialisation memorises them by step 100 with three quarters of the others right, and generalises 500 "
-            "steps later (Liu et al. 2023). It ends at 94 %, so generalised means 92 % here. 21 arms × 8 paired seeds; "
-            "about five minutes on 2 CPU cores."
+            "steps later (Liu et al. 2023). It ends at 94 %, so generalised means 92 % here. 25 arms × 8 paired seeds; "
+            "about six minutes on 2 CPU cores."
         ),
         testbed=Digits(train_samples=200),
         model=MLP(widths=(128, 128), init_scale=8.0),
@@ -132,6 +140,7 @@ def _necessity_digits() -> StudySpec:
                 {
                     "kappa": (30, 100, 300, 1000), "surrogate": (3000, 10000),
                     "cdnv": (0.5, 0.65, 0.8), "scatter": (1.0, 1.4), "rnc1": (0.12, 0.15),
+                    "nc1": (0.6, 0.75), "ildr": (1.6, 1.3),
                 }
             ),
             _loss_held(2e-2, "loss-0.02", "Loss ≥ 0.02"),
@@ -172,9 +181,9 @@ def _necessity_transformer() -> StudySpec:
         "question": "Does the network of the paper need either property to generalise?",
         "description": (
             "The testbed of `grok-transformer`. When its networks have memorised, κ is about 55 and CDNV about 0.64: "
-            "flatness is held near there by κ and κ̄, collapse by CDNV and the scatter ratio, and the training loss at "
-            "0.1 as a control. 7 arms × 8 paired seeds, 3000 steps; about an hour on 2 cores with "
-            "`--launcher processes`."
+            "flatness is held near there by κ and κ̄, collapse by CDNV, the scatter ratio, RNC1 (0 at first, hence from "
+            "step 200 on), NC1 and ILDR, and the training loss at 0.1 as a control. 10 arms × 8 paired seeds, 3000 "
+            "steps; about an hour and a half on 2 cores with `--launcher processes`."
         ),
         "arms": (
             BASELINE,
@@ -183,6 +192,9 @@ def _necessity_transformer() -> StudySpec:
             _held("surrogate", "κ̄", "relative_flatness_bound", 5000, strength=1.0),
             _held("cdnv", "CDNV", "cdnv", 0.6),
             _held("scatter", "Scatter ratio", "nc1_ratio", 1.2),
+            _held("rnc1", "RNC1", "rnc1", 0.55, strength=1.0, start=200),
+            _held("nc1", "NC1", "nc1", 6),
+            _held("ildr", "ILDR", "ildr", 1.3, strength=1.0),
             _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
         ),
         "seeds": 8,
