@@ -16,6 +16,7 @@ slow: $(VENV)/test
 
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check src tests benchmarks
+	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
 $(VENV)/bin/python:

@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 the input is wrong or something failed, and the message sa
 be understood; 130 stopped by Ctrl-C or a signal, and the message says how to go on.
 """
 
+import io
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
@@ -25,6 +26,9 @@ from rich.text import Text
 
 import grokscape
 from grokscape.store import RunFolder, RunFolderError
+
+if TYPE_CHECKING:
+    from grokscape.studies import StudySpec
 
 app = cyclopts.App(
     name="grokscape",
@@ -310,7 +314,7 @@ def show(folder: Path, /, *, json: Json = False) -> None:
         show_folder(opened, Console())
 
 
-def _specification(study: str, scale: Literal["paper", "small"], data: str | None):
+def _specification(study: str, scale: Literal["paper", "small"], data: str | None) -> "StudySpec":
     from grokscape.studies import StudySpec, preset
 
     spec = preset(study, scale) if not study.endswith(".json") else _specification_in(study)
@@ -321,7 +325,7 @@ def _specification(study: str, scale: Literal["paper", "small"], data: str | Non
     return StudySpec.model_validate({**spec.model_dump(), "testbed": {**spec.testbed.model_dump(), "source": data}})
 
 
-def _specification_in(study: str):
+def _specification_in(study: str) -> "StudySpec":
     from grokscape.studies import StudySpec
     from grokscape.workflow import wrong
 
@@ -373,7 +377,8 @@ def main() -> None:
     """Entry point of the `grokscape` command."""
     signal.signal(signal.SIGTERM, _terminated)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a terminal without κ shows ?, and the run goes on
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without κ shows ?, and the run goes on
     warnings.showwarning = lambda message, *where: print(f"grokscape: {message}", file=sys.stderr)
     try:
         app(sys.argv[1:], exit_on_error=False)

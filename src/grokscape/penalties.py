@@ -1,6 +1,7 @@
 """What interventions do to tensors, of one network or of many replicas at once; `interventions` has their settings."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,8 @@ class Gate:
             return tensor
 
         names = ("features", "logits", "weight", "bias")
-        self.snapshot = replace(snapshot, **{name: gated(getattr(snapshot, name)) for name in names})
+        behind: dict[str, Any] = {name: gated(getattr(snapshot, name)) for name in names}
+        self.snapshot = replace(snapshot, **behind)
 
     def __call__(self, penalty: Tensor, acts: Tensor | None = None) -> Tensor:
         """Close the gate where the penalty (...) is zero, or does not act; to be called before its backward pass."""

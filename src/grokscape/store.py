@@ -31,14 +31,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-try:
-    import fcntl
-except ImportError:  # not on Windows: there a folder is not claimed
-    fcntl = None
-
 KEYS = ("replica", "arm", "seed", "init_seed", "split_seed", "step")
 _METADATA_KEY = b"grokscape.columns"
-_JSON = {dict: "object", list: "array"}
+_JSON: dict[type, str] = {dict: "object", list: "array"}
 _STATUS = {
     "state": str, "step": int, "steps": int, "parts": int, "seconds": int | float, "seconds_measuring": int | float,
     "device": str, "launcher": str, "workers": int, "replicas": list,
@@ -54,11 +49,14 @@ def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix != "" and path.name.count(".") >= 3
 
 
-def _locked(file: IO) -> bool:
+def _locked(file: IO[str]) -> bool:
     """Try to get the file's lock, which goes with the process however it ends."""
     try:
-        if fcntl is not None:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # on Windows: there a folder is not claimed
+        return True
     except BlockingIOError:
         return False
     except OSError as error:

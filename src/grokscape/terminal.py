@@ -105,7 +105,7 @@ def arms(table: pl.DataFrame, width: int = 100) -> Table:
     for title in titles:
         shown.add_column(title, no_wrap=title != "held", justify="right" if title == "delay" else "left")
     for row in table.iter_rows(named=True):
-        cells = {
+        cells: dict[str, Text | str] = {
             "memorised": _onset(row, "memorised"),
             "generalised": _onset(row, "generalised"),
             "delay": _steps(row["delay"]),

@@ -92,7 +92,7 @@ def test_a_long_axis_label_stays_beside_its_panel(style) -> None:
 
 def test_an_unknown_style_is_refused(small: Plate) -> None:
     with pytest.raises(ValueError, match="expected a style out of paper, talk, got 'poster'"):
-        draw(small, "poster")  # pyright: ignore[reportArgumentType]
+        draw(small, "poster")
 
 
 def test_an_arm_has_one_colour_everywhere(finished: RunFolder) -> None:
@@ -102,7 +102,7 @@ def test_an_arm_has_one_colour_everywhere(finished: RunFolder) -> None:
         assert isinstance(plate, Plate)
         for layer in (layer for panel in plate.panels for layer in panel.layers):
             if getattr(layer, "arm", None):
-                seen.setdefault(layer.arm, set()).add(layer.colour.light)  # pyright: ignore[reportAttributeAccessIssue]
+                seen.setdefault(layer.arm, set()).add(layer.colour.light)
     assert set(seen) == {"baseline", "kappa3", "kappa30", "cdnv12", "cdnv16", "loss"}
     assert all(len(colours) == 1 for colours in seen.values())
     assert len(set.union(*seen.values())) == len(seen)

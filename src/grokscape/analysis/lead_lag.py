@@ -52,7 +52,14 @@ def _numbers(record: Record, column: str) -> dict[str, Any]:
         lags = before >= test
     kept = np.isfinite(ratio)
     earlier, later = one_sided(-ratio_half[kept], 0.0), one_sided(ratio[kept], 0.0)
-    interval = {"confidence": 1 - rules.alpha, "resamples": rules.bootstrap}
+    samples = {
+        "lag": (lag[kept], "steps"),
+        "log lag": (ratio[kept], "log of steps"),
+        "log lag to half of test accuracy": (ratio_half[kept], "log of steps"),
+        "lag after memorisation": ((moment - train)[kept], "steps"),
+        "log lag after memorisation": (ratio_train[np.isfinite(ratio_train)], "log of steps"),
+        "position": (position[np.isfinite(position)], "0 memorisation, 1 generalisation"),
+    }
     change = change_points(record, column)[rows]
     return {
         "column": column, "title": record.title(column), "seeds": record.panel.seeds[rows], "transition": moment,
@@ -66,18 +73,8 @@ def _numbers(record: Record, column: str) -> dict[str, Any]:
         "half_way": half, "accuracy_lag": (half - test)[kept],
         "check": float(np.mean(np.abs(np.log(change / moment)[kept]) <= np.log(rules.delay_ratio_margin)))
         if kept.any() else None,
-        "estimates": {
-            "lag": bootstrap_interval(mean_and_error, lag[kept], unit="steps", **interval),
-            "log lag": bootstrap_interval(mean_and_error, ratio[kept], unit="log of steps", **interval),
-            "log lag to half of test accuracy": bootstrap_interval(
-                mean_and_error, ratio_half[kept], unit="log of steps", **interval),
-            "lag after memorisation": bootstrap_interval(
-                mean_and_error, (moment - train)[kept], unit="steps", **interval),
-            "log lag after memorisation": bootstrap_interval(
-                mean_and_error, ratio_train[np.isfinite(ratio_train)], unit="log of steps", **interval),
-            "position": bootstrap_interval(mean_and_error, position[np.isfinite(position)],
-                                           unit="0 memorisation, 1 generalisation", **interval),
-        },
+        "estimates": {name: bootstrap_interval(mean_and_error, sample, unit=unit, confidence=1 - rules.alpha,
+                                               resamples=rules.bootstrap) for name, (sample, unit) in samples.items()},
     }
 
 

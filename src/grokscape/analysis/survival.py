@@ -101,8 +101,8 @@ def delay_ratio(first: Array, second: Array, rules: Rules, clock: str = "delay")
         return estimate(0.0, unit=unit)
     found = bootstrap_interval(log_ratio_of_means, first, second, confidence=1 - rules.alpha,
                                resamples=rules.bootstrap)
-    return estimate(*(None if found[key] is None else float(np.exp(found[key])) for key in ("value", "low", "high")),
-                    unit=unit)
+    value, low, high = (None if found[key] is None else float(np.exp(found[key])) for key in ("value", "low", "high"))
+    return estimate(value, low, high, unit)
 
 
 def slower_than(first: Array, second: Array, factor: float) -> float:

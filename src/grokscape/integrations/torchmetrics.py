@@ -24,7 +24,7 @@ class _Wide(Metric):
         if not has_float64(fn(torch.zeros(1, device=self.device)).device):
             self._computed = self._forward_cache = None
             for name, default in self._defaults.items():
-                if default.is_floating_point():
+                if isinstance(default, Tensor) and default.is_floating_point():
                     self._defaults[name] = default.float()
                     setattr(self, name, getattr(self, name).float())
         return super()._apply(fn, exclude_state)

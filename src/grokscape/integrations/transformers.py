@@ -1,7 +1,7 @@
 """Interventions and measures in the Trainer of transformers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,13 @@ except ImportError as error:  # pragma: no cover - depends on the installation
     raise ImportError(f"this needs transformers ({error}); pip install 'grokscape[hf]'") from error
 
 
-class InterventionMixin:
+if TYPE_CHECKING:  # the mixin calls what it is mixed with
+    from transformers import Trainer as _Mixed
+else:
+    _Mixed = object
+
+
+class InterventionMixin(_Mixed):
     """For a `Trainer` of one's own: penalties in the loss, caps, unplugging, logged measures.
 
         class MyTrainer(InterventionMixin, Trainer): ...
@@ -54,12 +60,12 @@ class InterventionMixin:
         self.arm: Applied | None = None
         self.penalties: list[Tensor] = []
         self.last_measures: dict[str, float] = {}
-        self.add_callback(_Events(self))  # pyright: ignore[reportAttributeAccessIssue]
+        self.add_callback(_Events(self))
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         """Train as the Trainer does, with the interventions in place meanwhile."""
         try:
-            return super().train(*arguments, **keywords)  # pyright: ignore[reportAttributeAccessIssue]
+            return super().train(*arguments, **keywords)
         finally:
             self.remove()
 
@@ -75,8 +81,8 @@ class InterventionMixin:
         training = self.arm is not None and model.training
         if training:
             assert self.arm is not None
-            self.arm.before_forward(self.state.global_step)  # pyright: ignore[reportAttributeAccessIssue]
-        found = super().compute_loss(model, inputs, return_outputs=return_outputs, **keywords)  # pyright: ignore
+            self.arm.before_forward(self.state.global_step)
+        found = super().compute_loss(model, inputs, return_outputs=return_outputs, **keywords)
         if not training:
             return found
         if labels is None:
@@ -87,22 +93,22 @@ class InterventionMixin:
 
     def _penalty(self, labels: Tensor) -> Tensor:
         assert self.arm is not None
-        penalty = self.arm.penalty(labels, self.state.global_step)  # pyright: ignore[reportAttributeAccessIssue]
+        penalty = self.arm.penalty(labels, self.state.global_step)
         self.penalties.append(penalty.detach())
         if self.measures and self._logs_next():
             self.last_measures = self.arm.measures(labels, self.measures)
         return penalty
 
     def _logs_next(self) -> bool:
-        every = self.args.logging_steps  # pyright: ignore[reportAttributeAccessIssue]
-        return every < 1 or (self.state.global_step + 1) % int(every) == 0  # pyright: ignore
+        every = self.args.logging_steps
+        return every < 1 or (self.state.global_step + 1) % int(every) == 0
 
     def _accumulated(self, items: Any) -> int:
         """By how much to divide a penalty that the Trainer will add up over micro-batches without dividing it."""
         stated = getattr(self, "loss_is_scaled_for_ga", None)
-        scaled = (self.model_accepts_loss_kwargs and items is not None) or self.compute_loss_func is not None  # pyright: ignore
+        scaled = (self.model_accepts_loss_kwargs and items is not None) or self.compute_loss_func is not None
         scaled = scaled if stated is None else stated
-        return self.current_gradient_accumulation_steps if scaled else 1  # pyright: ignore[reportAttributeAccessIssue]
+        return self.current_gradient_accumulation_steps if scaled else 1
 
     def log(self, logs: dict[str, float], *arguments: Any, **keywords: Any) -> None:
         """The Trainer's log with penalty and measures of the batch added."""
@@ -111,22 +117,22 @@ class InterventionMixin:
                 logs["penalty"] = float(torch.stack(self.penalties).mean())
             logs |= {f"batch_{name}": value for name, value in self.last_measures.items()}
             self.penalties = []
-        super().log(logs, *arguments, **keywords)  # pyright: ignore[reportAttributeAccessIssue]
+        super().log(logs, *arguments, **keywords)
 
     def log_whole(self) -> None:
         """Measure `data` and `test_data` at fixed weights and log the values."""
         with torch.random.fork_rng():
             data, test_data = self._loader(self.data), self._loader(self.test_data)
-            found = measure(self.model, data, self.head, test_data, measures=self.measures or None)  # pyright: ignore
+            found = measure(self.model, data, self.head, test_data, measures=self.measures or None)
         self.log({k.replace("/", "_") if "/" in k else f"train_{k}": v for k, v in found.items()})
 
     def _loader(self, data: Any) -> Any:
         if data is None or isinstance(data, DataLoader):
             return data
-        return self.get_eval_dataloader(data)  # pyright: ignore[reportAttributeAccessIssue]
+        return self.get_eval_dataloader(data)
 
 
-class _Events(TrainerCallback):  # pyright: ignore[reportGeneralTypeIssues]
+class _Events(TrainerCallback):
     """What happens around the loss."""
 
     def __init__(self, trainer: Any) -> None:
@@ -154,7 +160,7 @@ class _Events(TrainerCallback):  # pyright: ignore[reportGeneralTypeIssues]
             self._trainer.log_whole()
 
 
-class InterventionTrainer(InterventionMixin, Trainer):  # pyright: ignore[reportGeneralTypeIssues]
+class InterventionTrainer(InterventionMixin, Trainer):
     """`Trainer` with interventions and measures; see `InterventionMixin`.
 
     trainer = InterventionTrainer(model, args, train_dataset=data, interventions=[gs.Suppress("cdnv", strength=1e-3)])

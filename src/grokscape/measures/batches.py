@@ -95,7 +95,7 @@ def batches(data: Any, batch_size: int = 256) -> Iterable[Any]:
 class _Undisturbed:
     """A loader whose own generators are as they were once it has been gone through."""
 
-    def __init__(self, loader: DataLoader) -> None:
+    def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
 
     def __iter__(self) -> Iterator[Any]:

@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def bare(model: nn.Module) -> nn.Module:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
         elif "_orig_mod" in model._modules:
-            model = model._orig_mod  # pyright: ignore[reportAssignmentType]
+            model = model.get_submodule("_orig_mod")
         else:
             return model
 
@@ -55,10 +56,10 @@ def is_linear(module: object) -> bool:
     return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
 
 
-def without_probes(kind: type) -> type:
+def without_probes(kind: type[nn.Module]) -> type[nn.Module]:
     """A module's class without the subclasses that a probe put on it to record what passes through."""
     while "_records" in kind.__dict__:
-        kind = kind._records
+        kind = kind.__dict__["_records"]
     return kind
 
 
@@ -86,12 +87,11 @@ class LinearHead:
 
     def affine(self) -> tuple[Tensor, Tensor | None]:
         """Weight (K, d) and bias (K,) or None, with their graph; of an adapter, those of the whole."""
-        module = self.module
+        module: Any = self.module
         if has_own_forward(module) or not is_linear(module):
             return _affine_of(module, self.features_dim)
         with evaluation_flags(module):  # a spectral norm would take a step of its iteration at each look
-            weight: Tensor = module.weight  # pyright: ignore[reportAssignmentType]
-        return weight if isinstance(module, nn.Linear) else weight.T, module.bias  # pyright: ignore
+            return _linear_in(module), module.bias
 
     @property
     def features_dim(self) -> int:
@@ -104,11 +104,11 @@ class LinearHead:
         return _linear_in(self.module).shape[0]
 
 
-def _linear_in(module: nn.Module) -> Tensor:
+def _linear_in(module: Any) -> Tensor:
     """The weight (K, d) of a linear layer, or of the one that an adapter wraps."""
     if not is_linear(module):
         module = next(getattr(module, name) for name in _ADAPTED if is_linear(getattr(module, name, None)))
-    weight: Tensor = module.weight  # pyright: ignore[reportAssignmentType]
+    weight: Tensor = module.weight
     return weight if isinstance(module, nn.Linear) else weight.T
 
 

@@ -83,7 +83,8 @@ def measure(
             test = _Source(model, probe, test_loader, batch_size, progress, "test").measured(held_out)
             splits["test"] = (test, None, held_out)
             splits["cross"] = (test, train, [name for name in held_out if MEASURES[name].around])
-        values, notes = {}, []
+        values: dict[str, float] = {}
+        notes: list[str] = []
         for split, (seen, around, wanted) in splits.items():
             found, said = _values(seen, around, wanted)
             values |= {name if split == "train" else f"{split}/{name}": value for name, value in found.items()}
@@ -141,7 +142,8 @@ class _Source:
         shared: dict[str, Any] = {"noise": torch.Generator().manual_seed(0)}
         scatter = bool(set(names) & _OF_THE_SCATTER)
         for head in self:
-            moments = moments or ClassMoments.empty(*head.weight.shape, device=head.weight.device, scatter=scatter)
+            classes, width = head.weight.shape
+            moments = moments or ClassMoments.empty(classes, width, head.weight.device, scatter=scatter)
             moments = moments.update(head.features, head.labels)
             quantities = Quantities(head, **shared)
             for name, values in parts.items():

@@ -135,7 +135,7 @@ class Probe:
 
     def _swap_class(self) -> None:
         module = self.head.module
-        own = type(module)
+        own: type = type(module)
         slot = f"_probe{sum('_records' in kind.__dict__ for kind in own.__mro__)}"  # of its own for a probe in a probe
         module.__class__ = _recording(own, slot)
         module.__dict__ |= {f"{slot}_seen": (), f"{slot}_transform": self.transform}
@@ -170,7 +170,7 @@ class Probe:
                 f"layer {self.head.name!r} was called {len(calls)} times in the last forward pass of {kind}; "
                 f"a snapshot needs one call that makes all logits"
             )
-        return calls[-1]  # pyright: ignore[reportGeneralTypeIssues]
+        return calls[-1]
 
     def _others(self) -> str:
         return ", ".join(repr(n) for n in list(linear_layers(self._model))[-6:] if n != self.head.name) or "none"
@@ -285,7 +285,7 @@ def _recording(own: type, slot: str) -> type:
     """A subclass that keeps what passes through; compiled code notices the class and is compiled for it."""
     seen, transformation = f"{slot}_seen", f"{slot}_transform"
 
-    class Recording(own):  # type: ignore[misc, valid-type]
+    class Recording(own):
         """The head's class, keeping what passes through."""
 
         _records = own

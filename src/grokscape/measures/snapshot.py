@@ -65,7 +65,7 @@ def with_float64(snapshot: Snapshot) -> Snapshot:
 def _widened(snapshot: Snapshot) -> Snapshot:
     """The snapshot with half precision as float32; itself where there is none."""
     fields = {name: getattr(snapshot, name) for name in ("features", "logits", "weight", "bias")}
-    wide = {name: widen(value) for name, value in fields.items() if value is not None}
+    wide: dict[str, Any] = {name: widen(value) for name, value in fields.items() if value is not None}
     changed = any(wide[name] is not fields[name] for name in wide)
     return replace(snapshot, **wide) if changed else snapshot
 

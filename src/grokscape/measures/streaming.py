@@ -11,6 +11,7 @@ Shapes: N samples of a batch, d features, K classes.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,12 +43,13 @@ class ClassMoments:
     ) -> "ClassMoments":
         """Statistics of nothing; without the scatter (d² numbers) there are no nc1, CKA and spectrum."""
         device = torch.device(device)
-        like = {"dtype": torch.float64 if has_float64(device) else torch.float32, "device": device}
+        dtype = torch.float64 if has_float64(device) else torch.float32
+        zeros = partial(torch.zeros, dtype=dtype, device=device)
         return cls(
-            torch.zeros(num_classes, **like),
-            torch.zeros(num_classes, num_features, **like),
-            torch.zeros(num_classes, **like),
-            torch.zeros(num_features, num_features, **like) if scatter else None,
+            zeros(num_classes),
+            zeros(num_classes, num_features),
+            zeros(num_classes),
+            zeros(num_features, num_features) if scatter else None,
         )
 
     @torch.no_grad()

@@ -47,7 +47,7 @@ class ModuleNetwork(Network):
             probe = _probe(input_spec)
         _check_parameters(self._module)
         self._head = _find_head(self._module, head, num_classes)
-        names = {parameter: name for name, parameter in self._module.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self._module.named_parameters()}
         bias = None if self._head.bias is None else names[self._head.bias]
         self.head = (names[self._head.weight], bias)
         self.shapes = {name: parameter.shape for name, parameter in self._module.named_parameters()}

@@ -4,8 +4,8 @@ Shapes: R replicas, N samples, d features, K classes. A network holds no paramet
 leading replica axis. On a CPU, no replica's result depends on what the others hold.
 """
 
-import contextlib
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,14 +81,14 @@ class Network(ABC):
         """
         return {}
 
-    def working_on(self, rows: slice = slice(None), *, training: bool = True) -> contextlib.AbstractContextManager:
+    def working_on(self, rows: slice = slice(None), *, training: bool = True) -> AbstractContextManager[None]:
         """Inside, parameters are those of some replicas, and the network trains or is measured; the same for most.
 
         Args:
             rows: the replicas, out of those that `prepare` was told of.
             training: False to behave as when it is measured.
         """
-        return contextlib.nullcontext()
+        return nullcontext()
 
     def logits(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
         """Features through the head, (R, N, K)."""

@@ -42,7 +42,7 @@ _LABEL_LETTERS = {"x": 34, "y": 24}  # that fit along a panel, in both styles
 _SYMBOLS = {"circle": "o", "circle-open": "o", "x": "x", "diamond": "D", "square": "s"}
 
 
-def _settings(style: Style) -> dict[str, Any]:
+def _settings(style: Style) -> dict[Any, Any]:
     font = STYLES[style]["font"]
     return {
         "font.family": ["DejaVu Sans"],

@@ -208,9 +208,9 @@ def _range(axis: Axis) -> list[float]:
 
 
 def _traces(layer: Layer) -> list[dict[str, Any]]:
-    arm = {"meta": {"arm": layer.arm}} if not isinstance(layer, Rule) and layer.arm else {}
+    arm: dict[str, Any] = {"meta": {"arm": layer.arm}} if not isinstance(layer, Rule) and layer.arm else {}
     if isinstance(layer, Band):
-        edge = {
+        edge: dict[str, Any] = {
             "mode": "lines",
             "line": {"width": 0, **_shape(layer.stairs)},
             "hoverinfo": "skip",

@@ -70,7 +70,7 @@ def lead_lag_plate(run: Run) -> Plate | Missing:
 
 
 def _middle_ratio(run: Run, moment: str) -> float | None:
-    data = next((f["data"] for f in run.of_kind("lead_lag") if f.get("data")), {})
+    data: Mapping[str, Any] = next((f["data"] for f in run.of_kind("lead_lag") if f.get("data")), {})
     pairs = [m / g for m, g in zip(data.get(moment) or [], data.get("generalised") or []) if m and g]
     return sorted(pairs)[len(pairs) // 2] if pairs else None
 

@@ -12,6 +12,7 @@ from grokscape.report.run import SPLITS, Run
 from grokscape.report.trajectories import (
     DEFAULT_MEASURES,
     MOST_STEPS,
+    Summary,
     is_logarithmic,
     shown_steps,
     summarise,
@@ -59,7 +60,7 @@ def _columns(
     columns: dict[str, Any] = {}
     described: dict[str, Any] = {}
     for measure, splits in measures.items():
-        every = []
+        every: list[Summary] = []
         for split in splits:
             summaries = summarise(run, f"{split}/{measure}", steps)
             size = sum(summary.seeds.size for summary in summaries.values())

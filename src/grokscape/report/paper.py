@@ -214,7 +214,7 @@ def _holds_back(spec: Mapping[str, Any]) -> bool:
 
 def _release(run: Run, arm: Arm) -> float | None:
     """Step at which an arm's interventions end, if they do."""
-    spec = next((item for item in run.spec.get("arms") or [] if item.get("name") == arm.name), {})
+    spec: Mapping[str, Any] = next((item for item in run.spec.get("arms") or [] if item.get("name") == arm.name), {})
     items = spec.get("interventions") or []
     ends = [item["step"] for item in items if item.get("kind") == "unplug"] or [
         item["until"] for item in items if item.get("until")

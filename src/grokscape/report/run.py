@@ -94,7 +94,7 @@ class Run:
     @cached_property
     def last_step(self) -> int:
         """The last measured step; 0 before anything was measured."""
-        return int(self.frame["step"].max()) if self.frame.height else 0  # pyright: ignore[reportArgumentType]
+        return int(self.frame.select(pl.max("step")).item()) if self.frame.height else 0
 
     @property
     def unfinished(self) -> str | None:

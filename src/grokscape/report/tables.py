@@ -67,7 +67,7 @@ def _final_value(run: Run, arm: str, measure: str) -> float | None:
     splits = run.measures()[measure]
     split = "train" if "train" in splits else splits[0]
     rows = run.frame.filter(pl.col("arm") == arm).drop_nulls(f"{split}/{measure}").group_by("replica").last()
-    return rows[f"{split}/{measure}"].median() if rows.height else None  # pyright: ignore[reportReturnType]
+    return rows.select(pl.median(f"{split}/{measure}")).item()
 
 
 def replica_table(run: Run, found: Outcomes) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def dispute(run: Run) -> dict[str, Any] | None:
     """What three papers claim and how this study answers, and the ranking of the disputed measures; None if absent."""
     found = run.of_kind("dispute")
     claims = [f for f in found if (f.get("subject") or {}).get("claim")]
-    ranking = next((f["data"]["ranking"] for f in found if (f.get("data") or {}).get("ranking")), [])
+    ranking: list[Any] = next((f["data"]["ranking"] for f in found if (f.get("data") or {}).get("ranking")), [])
     if not claims:
         return None
     rows = [

@@ -310,7 +310,7 @@ class _Sharded:
             if attempts >= _ATTEMPTS and not shard.folder.finished:
                 raise RunFolderError(f"{shard.folder.path.name} failed {attempts} times at step {step}: {failure}")
 
-    def _watch(self, futures: list[Future], stop: Callable[[], bool]) -> None:
+    def _watch(self, futures: list[Future[None]], stop: Callable[[], bool]) -> None:
         next_collect = 0.0
         while wait(futures, _LOOK_SECONDS).not_done:
             if stop():

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from grokscape.interventions import Clamp, Promote, Rescale
 from grokscape.measures import MEASURES
@@ -51,11 +52,11 @@ def _controls(**faster: float) -> tuple[Arm, ...]:
     labels = {"title": "Random labels", "control": "random-labels", "testbed": {"random_labels": True}}
     weights = {"title": "Rescaled weights", "control": "rescaling", "interventions": (Rescale(2.0),)}
     delay = {"title": "Learning rate and decay doubled", "control": "no-delay", "optimizer": faster}
-    named = {"random-labels": labels, "rescaled": weights, "no-delay": delay}
+    named: dict[str, dict[str, Any]] = {"random-labels": labels, "rescaled": weights, "no-delay": delay}
     return tuple(Arm(name=name, role="control", **fields) for name, fields in named.items())
 
 
-def _quick_testbed() -> dict:
+def _quick_testbed() -> dict[str, Any]:
     return {
         "testbed": ModularArithmetic(operation="x+y", p=31, train_fraction=0.5),
         "model": QuadraticMLP(width=128),

@@ -209,7 +209,7 @@ class StudySpec(BaseModel):
         return init_seed, self.first_split_seed + (0 if self.same_split else k)
 
 
-def _overridden(adapter: TypeAdapter, settings: BaseModel, changes: dict[str, Any]) -> Any:
+def _overridden(adapter: TypeAdapter[Any], settings: BaseModel, changes: dict[str, Any]) -> Any:
     return adapter.validate_python({**dict(settings), **changes}) if changes else settings
 
 

@@ -46,7 +46,9 @@ class TensorTask(BaseModel):
     random_labels: bool = False
 
     @classmethod
-    def from_dataset(cls, dataset: Dataset, test_dataset: Dataset | None = None, **fields: Any) -> "TensorTask":
+    def from_dataset(
+        cls, dataset: Dataset[Any], test_dataset: Dataset[Any] | None = None, **fields: Any
+    ) -> "TensorTask":
         """From PyTorch datasets of (input, label) pairs that fit in memory.
 
         Args:
@@ -151,11 +153,11 @@ class TensorTask(BaseModel):
         return f"TensorTask({fields})"
 
 
-def _collect(dataset: Dataset) -> tuple[Tensor, Tensor]:
+def _collect(dataset: Any) -> tuple[Tensor, Tensor]:
     """All (input, label) pairs of a dataset, stacked."""
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise ValueError(f"expected a dataset with a length and (input, label) items, got {type(dataset).__name__}")
-    items = [dataset[index] for index in range(len(dataset))]  # type: ignore[arg-type]
+    items = [dataset[index] for index in range(len(dataset))]
     for index, item in enumerate(items):
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise ValueError(f"expected items (input, label), got a {type(item).__name__} at index {index}")

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -122,7 +122,7 @@ class Engine:
 
     # --- one training step -------------------------------------------------------------------------------------
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.plan.precision != "bf16":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
@@ -157,7 +157,8 @@ class Engine:
 
     def _gradient(self, flat: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Objective (R,) and its gradient (R, P), chunk by chunk."""
-        objectives, grads = [], []
+        objectives: list[Tensor] = []
+        grads: list[Tensor] = []
         for chunk in self._training_chunks:
             with torch.enable_grad(), self.network.working_on(chunk.rows):
                 leaf = flat[chunk.rows].detach().requires_grad_()

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def ended(interventions: Sequence[Intervention]) -> tuple[Intervention, ...]:
 class _Schedule:
     """Gates of several scheduled interventions at once."""
 
-    def __init__(self, scheduled: Sequence, like: Tensor) -> None:
+    def __init__(self, scheduled: Sequence[Any], like: Tensor) -> None:
         self._like = like
         self._start = torch.tensor([s.start for s in scheduled])
         self._until = torch.tensor([torch.inf if s.until is None else float(s.until) for s in scheduled])
