@@ -30,26 +30,30 @@ class _RowSum(torch.autograd.Function):
 
 
 class _Turned(NamedTuple):
-    """A list of rows, `length` of them to a bag, in order of rows.
+    """Row numbers (R, B, L), of R tables that lie one behind the other, as a list and in order of rows.
 
     Attributes:
+        listed: the list, L of them to a bag.
         rows: the list, sorted.
         places: where each of them is in the list.
         bags: whose they are.
         starts: where each row's part begins.
     """
 
+    listed: Tensor
     rows: Tensor
     places: Tensor
     bags: Tensor
     starts: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor, number_of_rows: int, length: int) -> "_Turned":
-        """From the list, (bags · length,)."""
-        by_row, places = torch.sort(rows, stable=True)
-        starts = torch.searchsorted(by_row, torch.arange(number_of_rows, device=rows.device))
-        return cls(by_row, places, places.div(length, rounding_mode="floor"), starts)
+    def of(cls, rows: Tensor, number_of_rows: int) -> "_Turned":
+        """From row numbers below `number_of_rows`."""
+        all_rows = torch.arange(len(rows) * number_of_rows, device=rows.device)
+        listed = (rows + all_rows[::number_of_rows].view(-1, 1, 1)).flatten()
+        by_row, places = torch.sort(listed, stable=True)
+        bags = places.div(rows.shape[-1], rounding_mode="floor")
+        return cls(listed, by_row, places, bags, torch.searchsorted(by_row, all_rows))
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,9 @@ class Lookup:
     def of(cls, rows: Tensor, number_of_rows: int) -> "Lookup":
         """From row numbers (R, N, L) below `number_of_rows`: sample n gets the sum of its L rows."""
         replicas, samples, length = rows.shape
-        first = torch.arange(replicas, device=rows.device).view(-1, 1, 1) * number_of_rows
-        indices = (rows + first).flatten()
-        offsets = torch.arange(0, indices.numel(), length, device=rows.device)
-        turned = _Turned.of(indices, replicas * number_of_rows, length)
-        return cls((replicas, samples), indices, offsets, turned.bags, turned.starts)
+        offsets = torch.arange(0, rows.numel(), length, device=rows.device)
+        turned = _Turned.of(rows, number_of_rows)
+        return cls((replicas, samples), turned.listed, offsets, turned.bags, turned.starts)
 
     def __call__(self, table: Tensor) -> Tensor:
         """Row sums of a table (R, M, F), as (R, N, F)."""
@@ -162,8 +164,7 @@ class Pairs:
         """From row numbers (R, B, L) below `number_of_rows`."""
         replicas, bags, length = rows.shape
         device, total = rows.device, rows.numel()
-        flat = (rows + torch.arange(replicas, device=device).view(-1, 1, 1) * number_of_rows).flatten()
-        turned = _Turned.of(flat, replicas * number_of_rows, length)
+        turned = _Turned.of(rows, number_of_rows)
         places_back = torch.empty_like(turned.places).scatter_(0, turned.places, torch.arange(total, device=device))
         head = torch.arange(heads, device=device).unsqueeze(1)
 
@@ -173,7 +174,7 @@ class Pairs:
 
         of_bag = every(torch.arange(replicas * bags, device=device)).repeat_interleave(length)
         offsets = torch.arange(0, heads * total, length, device=device)
-        there = _Order(every(flat), of_bag, offsets, turned.places)
+        there = _Order(every(turned.listed), of_bag, offsets, turned.places)
         back = _Order(every(turned.bags), every(turned.rows), (turned.starts + head * total).flatten(), places_back)
         return cls((replicas, bags, length), there, back)
 
