@@ -1,4 +1,4 @@
-"""A small network with a head, batch norm and dropout, and an adapter, for tests of the probe."""
+"""Small networks with a head, batch norm and dropout, and an adapter, that several tests measure or train."""
 
 import torch
 from torch import nn
@@ -13,6 +13,15 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.fc(self.body(x))
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm, self.fc = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 10)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.norm(self.convolution(x))).mean((2, 3)))
 
 
 class LowRank(nn.Module):

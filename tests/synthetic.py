@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from grokscape.analysis import Record
 from grokscape.store import RunFolder
 
 COLUMNS: dict[str, dict[str, Any]] = {
@@ -72,6 +73,10 @@ class Study:
     columns: dict[str, dict[str, Any]]
     spec: dict[str, Any]
     status: dict[str, Any]
+
+    def record(self, frame: pl.DataFrame | None = None) -> Record:
+        """What the analysis reads, with the study's rows or with others."""
+        return Record.of(self.frame if frame is None else frame, self.spec, self.columns, self.status)
 
 
 def clamp(measure: str, at_least: float | None = None, at_most: float | None = None, **more: Any) -> dict[str, Any]:

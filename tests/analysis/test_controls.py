@@ -6,7 +6,6 @@ import pytest
 import synthetic
 from grokscape.analysis.controls import controls
 from grokscape.analysis.pipeline import findings_of
-from grokscape.analysis.record import Record
 from synthetic import BASELINE, ArmTruth, clamp
 
 FLAT = "train/relative_flatness"
@@ -16,8 +15,7 @@ RANDOM = {"role": "control", "control": "random-labels", "extra": {"testbed": {"
 
 def record_of(*arms, change=None, **options):
     made = synthetic.study([BASELINE, *arms], **options)
-    frame = made.frame if change is None else made.frame.with_columns(**change)
-    return Record.of(frame, made.spec, made.columns, made.status)
+    return made.record(made.frame.with_columns(**(change or {})))
 
 
 def control(record, name):

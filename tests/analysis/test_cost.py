@@ -6,7 +6,6 @@ import time
 
 import synthetic
 from grokscape.analysis.pipeline import findings_of
-from grokscape.analysis.record import Record
 
 
 def test_no_pytorch_is_loaded(tmp_path):
@@ -26,5 +25,5 @@ def test_a_large_study_takes_under_ten_seconds_of_processor_time():
     assert len(made.frame) == 500 * 200
     assert sum("/" in name for name in made.frame.columns) - 4 == 20
     start = time.process_time()
-    findings_of(Record.of(made.frame, made.spec, made.columns, made.status))
+    findings_of(made.record())
     assert time.process_time() - start < 10

@@ -9,7 +9,6 @@ import pytest
 import synthetic
 from grokscape.analysis import analyze, analyze_frame, summary_table
 from grokscape.analysis.pipeline import findings_of
-from grokscape.analysis.record import Record
 from grokscape.store import RunFolder
 from synthetic import BASELINE, QUICKSTART, ArmTruth, clamp
 
@@ -19,7 +18,7 @@ HELD = ArmTruth("held", interventions=[clamp("relative_flatness", 30.0)], floor=
 def findings(study):
     """Findings by id, after a way through JSON; the summary is made as well."""
     summary_table(study.frame, study.spec, study.columns, study.status)
-    found = findings_of(Record.of(study.frame, study.spec, study.columns, study.status))
+    found = findings_of(study.record())
     assert json.loads(json.dumps([item.to_dict() for item in found], allow_nan=False))
     assert len({item.id for item in found}) == len(found)
     return {item.id: item for item in found}

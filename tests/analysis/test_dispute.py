@@ -6,13 +6,11 @@ import pytest
 import synthetic
 from grokscape.analysis.dispute import CLAIMS
 from grokscape.analysis.pipeline import findings_of
-from grokscape.analysis.record import Record
 
 
 def findings(**changes):
     made = synthetic.study(seeds=10)
-    frame = made.frame.with_columns(**changes)
-    return {item.id: item for item in findings_of(Record.of(frame, made.spec, made.columns, made.status))}
+    return {item.id: item for item in findings_of(made.record(made.frame.with_columns(**changes)))}
 
 
 def test_each_claim_has_a_finding_with_its_source():
@@ -55,8 +53,7 @@ def test_what_rises_with_generalisation_does_not_fall_with_it(claim, column):
 
 def test_a_claim_about_a_measure_that_was_not_taken_stays_undecided():
     made = synthetic.study(seeds=6)
-    record = Record.of(made.frame.drop("test/ildr"), made.spec, made.columns, made.status)
-    found = {item.id: item for item in findings_of(record)}
+    found = {item.id: item for item in findings_of(made.record(made.frame.drop("test/ildr")))}
     assert found["dispute/held-out-ratio-leads"].verdict == "undecided"
     assert "not measured" in found["dispute/held-out-ratio-leads"].statement
 

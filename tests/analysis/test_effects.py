@@ -19,8 +19,7 @@ BOTH = HELD, ArmTruth("b", interventions=[clamp("relative_flatness_bound", 4000.
 
 def made(*arms, change=None, **options):
     study = synthetic.study([BASELINE, *(arms or (HELD,))], **options)
-    frame = study.frame if change is None else change(study.frame)
-    return Record.of(frame, study.spec, study.columns, study.status)
+    return study.record(change(study.frame) if change else None)
 
 
 def of(arm):
@@ -92,7 +91,7 @@ def test_a_run_that_diverged_before_the_intervention_ended_stays_in_view():
                     diverge=[3])
     study = synthetic.study([BASELINE, held])
     frame = study.frame.filter(pl.col("train/accuracy").is_not_nan())  # as the engine records it
-    runs = Record.of(frame, study.spec, study.columns, study.status).results_before(1000)
+    runs = study.record(frame).results_before(1000)
     gone = runs.filter((pl.col("arm") == "a") & (pl.col("seed") == 3))
     assert gone["diverged"].item()
     assert gone["followed"].item() == 990

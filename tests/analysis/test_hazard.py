@@ -5,12 +5,11 @@ import polars as pl
 
 import synthetic
 from grokscape.analysis.hazard import hazard, hazard_table, last_seen, moments
-from grokscape.analysis.record import Record
 from synthetic import BASELINE, ArmTruth
 
 
 def record_of(made, **changes):
-    return Record.of(made.frame.with_columns(**changes), made.spec, made.columns, made.status)
+    return made.record(made.frame.with_columns(**changes))
 
 
 def test_last_seen_is_the_last_measurement_strictly_before_the_moment():
@@ -40,15 +39,14 @@ def test_risk_sets_hold_the_runs_of_one_arm_that_have_not_generalised():
 
 def test_a_planted_predictor_ranks_first_and_noise_does_not_foretell():
     made = synthetic.study([BASELINE, ArmTruth("other")], seeds=16, extra_measures=3, seed=4)
-    generalised = dict(zip(*(lambda t: (t["replica"], t["generalised"]))(
-        Record.of(made.frame, made.spec).results)))
+    generalised = dict(made.record().results.select("replica", "generalised").iter_rows())
     generator = np.random.default_rng(0)
     hint = [generalised[replica] * np.exp(generator.normal(0, 0.05)) for replica in made.frame["replica"]]
     keys = ["replica", "arm", "seed", "step", "train/accuracy", "test/accuracy"]
     loss = (2.0 + pl.col("train/noise_0")).alias("train/loss")
     plain = made.frame.select(*keys, *(f"train/noise_{k}" for k in range(3))).with_columns(
         loss, pl.Series("train/hint", hint))
-    rows = {row["column"]: row for row in hazard_table(Record.of(plain, made.spec))}
+    rows = {row["column"]: row for row in hazard_table(made.record(plain))}
     assert next(iter(rows)) == "train/hint"
     assert rows["train/hint"]["concordance"] > 0.8
     assert rows["train/hint"]["ratio"]["high"] < 1  # a later hint, a smaller hazard
@@ -63,7 +61,7 @@ def test_noise_is_called_a_predictor_at_the_level_at_most():
         made = synthetic.study([BASELINE, ArmTruth("other")], seeds=8, every=100, extra_measures=10, seed=seed)
         kept = [name for name in made.frame.columns if "/" not in name or "noise" in name or name in (
             "train/accuracy", "test/accuracy", "train/loss")]
-        record = Record.of(made.frame.select(kept), made.spec, made.columns)
+        record = made.record(made.frame.select(kept))
         rows = hazard_table(record)
         wrong += any(row["p_adjusted"] <= 0.05 for row in rows)
         tests += 1
@@ -73,7 +71,7 @@ def test_noise_is_called_a_predictor_at_the_level_at_most():
 
 def test_without_a_loss_each_measure_stands_alone():
     made = synthetic.study([BASELINE], seeds=8)
-    record = Record.of(made.frame.drop("train/loss"), made.spec, made.columns)
+    record = made.record(made.frame.drop("train/loss"))
     found = {item.id: item for item in hazard(record)}
     assert found["hazard/train/cdnv"].verdict == "inconclusive"
     assert found["hazard/train/cdnv"].estimates["concordance"]["value"] is not None
@@ -82,7 +80,7 @@ def test_without_a_loss_each_measure_stands_alone():
 def test_a_perfect_ranking_of_few_seeds_is_no_finding():
     def rows(seeds):
         made = synthetic.study([BASELINE], seeds=seeds, every=50, seed=3)
-        delay = dict(zip(*(lambda t: (t["replica"], t["delay"]))(Record.of(made.frame, made.spec).results)))
+        delay = dict(made.record().results.select("replica", "delay").iter_rows())
         hint = pl.col("replica").replace_strict(delay, return_dtype=pl.Float64)
         record = record_of(made, **{"train/cdnv": hint, "train/loss": 1 / hint + pl.col("seed") % 2})
         return {row["column"]: row for row in hazard_table(record)}["train/cdnv"]

@@ -8,7 +8,7 @@ import pytest
 from statsmodels.stats.meta_analysis import combine_effects
 
 import synthetic
-from grokscape.analysis import FrameError, Record, analyze
+from grokscape.analysis import FrameError, analyze
 from grokscape.analysis.pooled import joined, pooled, random_effects
 
 
@@ -49,8 +49,7 @@ def test_too_few_testbeds_give_no_interval(effects, errors, value):
 def test_one_study_in_two_runs_becomes_one_with_all_seeds():
     first, second = synthetic.study(seeds=4, seed=1), synthetic.study(seeds=4, seed=2)
     apart = second.frame.with_columns(pl.col("seed") + 4)
-    records = [Record.of(first.frame, first.spec, first.columns, first.status),
-               Record.of(apart, second.spec, second.columns)]
+    records = [first.record(), second.record(apart)]
     (record,) = joined(records)
     assert record.panel.rows("baseline").shape == (8,)
     assert sorted(record.panel.seeds[record.panel.rows("baseline")]) == list(range(8))
@@ -59,7 +58,7 @@ def test_one_study_in_two_runs_becomes_one_with_all_seeds():
 
 def test_the_same_seed_twice_is_refused():
     made = synthetic.study(seeds=3)
-    record = Record.of(made.frame, made.spec, made.columns)
+    record = made.record()
     with pytest.raises(FrameError, match="seed 0 of arm 'baseline' is in two of the runs"):
         joined([record, record])
 
@@ -68,7 +67,7 @@ def test_one_study_under_other_rules_is_refused():
     first, second = synthetic.study(seeds=3), synthetic.study(seeds=3, verdict={"alpha": 0.01})
     apart = second.frame.with_columns(pl.col("seed") + 3)
     with pytest.raises(FrameError, match="differ in verdict"):
-        joined([Record.of(first.frame, first.spec), Record.of(apart, second.spec)])
+        joined([first.record(), second.record(apart)])
 
 
 def test_several_testbeds_are_summarised_and_written(tmp_path):
@@ -98,4 +97,4 @@ def test_one_folder_in_a_list_is_that_folder(tmp_path):
 
 def test_nothing_shared_gives_nothing():
     made = synthetic.study([synthetic.BASELINE])
-    assert pooled([(Record.of(made.frame, made.spec, made.columns), [])] * 2) == []
+    assert pooled([(made.record(), [])] * 2) == []

@@ -27,8 +27,7 @@ def harmed(name, level, hand=FLAT):
 
 
 def record_of(*arms, **options):
-    made = synthetic.study([BASELINE, *arms], **options)
-    return Record.of(made.frame, made.spec, made.columns, made.status)
+    return synthetic.study([BASELINE, *arms], **options).record()
 
 
 def verdict(*arms, **options):
@@ -45,7 +44,7 @@ def test_two_hands_that_harm_at_one_level_are_consistent_with_necessary():
 
 def test_test_loss_does_not_stand_in_for_a_train_loss_that_was_not_logged():
     made = synthetic.study([BASELINE, harmed("a", 80.0), harmed("b", 80.0, "relative_flatness_bound")])
-    found = findings_of(Record.of(made.frame.drop("train/loss"), made.spec, made.columns, made.status))
+    found = findings_of(made.record(made.frame.drop("train/loss")))
     pairs = next(item.data["pairs"] for item in found if item.id == "convergence/flatness")
     assert pairs
     assert all(pair["losses"] == [None, None] and not pair["matched_loss"] for pair in pairs)
@@ -275,7 +274,7 @@ def test_a_level_relative_to_a_moment_is_checked_against_each_run_s_own_value(mo
         return frame.with_columns(level.alias("train/relative_flatness"))
     a = ArmTruth("a", interventions=[clamp(FLAT, 0.8, relative_to=moment)])
     made = synthetic.study([BASELINE, a])
-    found = {item.id: item for item in findings_of(Record.of(kept(made.frame), made.spec, made.columns, made.status))}
+    found = {item.id: item for item in findings_of(made.record(kept(made.frame)))}
     assert found["manipulation/a"].data["state"] == state
     when = moment if isinstance(moment, str) else f"step {moment}"
     assert f"held ≥ 0.8 × its value at {when}, settled at {share:.2g}" in found["manipulation/a"].statement

@@ -4,22 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from grokscape.models import MLP, ModuleModel, QuadraticMLP, SmallCNN
 from grokscape.testbeds import Digits, SparseParity, SymmetricGroup
 from grokscape.training import AdamW, Engine, Evaluation, OnsetRule, Plan, Replica
 from grokscape.training.checkpoint import pack, unpack
-
-
-class Normed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.convolution, self.norm, self.fc = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 10)
-
-    def forward(self, x):
-        return self.fc(torch.relu(self.norm(self.convolution(x))).mean((2, 3)))
-
+from probed import Normed
 
 IMAGES = Digits(inputs="image", train_samples=100)
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from grokscape.models import Model, ModuleModel
 from grokscape.testbeds import Digits, ModularArithmetic
+from probed import Normed
 
 
 class Plain(nn.Module):
@@ -38,15 +39,6 @@ def weight_normed():
     plain = Plain()
     nn.utils.parametrizations.weight_norm(plain.fc)
     return plain
-
-
-class Normed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.convolution, self.norm, self.fc = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 10)
-
-    def forward(self, x):
-        return self.fc(torch.relu(self.norm(self.convolution(x))).mean((2, 3)))
 
 
 class Attending(nn.Module):

@@ -19,39 +19,21 @@ MEASURES = {
     "rnc1": ("collapse", "lower", "≥ 0", "Sakamoto & Sato 2026", "rNC1"),
     "nc1": ("collapse", "lower", "≥ 0", "Papyan et al. 2020", "NC1"),
 }
+
+
+def held(name: str, title: str, measure: str, at_least: float, **more: Any) -> dict[str, Any]:
+    """An arm with a clamp, as spec.json holds it."""
+    clamp = {"kind": "clamp", "measure": measure, "at_least": at_least, "strength": 0.1}
+    return {"name": name, "title": title, "role": "manipulation", "interventions": [clamp], **more}
+
+
 ARMS = [
     {"name": "baseline", "title": "Baseline", "role": "baseline", "interventions": []},
-    {
-        "name": "kappa3",
-        "title": "κ held ≥ 3",
-        "role": "manipulation",
-        "interventions": [{"kind": "clamp", "measure": "relative_flatness", "at_least": 3.0, "strength": 0.1}],
-    },
-    {
-        "name": "kappa30",
-        "title": "κ held ≥ 30",
-        "role": "manipulation",
-        "interventions": [{"kind": "clamp", "measure": "relative_flatness", "at_least": 30.0, "strength": 0.1}],
-    },
-    {
-        "name": "cdnv12",
-        "title": "CDNV held ≥ 1.2",
-        "role": "manipulation",
-        "interventions": [{"kind": "clamp", "measure": "cdnv", "at_least": 1.2, "strength": 0.1}],
-    },
-    {
-        "name": "cdnv16",
-        "title": "CDNV held ≥ 1.6",
-        "role": "manipulation",
-        "interventions": [{"kind": "clamp", "measure": "cdnv", "at_least": 1.6, "strength": 0.1}],
-    },
-    {
-        "name": "loss",
-        "title": "Loss held ≥ 0.02",
-        "role": "control",
-        "control": "matched-level",
-        "interventions": [{"kind": "clamp", "measure": "loss", "at_least": 0.02, "strength": 0.1}],
-    },
+    held("kappa3", "κ held ≥ 3", "relative_flatness", 3.0),
+    held("kappa30", "κ held ≥ 30", "relative_flatness", 30.0),
+    held("cdnv12", "CDNV held ≥ 1.2", "cdnv", 1.2),
+    held("cdnv16", "CDNV held ≥ 1.6", "cdnv", 1.6),
+    held("loss", "Loss held ≥ 0.02", "loss", 0.02, role="control", control="matched-level"),
 ]
 GROKS_AT = {"baseline": 680, "kappa3": 1600, "kappa30": 9000, "cdnv12": 860, "cdnv16": 1300, "loss": 600}
 FLOORS = {
