@@ -6,7 +6,7 @@ import numpy as np
 
 from grokscape.analysis.estimation import bootstrap_interval, holm, mean_and_error, one_sided, plain, sign_test
 from grokscape.analysis.finding import Finding
-from grokscape.analysis.frames import TEST_ACCURACY
+from grokscape.analysis.frames import TEST_ACCURACY, Array
 from grokscape.analysis.onsets import threshold_onset
 from grokscape.analysis.record import Record
 from grokscape.analysis.transitions import change_points, transitions
@@ -71,11 +71,15 @@ def _numbers(record: Record, column: str) -> dict[str, Any]:
         "started": int((~np.isnan(train)).sum()),
         "sign_p": sign_test(int(leads.sum()), int(lags.sum())), "p": min(1.0, 2 * min(earlier, later)),
         "half_way": half, "accuracy_lag": (half - test)[kept],
-        "check": float(np.mean(np.abs(np.log(change / moment)[kept]) <= np.log(rules.delay_ratio_margin)))
-        if kept.any() else None,
+        "check": _agreement(change[kept], moment[kept], rules.delay_ratio_margin),
         "estimates": {name: bootstrap_interval(mean_and_error, sample, unit=unit, confidence=1 - rules.alpha,
                                                resamples=rules.bootstrap) for name, (sample, unit) in samples.items()},
     }
+
+
+def _agreement(change: Array, moment: Array, factor: float) -> float | None:
+    """Share of seeds in which the change-point lies within a factor of the transition."""
+    return float(np.mean(np.abs(np.log(change / moment)) <= np.log(factor))) if len(moment) else None
 
 
 def verdict(numbers: dict[str, Any], alpha: float) -> str:

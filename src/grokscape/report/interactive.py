@@ -126,15 +126,8 @@ def _add_panel(
 ) -> None:
     suffix = "" if number == 1 else str(number)
     x_domain, y_domain = grid.domains[number - 1]
-    layout[f"xaxis{suffix}"] = {
-        **_axis(panel.x, panel.extent("x")),
-        "domain": x_domain,
-        "anchor": f"y{suffix}",
-        "showticklabels": bottom,
-        **({"matches": "x"} if follows else {}),
-    }
-    if not bottom:
-        layout[f"xaxis{suffix}"]["title"] = {"text": ""}
+    x = {**_axis(panel.x, panel.extent("x")), "domain": x_domain, "anchor": f"y{suffix}", "showticklabels": bottom}
+    layout[f"xaxis{suffix}"] = x | ({"matches": "x"} if follows else {}) | ({} if bottom else {"title": {"text": ""}})
     layout[f"yaxis{suffix}"] = {**_axis(panel.y, panel.extent("y")), "domain": y_domain, "anchor": f"x{suffix}"}
     right = f"y{100 + number}"
     if panel.right:
@@ -152,20 +145,22 @@ def _add_panel(
         else:
             data += [{**trace, "xaxis": f"x{suffix}", "yaxis": on} for trace in _traces(layer)]
     if panel.title:
-        layout["annotations"].append(
-            {
-                "text": escaped(panel.title),
-                "showarrow": False,
-                "xref": "paper",
-                "yref": "paper",
-                "xanchor": "left",
-                "yanchor": "bottom",
-                "x": x_domain[0],
-                "y": y_domain[1],
-                "yshift": 4,
-                "font": {"size": 13, "color": themed(INK)},
-            }
-        )
+        layout["annotations"].append(_heading(panel.title, x_domain[0], y_domain[1]))
+
+
+def _heading(text: str, x: float, y: float) -> dict[str, Any]:
+    return {
+        "text": escaped(text),
+        "showarrow": False,
+        "xref": "paper",
+        "yref": "paper",
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "x": x,
+        "y": y,
+        "yshift": 4,
+        "font": {"size": 13, "color": themed(INK)},
+    }
 
 
 def _axis(axis: Axis, extent: tuple[float, float] | None) -> dict[str, Any]:

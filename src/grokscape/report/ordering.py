@@ -18,6 +18,20 @@ _SPLIT_WORDS = {
     "params": "parameters",
 }
 _OFFSETS = {"train": -0.16, "params": 0.0, "test": 0.08, "cross": 0.24}
+_LAG_CAPTION = (
+    "In the baseline, the step at which a measure is half-way (on a log scale) between its level at memorisation and "
+    "its last, over the step of generalisation: left of 1 it moves before, right of 1 after. Test accuracy itself is "
+    "half-way before a run counts as generalised, so only what lies left of that line leads. Means over seeds with "
+    "bootstrap intervals. Filled circles: training samples; hollow: held-out samples; diamonds: held-out around "
+    "training means; squares: parameters. Intervals are cut at the edges. Coming before is not causing."
+)
+_RANK_CAPTION = (
+    "Left: of pairs in which one run generalises next, the share that a Cox model with the training loss and this "
+    "measure puts in the right order, coefficients fitted without the seed (concordance); to the right of “loss "
+    "alone” the measure adds something; 0.5 is guessing. Right: what one standard deviation more of the log measure "
+    "does to the chance of generalising next, at equal training loss, with intervals; 1 is nothing. Marks as in the "
+    "figure before."
+)
 
 
 def lead_lag_plate(run: Run) -> Plate | Missing:
@@ -37,23 +51,6 @@ def lead_lag_plate(run: Run) -> Plate | Missing:
     centres = [exp(f["estimates"]["log lag"]["value"]) for f in moved] + [place for place in marks.values() if place]
     limits = (min([*centres, 1.0]) / 1.4, max([*centres, 1.0]) * 1.4)
     layers += [_lag(run, finding, rows, limits) for finding in moved]
-    still = sorted(
-        {
-            run.measure_short(f["subject"]["measure"])
-            for f in run.of_kind("lead_lag")
-            if f.get("verdict") == "does not move"
-        }
-    )
-    caption = (
-        "In the baseline, the step at which a measure is half-way (on a log scale) between its level at memorisation "
-        "and its last, over the step of generalisation: left of 1 it moves before, right of 1 after. Test accuracy "
-        "itself is half-way before a run counts as generalised, so only what lies left of that line leads. Means over "
-        "seeds with bootstrap intervals. Filled circles: training samples; hollow: held-out samples; diamonds: "
-        "held-out around training means; squares: parameters. Intervals are cut at the edges. Coming before is not "
-        "causing."
-    )
-    if still:
-        caption += f" On some samples these hardly move after memorisation: {', '.join(still)}."
     names = _names(run, rows)
     x = Axis("Half-way step over step of generalisation", log=True, limits=limits)
     panel = Panel(x, names, tuple(layers), height=max(0.7, 0.085 * len(rows)))
@@ -61,12 +58,18 @@ def lead_lag_plate(run: Run) -> Plate | Missing:
     return Plate(
         "lead-lag",
         LAG_TITLE,
-        caption,
+        _LAG_CAPTION + _unmoved(run),
         alt,
         (panel,),
         legend=False,
         links=(("Rule and numbers", wording.finding_anchor(moved[0])),),
     )
+
+
+def _unmoved(run: Run) -> str:
+    still = {f["subject"]["measure"] for f in run.of_kind("lead_lag") if f.get("verdict") == "does not move"}
+    names = ", ".join(sorted({run.measure_short(measure) for measure in still}))
+    return f" On some samples these hardly move after memorisation: {names}." if names else ""
 
 
 def _middle_ratio(run: Run, moment: str) -> float | None:
@@ -103,13 +106,6 @@ def ranking_plate(run: Run) -> Plate | Missing:
     for row in shown:
         left.append(_concordance(run, row, rows))
         right += _hazard(run, row, rows)
-    caption = (
-        "Left: of pairs in which one run generalises next, the share that a Cox model with the training loss and this "
-        "measure puts in the right order, coefficients fitted without the seed (concordance); to the right of “loss "
-        "alone” the measure adds something; 0.5 is guessing. Right: what one standard deviation more of the log "
-        "measure does to the chance of generalising next, at equal training loss, with intervals; 1 is nothing. Marks "
-        "as in the figure before."
-    )
     height = max(0.7, 0.085 * len(rows))
     names = _names(run, rows)
     blank = Axis(categories=("",) * len(rows))
@@ -121,7 +117,7 @@ def ranking_plate(run: Run) -> Plate | Missing:
     return Plate(
         "ranking",
         RANK_TITLE,
-        caption,
+        _RANK_CAPTION,
         f"{RANK_TITLE}. {finding['statement']}",
         panels,
         columns=2,
