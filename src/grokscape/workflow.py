@@ -14,12 +14,10 @@ from pydantic import ValidationError
 from grokscape.store import RunFolder, RunFolderError
 from grokscape.studies import StudySpec, launchers, plan, preset
 from grokscape.trackers import Trackers
-from grokscape.training import Progress
+from grokscape.training import CHECKPOINT_SECONDS, Progress
 
 if TYPE_CHECKING:  # analysis and report are imported when they are due: seconds that a run need not wait for
     from grokscape.analysis import Finding
-
-CHECKPOINT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def _numbers(record: Record, column: str) -> dict[str, Any]:
     lag, late = moment - test, ~np.isnan(moment) & np.isnan(test)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio, ratio_train, ratio_half = np.log(moment / test), np.log(moment / train), np.log(moment / half)
-        position = np.log(moment / train) / np.log(test / train)
+        position = ratio_train / np.log(test / train)
         leads = (moment <= test_before) | (late & (moment < followed))
         lags = before >= test
     kept = np.isfinite(ratio)

@@ -5,10 +5,10 @@ from typing import Any
 
 from grokscape.store import RunFolder
 from grokscape.studies.spec import StudySpec, arm_optimizer, arm_testbed
-from grokscape.training import Plan, Progress, Replica, Run
+from grokscape.training import CHECKPOINT_SECONDS, Plan, Progress, Replica, Run
 
 
-def plan(spec: StudySpec, device: str = "cpu", checkpoint_seconds: float = 20.0) -> Plan:
+def plan(spec: StudySpec, device: str = "cpu", checkpoint_seconds: float = CHECKPOINT_SECONDS) -> Plan:
     """Everything that the engine needs, from a study's specification: arms outermost, seeds within."""
     splits: dict[Any, Any] = {}
     replicas = []
@@ -43,7 +43,7 @@ def train(
     device: str = "cpu",
     progress: Callable[[Progress], None] | None = None,
     about: dict[str, Any] | None = None,
-    checkpoint_seconds: float = 20.0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     stop: Callable[[], bool] = bool,
 ) -> None:
     """Train all replicas of a study into a run folder, going on from its newest checkpoint if it has one."""

@@ -25,7 +25,7 @@ from grokscape.store import RunFolder, RunFolderError
 from grokscape.studies import shards as parts
 from grokscape.studies.launch import train
 from grokscape.studies.spec import StudySpec
-from grokscape.training import Interrupted, Progress
+from grokscape.training import CHECKPOINT_SECONDS, Interrupted, Progress
 from grokscape.training.run import stop_requests
 
 Name = Literal["inline", "processes", "ray", "slurm"]
@@ -46,7 +46,7 @@ class Order:
     """
 
     device: str = "cpu"
-    checkpoint_seconds: float = 20.0
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     workers: int | None = None
 
 
@@ -222,7 +222,7 @@ def launch(
     workers: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     about: dict[str, Any] | None = None,
-    checkpoint_seconds: float = 20.0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> None:
     """Train a study into a run folder, or go on with it.
 

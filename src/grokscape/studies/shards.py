@@ -23,7 +23,7 @@ import torch
 from grokscape.store import RunFolder, RunFolderError, read_json, write_bytes
 from grokscape.studies.launch import train
 from grokscape.studies.spec import StudySpec
-from grokscape.training import Interrupted, Progress
+from grokscape.training import CHECKPOINT_SECONDS, Interrupted, Progress
 
 STOP = "stop"  # in the folder of the shards: all of them save and stop
 _BEACON_SECONDS = 0.5
@@ -121,7 +121,7 @@ def train_shard(
     path: str,
     device: str = "cpu",
     threads: int = 1,
-    checkpoint_seconds: float = 20.0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     stop: Callable[[], bool] = bool,
 ) -> None:
     """Train a shard to its end, or until it is asked to stop; its status.json says which.

@@ -3,10 +3,11 @@
 from grokscape.training.columns import column_table
 from grokscape.training.engine import Engine, State
 from grokscape.training.optimisers import SGD, AdamW, Optimizer
-from grokscape.training.plan import Evaluation, OnsetRule, Plan, Replica
+from grokscape.training.plan import CHECKPOINT_SECONDS, Evaluation, OnsetRule, Plan, Replica
 from grokscape.training.run import Interrupted, Progress, Run
 
 __all__ = [
+    "CHECKPOINT_SECONDS",
     "SGD",
     "AdamW",
     "Engine",

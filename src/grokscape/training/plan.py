@@ -14,6 +14,8 @@ from grokscape.models import Network
 from grokscape.testbeds import Split
 from grokscape.training.optimisers import SGD, AdamW
 
+CHECKPOINT_SECONDS = 20.0
+
 _SHARED = {"betas", "eps", "momentum", "nesterov"}
 _PER_ARM = ("lr", "weight_decay", "warmup", "schedule", "sam_radius", "orthogonal_gradient")
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -118,7 +120,7 @@ class Plan:
     precision: Literal["float32", "float64", "bf16"] = "float32"
     compile: bool = False
     early_stop: bool = False
-    checkpoint_seconds: float = 20.0
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
 
     def __post_init__(self) -> None:
         sizes = {(len(r.split.train_labels), len(r.split.test_labels)) for r in self.replicas}
