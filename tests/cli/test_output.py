@@ -1,8 +1,10 @@
 """What commands print when all is well."""
 
+import io
 import json
 import re
 import shutil
+import sys
 
 import pytest
 
@@ -171,3 +173,9 @@ def test_a_terminal_without_greek_shows_something_else_and_nothing_breaks(run_fo
         output, errors = child.communicate(timeout=600)
         assert child.returncode == 0, errors
         assert "run folder:" in output
+
+
+def test_a_stream_that_is_no_terminal_is_written_to_as_it_is(grokscape, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert grokscape("presets", "--json").code == 0
+    assert "quickstart" in [study["name"] for study in json.loads(sys.stdout.getvalue())]
