@@ -34,7 +34,7 @@ def kaplan_meier(times: Array, observed: Flags, confidence: float = 0.95) -> dic
     if not len(times):
         return empty
     if not observed.any():
-        return empty | {"steps": [0.0, float(times.max())], "share": [1.0, 1.0], "low": [None, None],
+        return empty | {"steps": [0.0, float(np.max(times))], "share": [1.0, 1.0], "low": [None, None],
                         "high": [1.0, 1.0], "censored": sorted(times.tolist())}
     data = stats.CensoredData(uncensored=times[observed], right=times[~observed])
     curve = stats.ecdf(data).sf
@@ -62,7 +62,7 @@ def restriction(delays: Array, observed: Flags) -> float:
     delays, observed = delays[known], observed[known]
     if not len(delays):
         return float("nan")
-    return float(delays.max() if observed.all() else delays[~observed].min())
+    return float(np.max(delays) if observed.all() else np.min(delays[~observed]))
 
 
 def paired_delays(results: pl.DataFrame, arm: str, baseline: str) -> tuple[Array, Array, float, Flags, Flags]:

@@ -91,7 +91,7 @@ def _summary(table: np.ndarray, seeds_shown: int) -> Summary:
 def is_logarithmic(summaries: Sequence[Summary]) -> bool:
     """Whether a column is better read by ratio: positive everywhere and spanning more than a factor of 20."""
     values = np.concatenate([s.median[np.isfinite(s.median)] for s in summaries]) if summaries else np.zeros(0)
-    return bool(len(values)) and float(values.min()) > 0 and float(values.max()) > 20 * float(values.min())
+    return bool(len(values)) and float(np.min(values)) > 0 and float(np.max(values)) > 20 * float(np.min(values))
 
 
 def layers(arm: Arm, steps: np.ndarray, summary: Summary, *, faint: bool = False) -> list[Band | Line]:
