@@ -16,7 +16,7 @@ MEASURES = {
     "relative_flatness": ("flatness", "lower", "≥ 0", "Petzka et al. 2021, Def. 3", "Relative flatness κ"),
     "relative_flatness_bound": ("flatness", "lower", "≥ 0", "Walter et al. 2024", "Surrogate κ̄"),
     "cdnv": ("collapse", "lower", "≥ 0", "Galanti et al. 2022, Eq. 1", "CDNV"),
-    "rnc1": ("collapse", "lower", "≥ 0", "Sakamoto & Sato 2026", "rNC1"),
+    "rnc1": ("collapse", "lower", "≥ 0", "Sakamoto & Sato 2026", "RNC1"),
     "nc1": ("collapse", "lower", "≥ 0", "Papyan et al. 2020", "NC1"),
 }
 

@@ -31,7 +31,7 @@ class Transition:
     onset: Onset
     start: Array
     end: Array
-    moved: Array
+    moved: Flags
 
 
 def on_log_scale(values: Array) -> tuple[Array, bool]:

@@ -18,8 +18,10 @@ BASELINE = Arm(name="baseline", title="Baseline", role="baseline")
 
 def _held(name: str, title: str, measure: str, level: float, strength: float = 0.1, start: int = 0) -> Arm:
     """A measure kept from going where training takes it: down, or up for the few that rise with collapse."""
-    goal, sign = ("at_most", "≤") if MEASURES[measure].direction == "higher" else ("at_least", "≥")
-    clamp = Clamp(measure, **{goal: level}, strength=strength, start=start)
+    if MEASURES[measure].direction == "higher":
+        sign, clamp = "≤", Clamp(measure, at_most=level, strength=strength, start=start)
+    else:
+        sign, clamp = "≥", Clamp(measure, at_least=level, strength=strength, start=start)
     return Arm(name=f"{name}-{level:g}", title=f"{title} {sign} {level:g}", interventions=(clamp,))
 
 
@@ -99,9 +101,8 @@ def _necessity() -> StudySpec:
         description=(
             "The testbed of `quickstart` with 27 arms × 8 paired seeds. A clamp moves more than its measure, so each "
             "property is brought to the same levels in different ways: flatness through κ, through its surrogate κ̄ and "
-            "through the training loss; collapse through CDNV, NC1, the scatter ratio, RNC1 and ILDR, the measures that "
-            "are in dispute. Controls: random labels, rescaled weights, a faster optimiser. About five minutes on "
-            "2 CPU cores."
+            "through the training loss; collapse through CDNV, NC1, the scatter ratio, RNC1 and ILDR, which are in dispute. "
+            "Controls: random labels, rescaled weights, a faster optimiser. About five minutes on 2 CPU cores."
         ),
         arms=(
             BASELINE,
