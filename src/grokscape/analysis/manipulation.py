@@ -102,7 +102,8 @@ def check(record: Record, arm: Arm) -> Check:
 def _not_intact(record: Record, intact: Flags) -> str:
     """In how many seeds an arm did not memorise and keep it, and whether the baseline did not either."""
     share = f"in {int((~intact).sum())} of {len(intact)} seeds"
-    if record.baseline is None or intact_rows(record, record.panel.rows(record.baseline.name)).any():
+    assert record.baseline is not None
+    if intact_rows(record, record.panel.rows(record.baseline.name)).any():
         return f"memorisation was lost {share}"
     return f"{share} memorisation was not reached, or lost, as in all of the baseline's"
 
@@ -162,8 +163,7 @@ def _idle(record: Record, aim: Aim) -> bool:
 
     Without tolerance: a goal just beyond where the baseline settles is a goal.
     """
-    if record.baseline is None:
-        return False
+    assert record.baseline is not None
     rows = record.panel.rows(record.baseline.name)
     levels = settled(record, aim.column, aim.relative_to)[rows]
     if aim.goal == "promote":
@@ -181,10 +181,9 @@ def moved(record: Record, arm: Arm, aim: Aim) -> Flags:
     Compared are the two levels before the baseline generalises and those after (medians over the evaluations from
     memorisation on, while the intervention acts); one of the two must differ.
     """
+    assert record.baseline is not None
     rows = record.panel.rows(arm.name)
     result = np.zeros(len(rows), dtype=bool)
-    if record.baseline is None:
-        return result
     values, start, turn = record.series(aim.column, aim.relative_to), record.moment("memorised"), _paired_end(record)
     end = np.nan if aim.until is None else aim.until
     own, base = record.panel.paired(arm.name, record.baseline.name)
@@ -233,10 +232,11 @@ def manipulation_finding(record: Record, arm: Arm) -> Finding:
 
 
 def _level(record: Record, arm: Arm, aim: Aim) -> dict[str, Any]:
+    assert record.baseline is not None
     levels = settled(record, aim.column, aim.relative_to)
     rows = record.panel.rows(arm.name)
     own, early = levels[rows], at_memorisation(record, aim.column, aim.relative_to)[rows]
-    base = levels[record.panel.rows(record.baseline.name)] if record.baseline else np.array([])
+    base = levels[record.panel.rows(record.baseline.name)]
     return {"column": aim.column, "relative_to": aim.relative_to, "goal": aim.goal, "at_least": aim.at_least,
             "at_most": aim.at_most, "until": aim.until, "per_seed": own, "value": middle(own), "baseline": middle(base),
             "at_memorisation": middle(early),

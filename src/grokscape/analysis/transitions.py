@@ -67,9 +67,8 @@ def change_points(record: Record, column: str) -> Array:
     Kernel change-point detection with a linear kernel (a shift of the mean) on the log of the measure; the step is
     the first evaluation after the change.
     """
+    assert record.baseline is not None
     result = np.full(len(record.panel.steps), np.nan)
-    if record.baseline is None or column not in record.panel:
-        return result
     logs, _ = on_log_scale(record.series(column))
     memorised = record.moment("memorised")
     for row in record.panel.rows(record.baseline.name):

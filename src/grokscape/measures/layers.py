@@ -351,7 +351,7 @@ def _estimate(layer: _Layer, samples: int, plan: _Plan) -> Estimate:
             MeasureWarning, stacklevel=3,
         )
         return Estimate(math.nan, math.nan, 0)
-    sums = layer.sums if layer.sums is not None else torch.full((1,), float("nan"), dtype=torch.float64)
+    assert layer.sums is not None
     if plan.is_exact(layer):
-        return Estimate(float(sums[0]) / samples, 0.0, layer.exact_cost(), exact=True)
-    return Estimate.of(sums / samples)
+        return Estimate(float(layer.sums[0]) / samples, 0.0, layer.exact_cost(), exact=True)
+    return Estimate.of(layer.sums / samples)
