@@ -31,13 +31,16 @@ def test_random_labels_that_do_not_generalise_pass_and_show_what_happened_anyway
 
 
 def test_random_labels_above_chance_fail_and_void_every_verdict():
-    leak = ArmTruth("random", never=True, final_accuracy=0.3, **RANDOM)
+    leak = ArmTruth("random", never=True, geometry=True, final_accuracy=0.3, **RANDOM)
     record = record_of(HELD, leak, seeds=12)
     assert control(record, "random").verdict == "failed"
     found = {item.id: item for item in findings_of(record)}
     assert found["necessity/collapse"].verdict == "inconclusive"
     assert "a control failed (Random)" in found["necessity/collapse"].statement
     assert found["necessity/collapse"].data["failed_controls"] == ["Random"]
+    assert found["sufficiency/collapse"].verdict == "inconclusive"
+    assert "a control failed (Random); without it the reading would be: in “Random” 12 of 12 runs reached" in \
+        found["sufficiency/collapse"].statement
 
 
 def test_the_role_follows_from_random_labels_alone():

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from grokscape.analysis.design import Rules, arms_of, column_of, describe
+from grokscape.analysis.record import Record
 from grokscape.studies.spec import VerdictRule
-from synthetic import COLUMNS, clamp
+from synthetic import BASELINE, COLUMNS, clamp, study
 
 
 def arm(*interventions, **extra):
@@ -79,3 +80,9 @@ def test_columns_of_a_measure_and_what_is_known_without_a_description():
     assert column_of("unknown", COLUMNS) == "train/unknown"
     assert describe("train/nc1", {})["property"] == "collapse"
     assert describe("train/whatever", {})["direction"] == "neither"
+
+
+def test_a_shift_counts_by_its_size_whichever_direction_the_property_has():
+    made = study([BASELINE])
+    record = Record.of(made.frame, made.spec, made.columns)
+    assert [record.sign(name) for name in ("train/cdnv", "test/ildr", "params/weight_norm")] == [1, -1, 1]

@@ -76,6 +76,13 @@ def test_hastened_needs_accuracy_as_well():
     assert effects(made(quick, change=worse))[0].call == "unclear"
 
 
+@pytest.mark.parametrize(("factor", "call"), [(0.3, "hastened"), (0.7, "intact"), (1.4, "intact"), (3, "harmed")])
+def test_a_delay_is_judged_by_the_margin_of_a_factor_of_two(factor, call):
+    arm = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, delay_factor=factor)
+    (found,) = effects(made(arm, spread=0.05, steps=2400))
+    assert (found.call, found.ratio["value"]) == (call, pytest.approx(factor, rel=0.1))
+
+
 def test_late_memorisation_alone_does_not_hasten():
     late = (of("a") & (pl.col("step") < 400), of("a") & (pl.col("step") >= 400))
     record = made(change=lambda f: f.with_columns(

@@ -68,6 +68,14 @@ def test_every_seed_has_its_change_point_however_many_there_are():
     assert item.data["check"] == 1.0
 
 
+def test_a_change_before_memorisation_or_without_values_is_no_change_point():
+    values = step_down([600.0, 700.0])
+    values[:, GRID < 300] *= 1e4
+    values[:, GRID % 50 > 0] = np.nan
+    record = Record.of(frame_of([900] * 2, {"train/cdnv": values}, memorised=300))
+    assert change_points(record, "train/cdnv") == pytest.approx([600, 700], abs=50)
+
+
 def logged(generator, seeds, every, shift=0.0):
     """Runs whose measure is half-way as test accuracy jumps, but for chance and a shift, logged every so many steps."""
     generalised = 800 * np.exp(generator.normal(0, 0.15, seeds))

@@ -8,8 +8,9 @@ import pytest
 from statsmodels.stats.meta_analysis import combine_effects
 
 import synthetic
-from grokscape.analysis import FrameError, analyze
-from grokscape.analysis.pooled import joined, pooled, random_effects
+from grokscape.analysis import FrameError, Record, analyze
+from grokscape.analysis.estimation import estimate, mean_interval
+from grokscape.analysis.pooled import _error, joined, pooled, random_effects
 
 
 def folder_of(tmp_path, name, seed, **options):
@@ -44,6 +45,18 @@ def test_too_few_testbeds_give_no_interval(effects, errors, value):
     found = random_effects(effects, errors)
     assert found["low"] is None
     assert found["value"] == (None if value is None else pytest.approx(value))
+
+
+def test_the_error_of_an_estimate_is_read_back_from_its_interval():
+    values, alpha = np.array([1.0, 2.0, 2.5, 4.0, 4.5, 7.0]), 0.1
+    error = values.std(ddof=1) / np.sqrt(6)
+    item = mean_interval(values, 1 - alpha)
+    assert _error(item, 6, alpha, log=False) == pytest.approx((values.mean(), error))
+    factor = estimate(*(np.exp(item[key]) for key in ("value", "low", "high")))
+    assert _error(factor, 6, alpha, log=True) == pytest.approx((values.mean(), error))
+    assert _error(estimate(2.0), 6, alpha, log=True) == (np.log(2.0), 0.0)  # seeds that are all alike
+    for nothing, n in ((estimate(2.0), 1), (estimate(None), 6), (estimate(0.0), 6), (estimate(2.0, 0.0, 3.0), 6)):
+        assert np.isnan(_error(nothing, n, alpha, log=True)).all()
 
 
 def test_one_study_in_two_runs_becomes_one_with_all_seeds():

@@ -130,6 +130,7 @@ def test_an_arm_that_stops_generalisation_by_other_means_is_no_second_hand():
     stopped = ArmTruth("dropout", extra={"model": {"dropout": 0.5}}, never=True, final_accuracy=0.6)
     found, _ = verdict(harmed("a", 60.0), stopped)
     assert {dose["arm"]: dose["blocked_share"] for dose in found.data["doses"]}["dropout"] > 0.8  # κ stays up
+    assert [dose["arm"] for dose in found.data["doses"] if dose["aimed"]] == ["a"]
     assert found.verdict == "inconclusive"
     assert "no second hand" in found.statement
 

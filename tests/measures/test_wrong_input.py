@@ -88,6 +88,7 @@ def test_is_refused(call, error, text):
      "cdnv is NaN: it needs two classes with at least two samples each, and there are 1"),
     (lambda: cdnv(FEATURES, torch.arange(6)), "and there are 0"),
     (lambda: cdnv(torch.ones(6, 3), LABELS), "cdnv is NaN: the means of classes 0 and 1 coincide"),
+    (lambda: cdnv(torch.ones(6, 3), torch.arange(6) // 3), "cdnv is NaN: the means of classes 0 and 1 coincide"),
 ])
 def test_is_nan_and_says_why(call, text):
     with pytest.warns(MeasureWarning, match=text):

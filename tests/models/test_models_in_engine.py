@@ -42,6 +42,24 @@ def test_training_lowers_the_loss(model, task):
     assert bool(torch.stack([*after.values()]).isfinite().all())
 
 
+def test_training_is_the_plain_loop_with_decay_on_biases_as_on_weights():
+    engine = engine_of(MLP(widths=(16,)), Digits())
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    names = ["layers.0.weight", "layers.0.bias", "head.weight", "head.bias"]
+    with torch.no_grad():
+        for name, parameter in zip(names, plain.parameters(), strict=True):
+            parameter.copy_(engine.layout.view(engine.state.flat)[name][1])
+    split, optimizer = Digits().split(1), torch.optim.AdamW(plain.parameters(), 1e-2, (0.9, 0.98), weight_decay=1.0)
+    for step in range(15):
+        engine.step(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(plain(split.train_inputs), split.train_labels).backward()
+        optimizer.step()
+    for name, parameter in zip(names, plain.parameters(), strict=True):
+        found = engine.layout.view(engine.state.flat)[name][1]
+        torch.testing.assert_close(found, parameter.detach(), rtol=1e-3, atol=1e-4, msg=name)
+
+
 def test_running_statistics_survive_a_checkpoint():
     model = ModuleModel(factory=Normed, head="fc")
     whole, first, second = (engine_of(model, IMAGES, batch_size=32) for _ in range(3))

@@ -65,6 +65,17 @@ class Writing(Plain):
         return self.fc(self.body(x) - total)
 
 
+class Pooled(nn.Module):
+    """Its head answers at every position; they are pooled behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.fc(x.unflatten(1, (4, 16))).mean(1)
+
+
 class Softmax(Plain):
     def forward(self, x):
         return super().forward(x).softmax(-1)
@@ -215,6 +226,7 @@ def test_a_specification_finds_its_factory_again():
         (ModuleModel(factory=lazy, head="0"), "parameter '0.weight' has no shape yet; give the sizes of lazy layers"),
         (ModuleModel(factory=weight_normed, head="fc"), "the head 'fc' makes its weight of other parameters"),
         (ModuleModel(factory=Softmax, head="fc"), "without a softmax"),
+        (ModuleModel(factory=Pooled, head="fc"), r"to be \(N, d\) = .*, got \(\d+, 4, 16\); pool or pick a position"),
         (ModuleModel(factory="no.such:thing", head="fc"), "cannot import the model factory 'no.such:thing'"),
         (ModuleModel(factory="math:pi", head="fc"), "expected 'math:pi' to be a function"),
         (ModuleModel(factory=dict, head="fc"), "to make an nn.Module, got dict"),

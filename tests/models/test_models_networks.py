@@ -92,6 +92,32 @@ def test_another_seed_starts_elsewhere(case):
     assert not torch.equal(one[network.head[0]], other[network.head[0]])
 
 
+@pytest.mark.parametrize(
+    ("model", "task", "uniform", "normal"),
+    [
+        (QuadraticMLP(width=108), TOKENS, {}, {"first": 1 / 12, "head": 1 / 12}),  # 0.5/(2·108)^⅓
+        (MLP(widths=(50, 40), init_scale=3.0), TOKENS, {"layers.0": 3 / 2**0.5, "layers.1": 3 / 50**0.5,
+                                                        "head": 3 / 40**0.5}, {}),
+        (MLP(widths=(50,), embedding=8), TOKENS, {"layers.0": 1 / 4, "head": 1 / 50**0.5}, {"embedding": 1.0}),
+        (SmallCNN(channels=(16, 9), init_scale=2.0), Digits(inputs="image"),
+         {"convolutions.0": 2 / 3, "convolutions.1": 2 / 12, "head": 2 / 3}, {}),
+        (Transformer(width=16, layers=1, mlp_ratio=4.0, init_scale=2.0, bias=True), TOKENS,
+         {"layers.0.qkv": 0.5, "layers.0.out": 0.5, "layers.0.up": 0.5, "layers.0.down": 0.25, "head": 0.5},
+         {"embedding": 0.5, "positions": 0.5}),
+    ],
+)
+def test_weights_start_as_large_as_promised_and_biases_at_zero(model, task, uniform, normal):
+    network = model.build(task.input_spec, task.num_classes)
+    parameters = network.init(torch.Generator().manual_seed(0), torch.float64)
+    values = {name.removesuffix(".weight"): value for name, value in parameters.items()}
+    for name, bound in uniform.items():
+        assert 0.9 * bound < values[name].abs().max() <= bound, name
+        assert values[name].std() == pytest.approx(bound / 3**0.5, rel=0.15), name
+    for name, deviation in normal.items():
+        assert values[name].std() == pytest.approx(deviation, rel=0.2), name
+    assert not any(value.any() for name, value in values.items() if name.endswith("bias"))
+
+
 def test_no_sample_depends_on_the_others(case):
     network, task = case
     parameters, inputs = stacked(network, 1, torch.float64), batch(task, 1)

@@ -26,6 +26,7 @@ EXAMPLES = (
     Suppress("relative_flatness_bound", strength=1e-2, temperature=2.0, until=200),
     Clamp("relative_flatness", at_least=30.0),
     Clamp("loss", at_least=0.5, at_most=2.0, relative_to="memorisation", start=5),
+    Clamp("cdnv", at_least=1.5, at_most=1.5),  # at one level
     NormalizeFeatures(radius=2.0, until=100),
     Rescale(2.0),
     WeightCap(50.0, norm="spectral"),
