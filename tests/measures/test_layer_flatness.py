@@ -303,6 +303,22 @@ def test_a_weight_that_is_used_outside_its_layer_too():
     assert (found["encode"].probes, found["head"].probes) == (16, 3)
 
 
+def test_a_layer_whose_answer_is_not_used_while_its_weight_is():
+    class Aside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 4, bias=False), nn.Linear(4, 3)
+
+        def forward(self, x):
+            self.layer(x)
+            return self.head(torch.tanh(F.linear(x, self.layer.weight)))
+
+    torch.manual_seed(0)
+    model, inputs, labels = Aside().double(), torch.randn(3, 4).double(), torch.tensor([0, 2, 1])
+    found = layer_flatness(model, (inputs, labels), layers=["layer"], exact=True)["layer"].value
+    assert found == pytest.approx(dense_kappa(model, "layer.weight", inputs, labels), rel=1e-10)
+
+
 class UsedElsewhere(nn.Module):
     """A layer whose weight enters once more, by hand and with little effect."""
 

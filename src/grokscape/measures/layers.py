@@ -44,7 +44,6 @@ class _Layer:
     Attributes:
         weight: of the last forward pass; of a parametrised layer, what its parametrisation makes of the parameters.
         attribute: name of the weight in the module.
-        shared: whether other modules hold the same weight.
         calls, inputs, outputs: of the module in the forward pass of the current batch.
         per_sample: whether the first route applies; decided at the first batch.
         sums: sums over samples, one for each probe, or a single exact one.
@@ -57,7 +56,6 @@ class _Layer:
     attribute: str = "weight"
     groups: int = 1
     transposed: bool = False
-    shared: bool = False
     calls: int = 0
     inputs: Tensor | None = None
     outputs: Tensor | None = None
@@ -88,7 +86,6 @@ class _Layer:
             and not has_own_forward(self.module)
             and not self.module._forward_hooks
             and self.calls == 1
-            and not self.shared
             and self.outputs is not None
             and self.outputs.shape == (samples, self.module.out_features)
         )
@@ -96,8 +93,9 @@ class _Layer:
     def _acts_nowhere_else(self, total: Tensor) -> bool:
         """Whether all of the loss's gradient in the weight comes through the outputs of the module, up to rounding."""
         slope, through = _slopes(total, [self.weight, self.outputs])
-        if slope is None or through is None or self.inputs is None:
-            return True
+        if slope is None or through is None:
+            return slope is None
+        assert self.inputs is not None
         through, inputs = widen(through), widen(self.inputs)
         apart = widen(slope) - through.T @ inputs
         return not apart.norm() > 4 * torch.finfo(slope.dtype).eps * (through.abs().T @ inputs.abs()).norm()
@@ -214,9 +212,6 @@ def _find(model: nn.Module, names: Sequence[str] | None) -> list[_Layer]:
             found.append(layer)
     if not found:
         raise ValueError("the model has no layer with a linear weight")
-    shared = _shared_weights(model)
-    for layer in found:
-        layer.shared = id(layer.weight) in shared
     return found
 
 
@@ -231,15 +226,6 @@ def _as_layer(name: str, module: nn.Module) -> _Layer | None:
     if type(module).__name__ == "Conv1D" and isinstance(weight, nn.Parameter):
         return _Layer(name, module, weight, transposed=True)
     return None
-
-
-def _shared_weights(model: nn.Module) -> set[int]:
-    """Parameters that more than one module holds."""
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    return {key for key, count in owners.items() if count > 1}
 
 
 @contextmanager
