@@ -250,12 +250,11 @@ def middle(values: Array) -> float:
 
 
 def _goal(aim: Aim) -> str:
-    parts = [f" held ≥ {aim.at_least:g}" if aim.at_least is not None else "",
-             f" held ≤ {aim.at_most:g}" if aim.at_most is not None else ""]
-    if not any(parts) and aim.goal in ("block", "promote"):
-        parts = [" (suppressed)" if aim.goal == "block" else " (promoted)"]
+    levels = [f"{sign} {level:g}" for sign, level in (("≥", aim.at_least), ("≤", aim.at_most)) if level is not None]
+    if not levels:
+        return {"block": " (suppressed)", "promote": " (promoted)"}.get(aim.goal, "")
     moment = aim.relative_to if isinstance(aim.relative_to, str) else f"step {aim.relative_to}"
-    return "".join(parts) + (f" × its value at {moment}," if aim.relative_to is not None else "")
+    return " held " + " and ".join(levels) + (f" × its value at {moment}," if aim.relative_to is not None else "")
 
 
 def _number(value: float) -> str:
