@@ -5,7 +5,10 @@ import pytest
 
 import synthetic
 from grokscape.analysis.controls import controls
+from grokscape.analysis.necessity import targets
 from grokscape.analysis.pipeline import findings_of
+from grokscape.analysis.sufficiency import counterexamples
+from grokscape.analysis.summary import table_of
 from synthetic import BASELINE, ArmTruth, clamp
 
 FLAT = "train/relative_flatness"
@@ -79,6 +82,8 @@ def test_no_delay_passes_when_the_delay_is_gone():
     assert control(record, "quick").verdict == "passed"
     assert control(record, "slow").verdict == "failed"
     assert {arm.name: arm.hand for arm in record.arms}["quick"] == "optimizer.lr"
+    states = {row["arm"]: row["state"] for row in table_of(record).iter_rows(named=True)}
+    assert states == {"baseline": "nothing to hold", "quick": "unmeasured", "slow": "unmeasured"}
 
 
 def test_a_task_that_never_groks_passes():
@@ -102,3 +107,16 @@ def test_random_labels_with_the_property_make_it_insufficient():
     assert item.verdict == "not sufficient"
     assert item.data["counterexamples"][0]["arm"] == "random"
     assert item.estimates["runs without generalisation"]["value"] == 1
+
+
+@pytest.mark.parametrize(("accuracy", "factor", "apart", "counts"), [
+    (0.8, 1.0, 0, True), (0.93, 1.0, 0, False),  # nearer to generalisation than the margin
+    (0.8, 1.08, 0, True), (0.8, 1.4, 0, False),  # 5 % of the way may be missing
+    (0.8, 1.0, 2, True), (0.8, 1.0, 3, False),  # as may a fifth of the ten runs
+])
+def test_which_runs_have_the_property_without_generalising(accuracy, factor, apart, counts):
+    more = pl.when(pl.col("seed") < apart).then(3.0).otherwise(factor)
+    record = record_of(HELD, ArmTruth("a", never=True, geometry=True, final_accuracy=accuracy), seeds=10, change={
+        "train/cdnv": pl.col("train/cdnv") * pl.when(pl.col("arm") == "a").then(more).otherwise(1.0)})
+    (target,) = targets(record, "block")
+    assert [item["arm"] for item in counterexamples(record, target)] == ["a"] * counts

@@ -26,16 +26,19 @@ def test_the_made_up_study_was_made_to_agree_with_all():
     found = findings()
     assert {claim.name: found[f"dispute/{claim.name}"].verdict for claim in CLAIMS} == {
         claim.name: "agrees" for claim in CLAIMS}
+    assert all("): this study agrees; " in found[f"dispute/{claim.name}"].statement for claim in CLAIMS)
 
 
 def test_collapse_that_waits_for_generalisation_disagrees():
     found = findings(**{"train/cdnv": pl.col("test/cdnv")})
     assert found["dispute/collapse-with-memorisation"].verdict == "disagrees"
+    assert "): this study disagrees; " in found["dispute/collapse-with-memorisation"].statement
 
 
 def test_a_held_out_ratio_that_mirrors_test_accuracy_does_not_lead():
     found = findings(**{"test/ildr": 1 + 5 * pl.col("test/accuracy")})
     assert found["dispute/held-out-ratio-leads"].verdict == "undecided"
+    assert "): this study leaves it undecided; " in found["dispute/held-out-ratio-leads"].statement
 
 
 def test_population_variance_that_falls_early_disagrees():

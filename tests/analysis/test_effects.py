@@ -9,6 +9,7 @@ from grokscape.analysis.effects import effects, worded
 from grokscape.analysis.frames import tidy
 from grokscape.analysis.pipeline import findings_of
 from grokscape.analysis.record import Record
+from grokscape.analysis.survival import paired_delays, slower_than
 from synthetic import BASELINE, ArmTruth, clamp
 
 FLAT = "relative_flatness"
@@ -33,6 +34,8 @@ def test_a_verdict_needs_enough_pairs_not_enough_runs():
         assert found.n == 3
         assert found.call == "says nothing"
         assert "in only 3 of its 8 seeds" in found.check.reasons[0]
+    (found,) = effects(made(change=lambda f: f.filter(of("baseline"))))
+    assert found.check.reasons == ("it has no runs",)
 
 
 def test_seeds_whose_baseline_lost_memorisation_say_nothing_about_the_arm():
@@ -79,8 +82,20 @@ def test_hastened_needs_accuracy_as_well():
 @pytest.mark.parametrize(("factor", "call"), [(0.3, "hastened"), (0.7, "intact"), (1.4, "intact"), (3, "harmed")])
 def test_a_delay_is_judged_by_the_margin_of_a_factor_of_two(factor, call):
     arm = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, delay_factor=factor)
-    (found,) = effects(made(arm, spread=0.05, steps=2400))
+    record = made(arm, spread=0.05, steps=2400)
+    (found,) = effects(record)
     assert (found.call, found.ratio["value"]) == (call, pytest.approx(factor, rel=0.1))
+    if call == "harmed":  # by its delay alone; each of the two ways to harm has half of the level
+        own, base, *_ = paired_delays(record.results, "a", "baseline")
+        assert found.p_harmed == pytest.approx(2 * slower_than(own, base, 2.0))
+
+
+@pytest.mark.parametrize(("steps", "call"), [(900, "unclear"), (1500, "harmed")])
+def test_who_is_not_followed_for_twice_the_baseline_s_delay_is_not_intact(steps, call):
+    below = pl.when(of("a")).then(pl.min_horizontal("test/accuracy", 0.94)).otherwise(pl.col("test/accuracy"))
+    record = made(change=lambda f: f.with_columns(below.alias("test/accuracy")), steps=steps, spread=0.05,
+                  verdict={"accuracy_margin": 0.1})
+    assert effects(record)[0].call == call
 
 
 def test_late_memorisation_alone_does_not_hasten():
@@ -135,3 +150,4 @@ def test_a_difference_that_rounds_to_nothing_has_no_minus():
         pl.when(of("a") & (pl.col("test/accuracy") > 0.9)).then(0.9999 - 1e-5 * pl.col("seed"))
         .when(pl.col("test/accuracy") > 0.9).then(1.0).otherwise(pl.col("test/accuracy")).alias("test/accuracy"))))
     assert "+0.0 points against the baseline (interval +0.0 to +0.0)" in worded(found)
+    assert "memorisation" not in worded(found)  # it is intact in all

@@ -3,6 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 
 from grokscape.analysis.lead_lag import lead_lag
 from grokscape.analysis.record import Record
@@ -59,6 +60,9 @@ def test_a_measure_that_moves_before_or_after_is_told_so(shift, verdict):
     rising = finding(frame_of(generalised, {"train/cdnv": 1 / step_down(generalised + shift)}), "train/cdnv")
     assert rising.statement.startswith("cdnv is half-way up 2")
     assert rising.data["fell"] == 0
+    if verdict == "lags":  # each side has half of the level
+        late = np.log(np.divide(item.data["transition"], item.data["generalised"]))
+        assert item.p == pytest.approx(2 * stats.ttest_1samp(late, 0, alternative="greater").pvalue)
 
 
 def test_every_seed_has_its_change_point_however_many_there_are():

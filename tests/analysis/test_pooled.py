@@ -8,7 +8,7 @@ import pytest
 from statsmodels.stats.meta_analysis import combine_effects
 
 import synthetic
-from grokscape.analysis import FrameError, Record, analyze
+from grokscape.analysis import FrameError, analyze
 from grokscape.analysis.estimation import estimate, mean_interval
 from grokscape.analysis.pooled import _error, joined, pooled, random_effects
 
@@ -93,6 +93,15 @@ def test_several_testbeds_are_summarised_and_written(tmp_path):
     assert item.estimates["delay ratio"]["low"] > 1
     assert [row["study"] for row in item.data["testbeds"]] == ["x+y", "x-y", "x*y"]
     assert found["pooled/lead_lag/train/cdnv"].verdict == "below one"
+    assert list(found["pooled/hazard/train/cdnv"].estimates) == ["hazard ratio beside the loss"]
+    assert "pooled/hazard" not in found
+    told = {}
+    for item in (one for one in found.values() if one.kind == "pooled" and one.subject["of"] in ("lead_lag", "hazard")):
+        (factor,) = item.estimates.values()
+        told[item.verdict] = item.id
+        assert item.verdict == ("above one" if factor["low"] > 1 else "below one" if factor["high"] < 1 else
+                                "no clear effect"), item.id
+    assert told.keys() >= {"below one", "no clear effect"}
 
 
 def test_testbeds_that_differ_are_mixed(tmp_path):

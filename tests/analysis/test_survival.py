@@ -1,5 +1,7 @@
 """Survival: against a slow product-limit estimate, and against simulated delays whose truth is known."""
 
+import itertools
+
 import numpy as np
 import polars as pl
 import pytest
@@ -96,7 +98,23 @@ def test_paired_log_rank_keeps_its_level_with_censoring(n):
     assert wrong / 500 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 500)
 
 
-def test_paired_log_rank_scores_are_those_of_the_log_rank_test():
+def test_paired_log_rank_swaps_events_minus_hazards_within_seeds():
+    arm, base = np.array([5.0, 2, 9, 12, 15, 7]), np.array([1.0, 3, 2, 4, 15, 10])
+    times, seen = [*arm, *base], [time < 15 for time in (*arm, *base)]
+
+    def score(place):
+        """Event minus the Nelson–Aalen hazard, by definition."""
+        until = [t for t, event in zip(times, seen) if event and t <= times[place]]
+        return seen[place] - sum(1 / sum(time >= t for time in times) for t in until)
+
+    gaps = np.array([score(k) - score(6 + k) for k in range(6)])
+    swapped = [abs(np.dot(signs, gaps)) for signs in itertools.product((1, -1), repeat=6)]
+    expected = np.mean(np.array(swapped) >= abs(gaps.sum()) - 1e-12)
+    assert 0.05 < expected < 0.95
+    assert paired_log_rank(arm, base, arm < 15, base < 15) == pytest.approx(expected)
+
+
+def test_paired_log_rank_of_seeds_that_are_all_slower():
     arm, base = np.array([5.0, 8, 9, 12, 15, 15, 15]), np.array([1.0, 2, 3, 4, 6, 7, 10])
     seen, seen_base = arm < 15, base < 15
     by_swap = paired_log_rank(arm, base, seen, seen_base)

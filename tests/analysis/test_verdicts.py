@@ -155,6 +155,27 @@ def test_blocked_and_intact_is_not_necessary():
     assert found.data["doses"][1]["blocked_share"] > 0.9
 
 
+def test_an_arm_that_holds_two_properties_counts_for_each_from_the_smallest_shift_on():
+    both = ArmTruth("a", interventions=[clamp(FLAT, 0.17), clamp("cdnv", 0.3)], floor={FLAT: 0.17, "cdnv": 0.3})
+    other = ArmTruth("b", extra={"optimizer": {"lr": 1e-3}}, floor=both.floor)  # made for something else
+    _, found = verdict(both, other)  # the baseline settles at 0.1 and 0.2, less than a factor of two away
+    for name in ("flatness", "collapse"):
+        data = found[f"necessity/{name}"].data
+        blocked = [dose["arm"] for dose in data["doses"] if dose["blocked_share"] is not None]
+        assert blocked == data["deciding"] == ["a"], name
+
+
+@pytest.mark.parametrize(("intervention", "words"), [
+    (clamp(FLAT, 80.0), " held ≥ 80"),
+    (clamp(FLAT, 2.0, 3.0, relative_to="memorisation"), " held ≥ 2 and ≤ 3 × its value at memorisation,"),
+    (clamp(FLAT, 2.0, relative_to=50), " held ≥ 2 × its value at step 50,"),
+    ({"kind": "suppress", "measure": FLAT}, " (suppressed)"), ({"kind": "promote", "measure": FLAT}, " (promoted)")])
+def test_what_an_arm_was_to_hold_is_said_beside_where_it_settled(intervention, words):
+    found = findings_of(record_of(ArmTruth("a", interventions=[intervention], floor={FLAT: 80.0})))
+    statement = next(item.statement for item in found if item.id == "manipulation/a")
+    assert f"A: Relative flatness κ{words} settled at " in statement
+
+
 def test_too_little_blocked_says_nothing_about_need():
     found, _ = verdict(arm("a", 0.3), seeds=12)
     assert found.verdict == "inconclusive"
@@ -218,7 +239,9 @@ def test_two_hands_that_hasten_are_consistent_with_sufficient():
     low = pl.when(held).then(2.0).otherwise(pl.col("train/relative_flatness"))
     found = {item.id: item for item in findings_of(
         Record.of(frame.with_columns(low.alias("train/relative_flatness")), record.spec, record.columns))}
-    assert found["sufficiency/flatness"].verdict == "consistent with sufficient"
+    item = found["sufficiency/flatness"]
+    assert item.verdict == "consistent with sufficient"
+    assert item.p == max(one["p_hastened"] for one in item.data["promoting"])
 
 
 def test_dose_response_is_page_s_trend_over_one_hand():

@@ -94,6 +94,9 @@ def test_around_others_a_class_unknown_to_them_leaves_no_pooled_scatter():
     )
     assert float(MEASURES["cdnv"].function(found)) == pytest.approx(float(expected["cdnv"]), rel=1e-9)
     assert MEASURES["nc1"].function(found).isnan()
+    one = torch.cat([kept.nonzero(), (~kept).nonzero()[:1]]).squeeze(1)
+    lonely = ClassMoments.empty(5, 6).update(features[one], labels[one])
+    assert MEASURES["nc1"].function(lonely.around(others)).isnan()
 
 
 @pytest.mark.parametrize("merge", [False, True])

@@ -75,6 +75,8 @@ def test_a_held_clamp_has_no_gradient_even_at_zero():
     value = torch.tensor([0.0, 5.0], requires_grad=True)
     clamp_penalty(value, 1.0, None, torch.tensor([1.0, 10.0])).sum().backward()
     assert value.grad.tolist() == [0.0, 0.0]
+    for level in (0.0, torch.inf):  # relative to a reference that was zero, or overflowed
+        assert clamp_penalty(torch.tensor(2.0), 1.0, torch.tensor(level), torch.tensor(level)) == 0
 
 
 CLAMPED = [row.name for row in MEASURES.values() if row.differentiable and row.positive and "statistics" in row.inputs]
