@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from grokscape.models import MLP, ModuleModel, QuadraticMLP, SmallCNN
 from grokscape.testbeds import Digits, SparseParity, SymmetricGroup
