@@ -60,6 +60,17 @@ def test_seeds_that_lost_memorisation_are_no_harm_and_not_intact_either():
     assert "memorisation intact in 80" in found.statement
 
 
+def test_seeds_that_lost_memorisation_later_on_are_no_harm_by_their_delay():
+    def forget(frame):
+        lost = ~of("baseline") & (pl.col("seed") < 12)
+        train = pl.when(lost & (pl.col("step") > 300)).then(0.1).otherwise(pl.col("train/accuracy"))
+        test = pl.when(lost).then(0.1).otherwise(pl.col("test/accuracy"))
+        return frame.with_columns(train.alias("train/accuracy"), test.alias("test/accuracy"))
+    (found,) = effects(made(change=forget, seeds=60, steps=12_000, every=100))
+    assert found.ratio["low"] > 2  # all seeds; those that kept it show no harm
+    assert found.call == "unclear"
+
+
 @pytest.mark.parametrize("last", [300, 700])
 def test_runs_that_were_followed_for_less_time_are_compared_at_that_time(last):
     record = made(*BOTH, change=lambda f: f.filter(of("baseline") | (pl.col("step") <= last)))
