@@ -20,7 +20,6 @@ robustness under cross-entropy is never negative. All of it is in float64: the d
 Shapes: `...` any leading replica axes, N samples, d features, K classes.
 """
 
-import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,8 +30,10 @@ from grokscape.measures import checks
 from grokscape.measures.softmax import Softmax
 from grokscape.numerics import Estimate, full_precision, in_float64
 
+_PRODUCT = 64
+"""Samples that share a product with the weight, at least: with few, reading the weight is what takes the time."""
 _BLOCK = 2**17
-"""Logits worked on at once: what a processor's cache holds, since every sample takes a dozen passes over them."""
+"""Logits passed over at once: what a processor's cache holds, since every sample takes a dozen passes over them."""
 Kernel = Literal["sphere", "gaussian"]
 RADIUS = 0.02
 """δ of the paper's Appendix D."""
@@ -72,23 +73,35 @@ def smoothing_excess(
     features, weight, logits = in_float64(features), in_float64(weight), in_float64(logits)
     labels = labels.to(logits.device, torch.int64)
     sizes = radius * torch.linalg.vector_norm(features, dim=-1, keepdim=True)
-    pieces = logits.split(max(1, _BLOCK * logits.shape[-2] // max(1, logits.numel())), -2)
-    starts = [0, *itertools.accumulate(piece.shape[-2] for piece in pieces)]
-    blocks = [slice(*ends) for ends in itertools.pairwise(starts)]
-    base = [Softmax.of(piece).cross_entropy(labels[..., rows]) for piece, rows in zip(pieces, blocks, strict=True)]
+    before = _cross_entropies(logits, labels)
+    size = max(_PRODUCT, _at_once(logits))
+    pieces = list(zip(logits.split(size, -2), labels.split(size, -1), sizes.split(size, -2), strict=True))
     values = []
     for _ in range(probes):
         noise = torch.randn(features.shape[-2:], generator=generator, dtype=torch.float64, device=generator.device)
         if kernel == "sphere":
             noise = noise / torch.linalg.vector_norm(noise, dim=-1, keepdim=True)
-        noise = noise.to(logits.device)
-        excess = []
-        for piece, rows, before in zip(pieces, blocks, base, strict=True):
-            shift = (sizes[..., rows, :] * noise[rows]) @ weight.mT
-            both = [Softmax.of(piece + sign * shift).cross_entropy(labels[..., rows]) for sign in (1, -1)]
-            excess.append(((both[0] - before) / 2 + (both[1] - before) / 2).clamp(min=0))
-        values.append(torch.cat(excess, -1))
+        shifted = []
+        for (piece, own, scale), draw in zip(pieces, noise.to(logits.device).split(size), strict=True):
+            shift = (scale * draw) @ weight.mT
+            shifted.append(torch.stack([_cross_entropies(piece, own, shift, sign) for sign in (1, -1)]))
+        values.append(((torch.cat(shifted, -1) - before) / 2).sum(0).clamp(min=0))
     return torch.stack(values)
+
+
+def _cross_entropies(logits: Tensor, labels: Tensor, shift: Tensor | None = None, sign: int = 1) -> Tensor:
+    """Cross-entropy of every sample, (..., N), with the logits moved by plus or minus a shift."""
+    pieces = logits.split(_at_once(logits), -2)
+    if shift is not None:
+        shifts = shift.split(_at_once(logits), -2)
+        pieces = (torch.add(piece, by, alpha=sign) for piece, by in zip(pieces, shifts, strict=True))
+    owned = zip(pieces, labels.split(_at_once(logits), -1), strict=True)
+    return torch.cat([Softmax.of(piece).cross_entropy(own) for piece, own in owned], -1)
+
+
+def _at_once(logits: Tensor) -> int:
+    """How many samples are passed over at once."""
+    return max(1, _BLOCK * logits.shape[-2] // max(1, logits.numel()))
 
 
 @full_precision()
