@@ -275,6 +275,19 @@ def test_unplugging_ends_what_would_go_on_and_revives_nothing_that_has_ended():
         ("weight_cap", None), ("rescale", None), ("suppress", 20), ("suppress", 30), ("suppress", 30)]
 
 
+@pytest.mark.parametrize("norm", ["frobenius", "spectral"])
+def test_a_cap_that_starts_later_leaves_a_frozen_replica_alone(norm):
+    def weights(start):
+        plan = plan_of({"calm": (), "wild": (WeightCap(0.1, norm=norm, start=start),)}, precision="float32")
+        hot = tuple(replace(r, optimizer=AdamW(lr=1e20)) if r.arm == "wild" else r for r in plan.replicas)
+        state = trained(replace(plan, replicas=hot)).state
+        assert state.alive.tolist() == [True, True, False, False]
+        assert (state.last_good[2:] < 30).all()
+        return state.flat
+
+    assert torch.equal(weights(30), weights(1000))
+
+
 def test_minibatches_of_an_epoch_cover_it_and_are_paired_over_arms():
     engine = Engine(plan_of({"a": (), "b": ARMS["promote"]}, batch_size=7))
     steps = engine.batches.steps_per_epoch

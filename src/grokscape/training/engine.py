@@ -199,7 +199,7 @@ class Engine:
         grad = torch.where(alive, grad, torch.zeros_like(grad))
         lr, wd = self.rates.at(step)
         self.optimizer.update_(state.flat, grad, state.slots, lr * alive, wd, step + 1)
-        self.levers.cap_(self.layout.view(state.flat)[self.network.head[0]], step)
+        self.levers.cap_(self.layout.view(state.flat)[self.network.head[0]], step, state.alive)
 
     # --- measuring ---------------------------------------------------------------------------------------------
 

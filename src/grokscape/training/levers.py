@@ -289,12 +289,12 @@ class Levers:
             totals.append(total)
         return torch.cat(totals)
 
-    def cap_(self, weight: Tensor, step: int) -> None:
-        """Scale head weights (R, K, d) down in place to their caps at this step."""
+    def cap_(self, weight: Tensor, step: int, alive: Tensor) -> None:
+        """Scale head weights (R, K, d) of live replicas, bool (R,), down in place to their caps at this step."""
         for norm, group in self._caps.items():
             cap = self._acting(group, step, torch.inf)
             if cap is not None:
-                weight.mul_(cap_factor(weight, cap, norm))
+                weight.mul_(cap_factor(weight, cap.where(alive, torch.inf), norm))
 
     def awaited(self, step: int) -> Tensor | None:
         """Which replicas (R,) have a level relative to this very step; None if nobody has."""
