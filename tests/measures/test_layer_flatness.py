@@ -206,6 +206,25 @@ def test_other_losses_of_the_last_layer_are_the_head_s(loss):
     assert found["2"].value == pytest.approx(float(expected), rel=1e-10)
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("flat", [False, True])
+def test_ignored_positions_are_no_samples_of_a_loss_that_is_a_function(ahead, flat):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    inputs, labels = torch.randn(4, 3, 4, dtype=torch.float64), torch.randint(3, (4, 3))
+    labels[0], labels[1:, 1] = -100, -100  # a batch without a sample, and a position amid samples
+
+    def loss(logits, labels):
+        logits, labels = logits[:, : 3 - ahead], labels[:, ahead:]
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        return losses if flat else losses.view(labels.shape)
+
+    found = layer_flatness(model, [(inputs[:1], labels[:1]), (inputs[1:], labels[1:])], loss=loss, exact=True)
+    kept = labels[:, ahead:] != -100
+    expected = layer_flatness(model, (inputs[:, : 3 - ahead][kept], labels[:, ahead:][kept]), exact=True)
+    assert [e.value for e in found.values()] == pytest.approx([e.value for e in expected.values()], rel=1e-10)
+
+
 class Scaled(nn.Linear):
     def forward(self, x):
         return 3 * super().forward(x)

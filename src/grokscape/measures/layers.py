@@ -151,7 +151,9 @@ def layer_flatness(
         layers: names as in `named_modules()` of the model without wrappers; by default every layer that has a linear
             weight.
         probes: random probes for each layer; where an exact value takes no more products, it is exact.
-        loss: as in `grokscape.relative_flatness`.
+        loss: as in `grokscape.relative_flatness`; a function gets the model's logits and the labels as they are.
+            Positions labelled −100 are left out, also under a function that gives one loss for each label, or for each
+            but the first of a sequence; one that gives other numbers of losses must leave them out itself.
         exact: True for exact values at any cost, False for estimates always.
         generator: for the probes; by default one with seed 0.
         batch_size: for data that is not in batches.

@@ -76,6 +76,7 @@ def total_loss(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Tensor, int]
         losses = loss(logits, labels)
         if losses.dim() == 0:
             raise ValueError("loss must give one value per sample, got a single one; use reduction='none'")
+        losses = _without_ignored(losses.flatten(), labels)
         return losses.sum(), losses.numel()
     if loss == "cross_entropy" and not labels.is_floating_point():
         kept, rows = align(model, labels, logits)
@@ -87,6 +88,15 @@ def total_loss(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Tensor, int]
             f"{loss} needs targets of the shape of the logits, {tuple(logits.shape)}, got {tuple(labels.shape)}"
         )
     return _dense_loss(loss, logits, labels.to(logits.dtype)).sum(), logits[..., 0].numel()
+
+
+def _without_ignored(losses: Tensor, labels: Tensor) -> Tensor:
+    """Losses (M) of positions with a label, where there is one loss for each label, or for each but the first."""
+    if not labels.is_floating_point():
+        for owners in (labels, labels[:, 1:]) if labels.dim() == 2 else (labels,):
+            if owners.numel() == len(losses):
+                return losses[owners.flatten() != IGNORED]
+    return losses
 
 
 def _dense_loss(loss: Any, logits: Tensor, targets: Tensor) -> Tensor:
