@@ -49,7 +49,8 @@ def test_one_step_follows_the_gradient_by_hand(tmp_path, rows, bound, batch, acc
     before = copy.deepcopy(model)
     run = trainer(tmp_path, model, rows, batch=batch, accumulate=accumulate,
                   interventions=[gs.Suppress("relative_flatness_bound", strength=0.05)])  # fmt: skip
-    run.loss_is_scaled_for_ga = False  # BERT's classification loss is a mean over the micro-batch
+    # BERT's classification loss is a mean over the micro-batch; the switch that says so has changed its name
+    run.loss_is_scaled_for_ga = run.model_accepts_loss_kwargs = False
     run.train()
     inputs = torch.stack([row["input_ids"] for row in rows])
     labels = torch.stack([row["labels"] for row in rows])
