@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from grokscape.measures.statistics import ClassMeans
-from grokscape.numerics import finite_or_identity, root, widest
+from grokscape.numerics import root
 
 NAN = float("nan")
 _STEPS = 100
@@ -154,7 +154,7 @@ def nc1(statistics: ClassMeans, *, tolerance: float | None = None) -> Tensor:
             size times the rounding error of the dtype. With means that coincide the result depends on it: see
             `nc1_rank`.
     """
-    gram, exists = _gram(statistics)
+    gram, exists = statistics.gram
     inverse = torch.linalg.pinv(gram, rtol=_cut(statistics, tolerance), hermitian=True).to(statistics.means.dtype)
     classes, width = statistics.means.shape[-2:]
     total = statistics.within_through(inverse) if classes <= width else statistics.within_with(inverse)
@@ -163,7 +163,7 @@ def nc1(statistics: ClassMeans, *, tolerance: float | None = None) -> Tensor:
 
 def nc1_rank(statistics: ClassMeans, *, tolerance: float | None = None) -> Tensor:
     """How many directions `nc1` kept: the rank of Σ_B above its cut-off, K − 1 for means in general position."""
-    gram, exists = _gram(statistics)
+    gram, exists = statistics.gram
     rank = torch.linalg.matrix_rank(gram, rtol=_cut(statistics, tolerance), hermitian=True)
     return rank.to(statistics.means.dtype).where(exists, NAN)
 
@@ -172,14 +172,6 @@ def _cut(statistics: ClassMeans, tolerance: float | None) -> float:
     if tolerance is not None:
         return tolerance
     return min(statistics.means.shape[-2:]) * torch.finfo(statistics.means.dtype).eps
-
-
-def _gram(statistics: ClassMeans) -> tuple[Tensor, Tensor]:
-    """Gram matrix of the centred means, in the widest type, and where it is finite and not zero."""
-    means = widest(statistics.centred_means)
-    gram = means @ means.mT if means.shape[-2] <= means.shape[-1] else means.mT @ means
-    safe, finite = finite_or_identity(gram)
-    return safe, finite & (gram.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)
 
 
 def nc1_ratio(statistics: ClassMeans) -> Tensor:

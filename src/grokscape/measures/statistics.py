@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from grokscape.numerics import select_rows, squared_distances, sum_by_class
+from grokscape.numerics import finite_or_identity, select_rows, squared_distances, sum_by_class, widest
 
 Weighting = Literal["sample", "class"]
 
@@ -105,6 +105,14 @@ class ClassMeans:
         kept = self.present[..., None]
         centre = (self.weights[..., None] * self.means.where(kept, 0)).sum(-2, keepdim=True)
         return (self.means - centre).where(kept, 0)
+
+    @cached_property
+    def gram(self) -> tuple[Tensor, Tensor]:
+        """Gram matrix of the centred means, of size K or d, in the widest type; and where it is finite and not zero."""
+        means = widest(self.centred_means)
+        gram = means @ means.mT if means.shape[-2] <= means.shape[-1] else means.mT @ means
+        safe, finite = finite_or_identity(gram)
+        return safe, finite & (gram.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)
 
     def within_trace(self) -> Tensor:
         """Tr Σ_W, (...)."""
