@@ -1,12 +1,16 @@
 """Colours: contrast with the ground, and difference between families for colour-blind eyes."""
 
+import json
 from itertools import combinations
 
 import numpy as np
 import pytest
 
+import grokscape as gs
+from grokscape.measures import MEASURES
 from grokscape.report.arms import arms_of
 from grokscape.report.palette import FAMILY_COLOURS, GROUND, INK, MUTED, contrast
+from grokscape.studies.presets import PRESETS
 
 # Machado, Oliveira & Fernandes 2009, severity 1.0, on linear RGB.
 DEFICIENCIES = {
@@ -94,3 +98,19 @@ def test_no_two_arms_of_a_family_look_alike_and_all_stand_out() -> None:
     for arm in arms:
         assert contrast(arm.colour.light, GROUND.light) >= 3
         assert contrast(arm.colour.dark, GROUND.dark) >= 3
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_in_our_presets_the_doses_of_a_hand_share_a_dash_that_no_other_hand_of_the_property_has(name: str) -> None:
+    spec = json.loads(gs.preset(name).model_dump_json())
+    properties = {measure: row.property for measure, row in MEASURES.items()}
+    listed = {arm["name"]: arm for arm in spec["arms"] if arm["role"] == "manipulation"}
+    dashes: dict[tuple[str, str], set[str]] = {}
+    for arm in arms_of(spec, [], properties, {}):
+        if arm.family in ("flatness", "collapse"):
+            hand = " + ".join(f"{item['kind']} {item.get('measure')}" for item in listed[arm.name]["interventions"])
+            dashes.setdefault((arm.family, hand), set()).add(arm.dash)
+    for family in ("flatness", "collapse"):
+        found = [dash for key, dash in dashes.items() if key[0] == family]
+        assert all(len(dash) == 1 for dash in found), found
+        assert len(set.union(set(), *found)) == len(found)

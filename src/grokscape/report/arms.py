@@ -72,7 +72,7 @@ def _styles(family: Family, members: Mapping[str, Mapping[str, Any]]) -> dict[st
 
 
 def _unlike(style: Style, family: Family, taken: Mapping[str, Style]) -> Style:
-    """A style of the family that no arm has yet; after 36 arms they repeat."""
+    """A style of the family that no arm has yet; after 54 arms they repeat."""
     for place in range(9):
         for dash in DASHES:
             other = (ramp(family, place / 8), dash)

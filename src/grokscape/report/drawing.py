@@ -36,6 +36,8 @@ _DASHES: dict[str, Any] = {
     "longdash": (0, (9, 2)),
     "dot": (0, (1, 1.6)),
     "dashdot": (0, (6, 2, 1, 2)),
+    "longdashdot": (0, (12, 2, 1, 2)),
+    "dashdotdot": (0, (6, 2, 1, 2, 1, 2)),
 }
 _LEGEND_LETTERS = 86  # that fit beside each other across a figure, in both styles
 _LABEL_LETTERS = {"x": 34, "y": 24}  # that fit along a panel, in both styles

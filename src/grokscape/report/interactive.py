@@ -16,7 +16,10 @@ from grokscape.report.ticks import log_ticks
 ROW_HEIGHT = 300  # pixels of a panel of height 1
 NARROW = 380
 
-DASHES = {"solid": "solid", "dash": "6px,3px", "longdash": "13px,3px", "dot": "2px,3px", "dashdot": "9px,3px,2px,3px"}
+DASHES = {
+    "solid": "solid", "dash": "6px,3px", "longdash": "13px,3px", "dot": "2px,3px", "dashdot": "9px,3px,2px,3px",
+    "longdashdot": "18px,3px,2px,3px", "dashdotdot": "9px,3px,2px,3px,2px,3px",
+}
 _SYMBOLS = {"circle": "circle", "circle-open": "circle-open", "x": "x-thin", "diamond": "diamond", "square": "square"}
 
 

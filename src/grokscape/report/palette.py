@@ -7,7 +7,8 @@ The hues follow Okabe and Ito (2008), darkened or lightened until each stands ou
 from dataclasses import dataclass
 from typing import Literal
 
-Dash = Literal["solid", "dash", "longdash", "dashdot", "dot"]  # "dot" is kept for training samples beside held-out ones
+# "dot" is kept for training samples beside held-out ones.
+Dash = Literal["solid", "dash", "longdash", "dashdot", "longdashdot", "dashdotdot", "dot"]
 Family = Literal["baseline", "flatness", "collapse", "other", "control"]
 
 
@@ -45,7 +46,7 @@ FAMILY_COLOURS: dict[Family, tuple[Colour, ...]] = {
     "control": (Colour("#00684a", "#1f9a72"), Colour("#6b7a1f", "#b4c46f"), Colour("#5f7f8c", "#8fb3c2")),
 }
 
-DASHES: tuple[Dash, ...] = ("solid", "dash", "longdash", "dashdot")
+DASHES: tuple[Dash, ...] = ("solid", "dash", "longdash", "dashdot", "longdashdot", "dashdotdot")
 
 
 def arm_style(family: Family, hand: int, dose: int, doses: int) -> tuple[Colour, Dash]:
