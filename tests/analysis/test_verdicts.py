@@ -39,6 +39,7 @@ def test_two_hands_that_harm_at_one_level_are_consistent_with_necessary():
     found, all_found = verdict(harmed("a", 80.0), harmed("b", 80.0, "relative_flatness_bound"))
     assert found.verdict == "consistent with necessary"
     assert all_found["convergence/flatness"].verdict == "hands agree"
+    assert "two different hands, “A” and “B”, that brought it to the same level" in found.statement
     assert found.p <= 0.05
 
 
@@ -90,6 +91,7 @@ def test_harm_that_another_hand_does_not_do_belongs_to_the_manipulation():
     found, all_found = verdict(harmed("a", 80.0), arm("b", 85.0, "loss"))
     assert found.verdict == "belongs to the manipulation"
     assert all_found["convergence/flatness"].verdict == "hands disagree"
+    assert "by “A” and at 8" in all_found["convergence/flatness"].statement
     assert "belongs to the manipulation and not to the level" in found.statement
 
 

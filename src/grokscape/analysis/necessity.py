@@ -189,8 +189,8 @@ def _clean(pair: dict[str, Any], contradicted: dict[str, str]) -> bool:
 def _agreement(chosen: list[Level], disputed: list[Level]) -> str:
     """Two hands that agree, in words, with what limits it: hands of one kind, and levels at which hands disagree."""
     one, two = chosen
-    text = f"two different hands ({one.effect.arm.hand}; {two.effect.arm.hand}) that brought it to the same level " \
-           f"({one.value:.3g} and {two.value:.3g}) both harmed generalisation"
+    text = f"two different hands, “{one.effect.arm.title}” and “{two.effect.arm.title}”, that brought it to the same " \
+           f"level ({one.value:.3g} and {two.value:.3g}) both harmed generalisation"
     if all(level.aimed for level in chosen):
         text += ", though both press on measures of this property and no hand of another kind reached the level"
     if disputed:
@@ -307,9 +307,10 @@ def _convergence(record: Record, target: Target, found: list[Level], pairs: list
         text = f"{len(hands)} hand{'s' * (len(hands) != 1)} moved {title} away from the baseline; none harms beside " \
                f"another at the same level, so there is nothing to compare"
     else:
+        arms = {level.effect.arm.name: level.effect.arm.title for level in found}
         text = "; ".join(
-            f"{title} at {pair['levels'][0]:.3g} by {pair['hands'][0]} and at {pair['levels'][1]:.3g} by "
-            f"{pair['hands'][1]}: generalisation {pair['calls'][0]} and {pair['calls'][1]}"
+            f"{title} at {pair['levels'][0]:.3g} by “{arms[pair['arms'][0]]}” and at {pair['levels'][1]:.3g} by "
+            f"“{arms[pair['arms'][1]]}”: generalisation {pair['calls'][0]} and {pair['calls'][1]}"
             f" (train loss {'alike' if pair['matched_loss'] else 'not alike'})"
             for pair in [*clean[:1], *against[-1:]] or agreeing[:1])
     rule = f"Levels match within a factor of {record.rules.match_factor:g}; hands agree if both harm, and disagree " \

@@ -102,7 +102,7 @@ def _necessity() -> StudySpec:
             "The testbed of `quickstart` with 27 arms × 8 paired seeds. A clamp moves more than its measure, so each "
             "property is brought to the same levels in different ways: flatness through κ, through its surrogate κ̄ and "
             "through the training loss; collapse through CDNV, NC1, the scatter ratio, RNC1 and ILDR. Controls: "
-            "random labels, rescaled weights, a faster optimiser. About five minutes on 2 CPU cores."
+            "random labels, rescaled weights, a faster optimiser. About six minutes on 2 CPU cores."
         ),
         arms=(
             BASELINE,
