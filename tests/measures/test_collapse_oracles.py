@@ -235,6 +235,14 @@ def test_means_that_coincide_are_named():
     assert found["nc1"] > 0
 
 
+def test_means_that_all_coincide_are_no_perfect_collapse():
+    inside = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for features in (torch.ones(12, 5), inside.repeat(2, 1)):
+        with pytest.warns(MeasureWarning):
+            found = neural_collapse(features, torch.arange(12) // 6)
+        assert all(found[name].isnan() for name in ("cdnv", "nc1", "nc1_rank", "nc1_ratio", "nc2_etf"))
+
+
 def test_a_rank_cut_off_can_be_chosen():
     features, labels, *_ = data(width=3, counts=(5, 5, 5))
     logits = torch.zeros(15, 3)
