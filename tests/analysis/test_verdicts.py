@@ -6,6 +6,7 @@ import pytest
 
 import synthetic
 from grokscape.analysis.effects import effects
+from grokscape.analysis.manipulation import goal_share
 from grokscape.analysis.necessity import necessity, targets
 from grokscape.analysis.pipeline import findings_of
 from grokscape.analysis.record import Record
@@ -305,3 +306,16 @@ def test_a_level_relative_to_a_moment_is_checked_against_each_run_s_own_value(mo
     when = moment if isinstance(moment, str) else f"step {moment}"
     assert f"held ≥ 0.8 × its value at {when}, settled at {share:.2g}" in found["manipulation/a"].statement
     assert found["necessity/flatness"].verdict == ("not necessary" if state == "held" else "inconclusive")
+
+
+@pytest.mark.parametrize(("goal", "level", "share"), [
+    ({"at_least": 10.0}, 8.1, 1), ({"at_least": 10.0}, 7.9, 0),
+    ({"at_most": 10.0}, 11.9, 1), ({"at_most": 10.0}, 12.1, 0),
+    ({"at_least": -10.0}, -11.9, 1), ({"at_least": -10.0}, -12.1, 0),
+    ({"at_most": -10.0}, -8.1, 1), ({"at_most": -10.0}, -7.9, 0)])
+def test_a_goal_may_be_missed_by_a_fifth_of_its_size_and_no_more(goal, level, share):
+    held = ArmTruth("a", interventions=[clamp("cdnv", **goal)])
+    made = synthetic.study([BASELINE, held])
+    record = made.record(made.frame.with_columns(pl.lit(level).alias("train/cdnv")))
+    (aim,) = next(arm.aims for arm in record.arms if arm.name == "a")
+    assert goal_share(record, aim, record.panel.rows("a")) == pytest.approx(share)
