@@ -319,3 +319,12 @@ def test_a_goal_may_be_missed_by_a_fifth_of_its_size_and_no_more(goal, level, sh
     record = made.record(made.frame.with_columns(pl.lit(level).alias("train/cdnv")))
     (aim,) = next(arm.aims for arm in record.arms if arm.name == "a")
     assert goal_share(record, aim, record.panel.rows("a")) == pytest.approx(share)
+
+
+def test_a_training_loss_that_rounds_to_zero_matches_none():
+    made = synthetic.study([BASELINE, harmed("a", 80.0), harmed("b", 80.0, "relative_flatness_bound")])
+    late = (pl.col("arm") == "b") & (pl.col("step") > 200)
+    loss = pl.when(late).then(0.0).otherwise(pl.col("train/loss"))
+    found = {item.id: item for item in findings_of(made.record(made.frame.with_columns(loss.alias("train/loss"))))}
+    assert found["necessity/flatness"].verdict == "consistent with necessary"
+    assert [pair["matched_loss"] for pair in found["convergence/flatness"].data["pairs"]] == [False, False]
