@@ -120,3 +120,10 @@ def test_which_runs_have_the_property_without_generalising(accuracy, factor, apa
         "train/cdnv": pl.col("train/cdnv") * pl.when(pl.col("arm") == "a").then(more).otherwise(1.0)})
     (target,) = targets(record, "block")
     assert [item["arm"] for item in counterexamples(record, target)] == ["a"] * counts
+
+
+def test_a_property_that_the_baseline_loses_as_it_generalises_has_no_counterexample():
+    record = record_of(HELD, ArmTruth("a", never=True, final_accuracy=0.8), seeds=10, change={
+        "train/cdnv": pl.when(pl.col("arm") == "a").then(0.01).otherwise(1 / pl.col("train/cdnv"))})
+    (target,) = targets(record, "block")
+    assert counterexamples(record, target) == []
