@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
@@ -26,9 +26,6 @@ from rich.text import Text
 
 import grokscape
 from grokscape.store import RunFolder, RunFolderError
-
-if TYPE_CHECKING:
-    from grokscape.studies import StudySpec
 
 app = cyclopts.App(
     name="grokscape",
@@ -152,9 +149,10 @@ def run(
     from grokscape.studies import StudySpec
     from grokscape.studies.display import Display
     from grokscape.workflow import run as run_study
+    from grokscape.workflow import specification
 
     settings = where.settings()
-    spec = _specification(study, scale, data)
+    spec = specification(study, scale, data)
     changes = {name: value for name, value in (("seeds", seeds), ("steps", steps)) if value is not None}
     spec = StudySpec.model_validate({**spec.model_dump(), **changes})
     out = out or Path("runs") / spec.name
@@ -312,30 +310,6 @@ def show(folder: Path, /, *, json: Json = False) -> None:
         _print_json({"folder": str(opened.path), "status": opened.status, "findings": opened.findings})
     else:
         show_folder(opened, Console())
-
-
-def _specification(study: str, scale: Literal["paper", "small"], data: str | None) -> "StudySpec":
-    from grokscape.studies import StudySpec, preset
-
-    spec = preset(study, scale) if not study.endswith(".json") else _specification_in(study)
-    if data is None:
-        return spec
-    if not hasattr(spec.testbed, "source"):
-        raise ValueError(f"{spec.name!r} makes its own data ({spec.testbed.kind}); leave `--data {data}` out")
-    return StudySpec.model_validate({**spec.model_dump(), "testbed": {**spec.testbed.model_dump(), "source": data}})
-
-
-def _specification_in(study: str) -> "StudySpec":
-    from grokscape.studies import StudySpec
-    from grokscape.workflow import wrong
-
-    path = Path(study)
-    if not path.exists():
-        raise ValueError(f"there is no file {path}; expected a preset's name or a JSON file with a specification")
-    try:
-        return StudySpec.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"{path} is not a study's specification: {wrong(error)}") from None
 
 
 def _print_json(value: object) -> None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from grokscape.store import RunFolder, RunFolderError
 from grokscape.studies import StudySpec, launchers, plan, preset
+from grokscape.studies.paper_parts import Scale
 from grokscape.trackers import Trackers
 from grokscape.training import CHECKPOINT_SECONDS, Progress
 
@@ -93,6 +94,34 @@ def wrong(error: ValidationError) -> str:
         said += "; is it misspelt?" if entry["type"] in ("extra_forbidden", "unexpected_keyword_argument") else ""
         clauses.append(f"{place + ': ' if place else ''}{said}")
     return "; ".join(clauses)
+
+
+def specification(study: str, scale: Scale = "paper", data: str | None = None) -> StudySpec:
+    """A preset by its name, or what a JSON file specifies.
+
+    Args:
+        study: a preset's name, or a path that ends in .json.
+        scale: which of a preset's scales.
+        data: where the data lie, for a testbed that reads them from a source.
+
+    Raises:
+        ValueError: no such preset or file, no specification in it, or data for a testbed that makes its own.
+    """
+    spec = preset(study, scale) if not study.endswith(".json") else _specification_in(Path(study))
+    if data is None:
+        return spec
+    if not hasattr(spec.testbed, "source"):
+        raise ValueError(f"{spec.name!r} makes its own data ({spec.testbed.kind}); leave `--data {data}` out")
+    return StudySpec.model_validate({**spec.model_dump(), "testbed": {**spec.testbed.model_dump(), "source": data}})
+
+
+def _specification_in(path: Path) -> StudySpec:
+    if not path.exists():
+        raise ValueError(f"there is no file {path}; expected a preset's name or a JSON file with a specification")
+    try:
+        return StudySpec.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path} is not a study's specification: {wrong(error)}") from None
 
 
 def load(path: str | Path, testbed: Any = None) -> Study:
