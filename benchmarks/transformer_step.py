@@ -1,12 +1,12 @@
 """A training step of the 2-layer transformer, against the same network as it is usually written.
 
-    python benchmarks/transformer_step.py [--rounds 40] [--threads 2] [--compiled]
+    python benchmarks/transformer_step.py [--rounds 20] [--threads 2] [--compiled]
 
 All train 2 blocks, 4 heads, width 128, layer norm before each sub-layer, no biases, on x + y mod 97 with batches of
 512 and AdamW, in one process, taking turns. The usual way: one module per head with its own query, key and value maps,
-every position computed up to the logits, PyTorch's default AdamW. Ours: heads in one product, the last block at the
-last position only, states that samples share computed once, fused AdamW; with `--compiled` (which needs a C++ compiler
-and half a minute) also through `torch.compile`, as with `compile: true` in a study. Two pairs of the same network:
+every position computed up to the logits, PyTorch's default AdamW. Ours: a step of the engine that studies run on, with
+one replica; with `--compiled` (which needs a C++ compiler and half a minute) also through `torch.compile`, as with
+`compile: true` in a study. Two pairs of the same network:
 
 * "published": the sequence of the code that Power et al. published, six positions: start, x, +, y, =, answer (the last
   is computed too, and nothing of it is used); ours is `Transformer(start=True)`.
@@ -22,6 +22,7 @@ time instead, which tells something on a busy machine too, with `--threads 1`.
 
 import argparse
 import datetime
+import itertools
 import json
 import math
 import os
@@ -35,16 +36,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grokscape.models import Transformer
-from grokscape.testbeds import ModularArithmetic
+from grokscape.studies import StudySpec, plan, preset
+from grokscape.training import Engine
 from grokscape.training.allocation import keep_freed_memory
+from grokscape.training.levers import Chunk
 
 P, BATCH, WIDTH, HEADS, LAYERS = 97, 512, 128, 4, 2
-TASK = ModularArithmetic(p=P)
-CONFIGS = {
-    "published": Transformer(layers=LAYERS, heads=HEADS, width=WIDTH, start=True),
-    "short": Transformer(layers=LAYERS, heads=HEADS, width=WIDTH),
-}
+PAIRS = ("published", "short")
+STEPS = 5  # in one turn
 ADAMW = {"lr": 1e-3, "weight_decay": 1.0, "betas": (0.9, 0.98)}
 
 
@@ -117,23 +116,22 @@ class Usual(nn.Module):
                     getattr(block, name).weight.copy_(ours[f"layers.{index}.{name}.weight"])
 
 
-def batches(seed: int) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Random batches of the training set."""
-    split, generator = TASK.split(0), torch.Generator().manual_seed(seed)
-
-    def draw() -> tuple[Tensor, Tensor]:
-        index = torch.randint(len(split.train_labels), (BATCH,), generator=generator)
-        return split.train_inputs[index], split.train_labels[index]
-
-    return draw
+def our_engine(name: str, *, compiled: bool = False) -> Engine:
+    """One replica on the engine, with the network, data and rates of the preset `grok-transformer`; no warm-up."""
+    spec = preset("grok-transformer").model_dump()
+    spec["model"] |= {"start": name == "published", "layers": LAYERS, "heads": HEADS, "width": WIDTH}
+    spec["optimizer"] |= ADAMW | {"warmup": 0}
+    changes = {"arms": spec["arms"][:1], "seeds": 1, "batch_size": BATCH, "compile": compiled}
+    return Engine(plan(StudySpec.model_validate(spec | changes), "cpu"))
 
 
-def usual_step(model: Usual, *, fused: bool) -> Callable[[], Tensor]:
-    """One training step of the usual network, with PyTorch's default AdamW or the fused one."""
-    optimizer, draw = torch.optim.AdamW(model.parameters(), fused=fused, **ADAMW), batches(1)
+def usual_step(model: Usual, engine: Engine, *, fused: bool) -> Callable[[], Tensor]:
+    """One training step of the usual network on the engine's batches, with PyTorch's default AdamW or the fused one."""
+    optimizer = torch.optim.AdamW(model.parameters(), fused=fused, **ADAMW)
+    numbers = itertools.count()
 
     def step() -> Tensor:
-        inputs, labels = draw()
+        (inputs,), (labels,) = engine.batches.at(next(numbers), slice(0, 1))
         loss = F.cross_entropy(model(inputs, labels)[:, -2 if model.published else -1], labels)
         optimizer.zero_grad()
         loss.backward()
@@ -143,39 +141,27 @@ def usual_step(model: Usual, *, fused: bool) -> Callable[[], Tensor]:
     return step
 
 
-def our_step(name: str, parameters: dict[str, Tensor], *, compiled: bool = False) -> Callable[[], Tensor]:
-    """One training step of R replicas of ours; every replica sees the same batch."""
-    network = CONFIGS[name].build(TASK.input_spec, TASK.num_classes)
-    optimizer, draw = torch.optim.AdamW(parameters.values(), fused=True, **ADAMW), batches(1)
-    replicas, features = len(parameters["embedding"]), network.features
-    if compiled:
-        features = torch.compile(features)
+def our_step(engine: Engine) -> Callable[[], None]:
+    """One training step of the engine."""
+    numbers = itertools.count()
 
-    def step() -> Tensor:
-        inputs, labels = draw()
-        logits = features(parameters, inputs.expand(replicas, -1, -1)) @ parameters["head.weight"].mT
-        loss = F.cross_entropy(logits.mT, labels.expand(replicas, -1), reduction="none").mean(1).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.detach() / replicas
+    def step() -> None:
+        with torch.no_grad():
+            engine.step(next(numbers))
 
     return step
 
 
-def stacked(name: str, replicas: int) -> dict[str, Tensor]:
-    """Initial parameters, (R, *shape)."""
-    network = CONFIGS[name].build(TASK.input_spec, TASK.num_classes)
-    each = [network.init(torch.Generator().manual_seed(r)) for r in range(replicas)]
-    return {name: torch.stack([one[name] for one in each]).requires_grad_() for name in each[0]}
-
-
 def check_equal(name: str, steps: int = 5) -> float:
     """Largest difference of the losses of a pair over a few steps from the same start."""
-    ours, usual = stacked(name, 1), Usual(published=name == "published")
-    usual.fill({key: value[0] for key, value in ours.items()})
-    step, usual_one = our_step(name, ours), usual_step(usual, fused=False)
-    differences = [float((step() - usual_one()).abs()) for _ in range(steps)]
+    engine, usual = our_engine(name), Usual(published=name == "published")
+    usual.fill({key: value[0] for key, value in engine.layout.view(engine.state.flat).items()})
+    step, usual_one, chunk = our_step(engine), usual_step(usual, engine, fused=False), Chunk(0, 0, slice(0, 1))
+    differences = []
+    for number in range(steps):
+        loss = engine.objective(engine.state.flat, *engine.batches.at(number, chunk.rows), number, chunk)
+        differences.append(float((loss - usual_one()).abs()))
+        step()
     assert max(differences) < 1e-3, f"not the same network: losses differ by {differences}"
     return max(differences)
 
@@ -199,30 +185,31 @@ def operations(name: str, *, usual: bool) -> float:
         multiplications = (4 + 2 * start) * BATCH * (LAYERS * 12 * square + P * WIDTH)
     else:
         rows = start + 2 * P + 2 * BATCH  # two shared positions of every token, two own ones of every sample
-        first = (start + 4 * P) * 3 * square + rows * 9 * square
+        first = (start + 2 * P + 2) * 3 * square + rows * 9 * square
         last = rows * 2 * square + BATCH * 10 * square
         multiplications = first + last + BATCH * P * WIDTH
     return 3 * 2.0 * multiplications
 
 
 def race(
-    steps: dict[str, Callable[[], Tensor]], rounds: int, clock: Callable[[], float]
+    steps: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds of each, taking turns."""
+    """Milliseconds a step of each, taking turns of several steps, as a training loop makes them."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 3):
+    for turn in range(rounds + 1):  # the first warms up
         for name, step in steps.items():
             start = clock()
-            step()
-            if turn >= 3:
-                times[name].append(1e3 * (clock() - start))
+            for _ in range(STEPS):
+                step()
+            if turn:
+                times[name].append(1e3 * (clock() - start) / STEPS)
     return {name: {"least_ms": min(all_), "median_ms": statistics.median(all_)} for name, all_ in times.items()}
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--compiled", action="store_true")
@@ -230,14 +217,14 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     keep_freed_memory()  # as every run of grokscape does; here the usual way has it too
-    differences = {name: check_equal(name) for name in CONFIGS}
-    steps = {}
-    for name in CONFIGS:
-        steps[f"{name}: usual"] = usual_step(Usual(published=name == "published"), fused=False)
-        steps[f"{name}: usual, fused AdamW"] = usual_step(Usual(published=name == "published"), fused=True)
-        steps[f"{name}: ours"] = our_step(name, stacked(name, 1))
+    differences = {name: check_equal(name) for name in PAIRS}
+    steps: dict[str, Callable[[], object]] = {}
+    for name in PAIRS:
+        for title, fused in (("usual", False), ("usual, fused AdamW", True)):
+            steps[f"{name}: {title}"] = usual_step(Usual(published=name == "published"), our_engine(name), fused=fused)
+        steps[f"{name}: ours"] = our_step(our_engine(name))
         if arguments.compiled:
-            steps[f"{name}: ours, compiled"] = our_step(name, stacked(name, 1), compiled=True)
+            steps[f"{name}: ours, compiled"] = our_step(our_engine(name, compiled=True))
     times, best = race(steps, arguments.rounds, clock), peak(clock)
     ratio = {
         name: {kind: times[name][kind] / times[f"{name.split(':')[0]}: ours"][kind] for kind in times[name]}
@@ -245,7 +232,7 @@ def main() -> None:
         if not name.endswith("ours")  # "compiled" below 1: faster still
     }
     which = ("usual", "ours")
-    pairs = {f"{name}: {way}": operations(name, usual=way == "usual") for name in CONFIGS for way in which}
+    pairs = {f"{name}: {way}": operations(name, usual=way == "usual") for name in PAIRS for way in which}
     result = {
         "times": times,
         "ratio": ratio,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grokscape.interventions import Unplug
-from grokscape.training import SGD, AdamW
+from grokscape.training import SGD, AdamW, optimisers
 from grokscape.training.optimisers import Layout, Rates, orthogonal_gradient, sam_gradient
 
 SHAPES = {"a": (3, 2), "b": (4,)}
@@ -66,8 +66,10 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("long", [2**15, 1])
 @pytest.mark.parametrize("name", CASES)
-def test_per_replica_rates_equal_torch_optim(name):
+def test_per_replica_rates_equal_torch_optim(name, long, monkeypatch):
+    monkeypatch.setattr(optimisers, "_LONG", long)
     make_ours, make_theirs = CASES[name]
     start = torch.randn(len(RATES), LAYOUT.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 2
     expected = theirs(make_theirs, start)

@@ -1,7 +1,7 @@
 """Causal attention over the positions of a batch, two ways behind one set of methods.
 
 `Grid` is the plain way, for long sequences. `Gathered` is for short ones: matrix products of 2 × 32 × 4 numbers cost
-more in overhead than in arithmetic, so every query looks its few keys and values up in one table instead; states that
+more in overhead than in arithmetic, so every query pairs its few keys and values up in one table instead; states that
 samples share then need to be there only once.
 
 Shapes: R replicas, N samples, S positions, d features, H heads; M rows in all, whatever samples or tokens they are of.
@@ -9,12 +9,13 @@ Shapes: R replicas, N samples, S positions, d features, H heads; M rows in all, 
 
 import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grokscape.models.lookup import Lookup, Pairs
+from grokscape.models.lookup import Lookup, Pairs, remembered
 
 SHORT = 8
 """Up to this many positions, looking up beats matrix products."""
@@ -65,6 +66,92 @@ class Grid:
         return rows.unflatten(1, (self.samples, self.positions))
 
 
+def _plainly(query: Tensor, keys_values: Tensor, pairs: Pairs) -> Tensor:
+    """What `_Attention` computes, from parts that can be differentiated any number of times."""
+    key, value = keys_values.flatten(0, 1)[pairs.rows].unbind(2)  # (R·B, L, H, f) each
+    scores = torch.einsum("bhf,blhf->lbh", query.flatten(0, 1), key) * query.shape[-1] ** -0.5
+    if pairs.hidden is not None:
+        scores = scores + pairs.hidden.unsqueeze(1).expand(-1, len(query), -1).reshape(scores.shape)
+    return torch.einsum("lbh,blhf->bhf", scores.softmax(0), value).view_as(query)
+
+
+class _Attention(torch.autograd.Function):
+    """Queries (R, B, H, f), keys and values (R, M, 2, H, f) → (R, B, H, f): Σ_l softmax_l(q·k_l / √f) v_l.
+
+    All the way through in numbered rows: splitting keys from values, or turning heads around, costs more than the
+    arithmetic.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, keys_values: Tensor, pairs: Pairs) -> Tensor:
+        """Scores, softmax over the pairs of each query, weighted sum."""
+        bags, table = query.reshape(-1, query.shape[-1]), keys_values.reshape(-1, query.shape[-1])
+        scores = pairs.dots(bags, table, query.shape[-1] ** -0.5)
+        if pairs.hidden is not None:
+            scores.unflatten(1, (len(query), -1)).add_(pairs.hidden.unsqueeze(1))
+        weights = scores.softmax(0)
+        by_bag = pairs.by_bag(weights)
+        ctx.pairs = pairs
+        ctx.save_for_backward(query, keys_values, weights, by_bag)
+        return pairs.sums(by_bag, table[pairs.heads :]).view_as(query)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        """By hand where one derivative is asked for, else by differentiating `_plainly`."""
+        (query, keys_values, weights, by_bag), pairs, grad = ctx.saved_tensors, ctx.pairs, grads[0]
+        if torch.is_grad_enabled():
+            result = _plainly(query, keys_values, pairs)
+            of_query, of_table = torch.autograd.grad(result, (query, keys_values), grad, create_graph=True)
+            return of_query, of_table, None
+        size = query.shape[-1]
+        bags, table, grad = query.reshape(-1, size), keys_values.reshape(-1, size), grad.reshape(-1, size)
+        of_scores = torch._softmax_backward_data(pairs.dots(grad, table[pairs.heads :]), weights, 0, weights.dtype)
+        of_scores = pairs.by_bag(of_scores.mul_(size**-0.5))
+        of_table = torch.empty_like(keys_values)
+        of_key, of_value = of_table.flatten(0, 1).unbind(1)
+        of_key.copy_(pairs.sums_back(of_scores, bags))
+        of_value.copy_(pairs.sums_back(by_bag, grad))
+        return pairs.sums(of_scores, table).view_as(query), of_table, None
+
+
+def _hidden(mask: Tensor, heads: int) -> Tensor:
+    """Which of the S rows a query must not see, (B, S) → what to add to scores, (S, B·H)."""
+    seen = torch.zeros(mask.T.shape, device=mask.device)
+    return seen.masked_fill_(mask.T, -math.inf).repeat_interleave(heads, 1)
+
+
+class _Rows(NamedTuple):
+    """Row numbers for `Gathered.per_token`, less each sample's own tokens.
+
+    Attributes:
+        first: (M, S), the embedded rows around each row after the first attention.
+        own: (M, 1), which of them the row itself comes from: its position.
+        later: (M, S), the rows around it in later layers.
+        hidden: see `_hidden`.
+    """
+
+    first: Tensor
+    own: Tensor
+    later: Tensor
+    hidden: Tensor
+
+    @classmethod
+    def of(cls, vocabulary: int, samples: int, first: int, heads: int, device: torch.device) -> "_Rows":
+        """For V tokens, N samples, and a start sign (1) or none (0)."""
+        none = torch.zeros(2 * max(vocabulary, samples), dtype=torch.int64, device=device)
+        token = torch.cat([torch.arange(vocabulary, device=device).repeat(2), none[: 2 * samples]])
+        sample = torch.cat([none[: 2 * vocabulary], torch.arange(samples, device=device).repeat(2)])
+        a, sign, own = token + first, torch.zeros_like(token) + first + vocabulary, first + 2 * vocabulary
+        begin = [torch.zeros_like(token)] * first
+        around = torch.stack([*begin, a, sign, sign + 1, sign + 1 + vocabulary], 1)
+        later = torch.stack([*begin, a, sign + token, own + sample, own + samples + sample], 1)
+        sizes = enumerate([vocabulary, vocabulary, samples, samples], first)
+        place = torch.cat([torch.full((size,), position, device=device) for position, size in sizes])
+        around, later = (F.pad(rows, (0, 0, first, 0)) for rows in (around, later))  # the start sign's own
+        place = F.pad(place, (first, 0)).unsqueeze(1)
+        return cls(around, place, later, _hidden(torch.arange(first + 4, device=device) > place, heads))
+
+
 @dataclass(frozen=True)
 class Gathered:
     """Rows that samples may share; which row is where is a matter of indices alone.
@@ -72,16 +159,12 @@ class Gathered:
     Attributes:
         parting: from the embedded rows to those after the first attention; None if they are the same.
         ends: the last positions among the rows that enter the last block.
-        pairs: for each layer, the S rows around each query's sample, whether it may see them or not.
-        future: (M, S), which of these a query must not see, before the last layer.
-        heads: H, which divides d.
+        pairs: for each layer, the S rows around each query's sample; those that it must not see are hidden.
     """
 
     parting: Lookup | None
-    ends: Lookup
+    ends: Lookup | slice
     pairs: tuple[Pairs, ...]
-    future: Tensor
-    heads: int
 
     @classmethod
     def per_sample(cls, tokens: Tensor, positions: int, layers: int, heads: int) -> "Gathered":
@@ -89,46 +172,42 @@ class Gathered:
         replicas, samples = tokens.shape[:2]
         place = torch.arange(positions, device=tokens.device)
         each = (torch.arange(samples, device=tokens.device).unsqueeze(1) * positions + place).expand(replicas, -1, -1)
-        rows = samples * positions
-        pairs = [Pairs.of(each.repeat_interleave(positions, 1), rows, heads)] if layers > 1 else []
+        rows, hidden = samples * positions, _hidden((place > place.unsqueeze(1)).repeat(samples, 1), heads)
+        pairs = [Pairs.of(each.repeat_interleave(positions, 1), rows, heads, hidden)] if layers > 1 else []
         pairs = [*pairs * (layers - 1), Pairs.of(each, rows, heads)]
-        future = place > place.unsqueeze(1)
-        return cls(None, Lookup.of(each[..., -1:], rows), tuple(pairs), future.repeat(samples, 1), heads)
+        return cls(None, slice(positions - 1, None, positions), tuple(pairs))
 
     @classmethod
     def per_token(cls, tokens: Tensor, vocabulary: int, start: bool, layers: int, heads: int) -> "Gathered":
         """States of (start,) a, ∘, b, = for tokens (R, N, 2), once per token where they depend on one operand alone.
 
         Causality makes those of a, ∘ functions of a: they have one row per token throughout, and a start sign has one
-        in all. Before the first attention those of b, = are functions of b alone, and have one row per token too; then
-        every sample has its own.
+        in all. Before the first attention those of b are functions of b alone and signs have one row each: what is
+        embedded is (start,) every token as a, ∘, every token as b, =. After it, every sample has rows of its own:
+        (start,) a of every token, ∘ of every token, b of every sample, = of every sample.
         """
-        replicas, samples, _ = tokens.shape
-        device, first = tokens.device, int(start)
-        kept = first + 2 * vocabulary
-        place = torch.arange(2, device=device)
-        head, tail = first + 2 * tokens[..., :1] + place, kept + 2 * tokens[..., 1:] + place
-        own = (kept + 2 * torch.arange(samples, device=device).unsqueeze(1) + place).expand(replicas, -1, -1)
-        begin = head.new_zeros(replicas, samples, first)  # the start sign's row
-        pair = first + 2 * torch.arange(vocabulary, device=device).unsqueeze(1) + place
-        of_kept = F.pad(torch.cat([pair, pair], 1).repeat_interleave(2, 0), (first, 0, first, 0))
+        (a, b), (replicas, samples, _), first = tokens.unbind(-1), tokens.shape, int(start)
+        kept, embedded = first + 2 * vocabulary, first + 2 * vocabulary + 2
+        rows = remembered(_Rows.of, vocabulary, samples, first, heads, tokens.device)
 
-        def around(tail: Tensor) -> Tensor:
-            """The rows around each query, (R, M, S): those of the kept rows, then those of the samples."""
-            of_samples = torch.cat([begin, head, tail], 2).repeat_interleave(2, 1)
-            return torch.cat([of_kept.expand(replicas, -1, -1), of_samples], 1)
+        def filled(template: Tensor, own: int, *tokens: tuple[int, Tensor]) -> Tensor:
+            """Row numbers (R, M, S): from row `own` on, each sample's tokens are added in their columns."""
+            numbers = template.repeat(replicas, 1, 1)
+            for column, token in tokens:
+                numbers[:, own:].unflatten(1, (-1, samples))[..., column].add_(token.unsqueeze(1))
+            return numbers
 
-        embedded, later = kept + 2 * vocabulary, kept + 2 * samples
-        shared = torch.arange(kept, device=device).expand(replicas, -1)
-        parting = Lookup.of(torch.cat([shared, tail.flatten(1)], 1).unsqueeze(2), embedded)
-        pairs = [Pairs.of(around(tail), embedded, heads)] if layers > 1 else []
+        before = filled(rows.first, kept, (first, a), (first + 2, b))
+        parting = Lookup.of(before.gather(2, rows.own.expand(replicas, -1, -1)), embedded)
+        if layers == 1:
+            last = before[:, kept + samples :]
+            return cls(None, Lookup.of(last[..., -1:], embedded), (Pairs.of(last, embedded, heads),))
+        pairs, later = [Pairs.of(before, embedded, heads, rows.hidden)], kept + 2 * samples
         if layers > 2:
-            pairs += [Pairs.of(around(own), later, heads)] * (layers - 2)
-        tail, rows = (own, later) if layers > 1 else (tail, embedded)
-        pairs += [Pairs.of(torch.cat([begin, head, tail], 2), rows, heads)]
-        position = first + torch.cat([place.repeat(vocabulary), 2 + place.repeat(samples)])
-        future = torch.arange(first + 4, device=device) > F.pad(position, (first, 0)).unsqueeze(1)
-        return cls(parting, Lookup.of(tail[..., 1:], rows), tuple(pairs), future, heads)
+            between = filled(rows.later, kept, (first, a), (first + 1, a))
+            pairs += [Pairs.of(between, later, heads, rows.hidden)] * (layers - 2)
+        pairs += [Pairs.of(filled(rows.later[kept + samples :], 0, (first, a), (first + 1, a)), later, heads)]
+        return cls(parting, slice(kept + samples, None), tuple(pairs))
 
     def spread(self, rows: Tensor) -> Tensor:
         """See `Grid.spread`: samples part from each other in the first attention."""
@@ -136,17 +215,12 @@ class Gathered:
 
     def last(self, rows: Tensor) -> Tensor:
         """See `Grid.last`."""
-        return self.ends(rows)
+        return rows[:, self.ends] if isinstance(self.ends, slice) else self.ends(rows)
 
     def attend(self, layer: int, query: Tensor, keys_values: Tensor) -> Tensor:
         """See `Grid.attend`."""
-        pairs = self.pairs[layer]
         if query.dtype in (torch.bfloat16, torch.float16):  # under autocast; not all of the kernels know these
             query, keys_values = query.float(), keys_values.float()
-        key, value = keys_values.unflatten(-1, (2, self.heads, -1)).unbind(2)
-        query = query.unflatten(-1, (self.heads, -1))
-        scores = pairs.dots(query, key) * query.shape[-1] ** -0.5
-        if layer < len(self.pairs) - 1:
-            scores = scores.masked_fill(self.future, -math.inf)
-        weights = scores.movedim(-1, 0).softmax(0).movedim(0, -1)  # many times faster than over the short last axis
-        return pairs.sums(weights, value).flatten(-2)
+        pairs = self.pairs[layer]
+        query, keys_values = query.unflatten(-1, (pairs.heads, -1)), keys_values.unflatten(-1, (2, pairs.heads, -1))
+        return _Attention.apply(query, keys_values, pairs).flatten(-2)

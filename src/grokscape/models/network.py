@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from grokscape.models.linear import linear
+
 
 @dataclass(frozen=True)
 class ParameterSpec:
@@ -108,13 +110,3 @@ class SpecifiedNetwork(Network):
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """See `Network.init`."""
         return {name: spec.draw(generator).to(dtype) for name, spec in self.specs.items()}
-
-
-def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-    """Affine map per replica: inputs (R, ..., i), weight (R, o, i), bias (R, o) → (R, ..., o), on top of `plus`."""
-    if inputs.dim() > 3:
-        plus = None if plus is None else plus.flatten(1, -2)
-        return linear(inputs.flatten(1, -2), weight, bias, plus).unflatten(1, inputs.shape[1:-1])
-    if bias is not None:
-        plus = bias.unsqueeze(1) if plus is None else plus + bias.unsqueeze(1)
-    return inputs @ weight.mT if plus is None else torch.baddbmm(plus, inputs, weight.mT)

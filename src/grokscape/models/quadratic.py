@@ -6,8 +6,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from grokscape.models.linear import linear
 from grokscape.models.lookup import Lookup, LookupCache
-from grokscape.models.network import ParameterSpec, SpecifiedNetwork, linear
+from grokscape.models.network import ParameterSpec, SpecifiedNetwork
 from grokscape.testbeds.types import InputSpec
 
 

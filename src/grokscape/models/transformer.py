@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from grokscape.models.attention import SHORT, Gathered, Grid
+from grokscape.models.linear import linear, relu_layers
 from grokscape.models.lookup import Lookup, LookupCache
-from grokscape.models.network import ParameterSpec, SpecifiedNetwork, linear
+from grokscape.models.network import ParameterSpec, SpecifiedNetwork
 from grokscape.testbeds.types import InputSpec
 
 Norm = Literal["pre", "post", "none"]
@@ -149,14 +150,11 @@ class TransformerNetwork(SpecifiedNetwork):
         return Grid(tokens.shape[1], positions, heads)
 
     def _embed_tokens(self, parameters: dict[str, Tensor]) -> Tensor:
-        """Start; a, ∘ for every token a; b, = for every token b."""
+        """Start, every token as a, ∘, every token as b, =."""
         table, signs, positions = parameters["embedding"], parameters["signs"], parameters["positions"]
-        start, after = positions.split([int(self.config.start), 4], 1)
-        parts = [signs[:, 2:] + start] if self.config.start else []
-        for i in (0, 1):
-            pair = torch.stack([table, signs[:, i : i + 1].expand_as(table)], 2) + after[:, None, 2 * i : 2 * i + 2]
-            parts.append(pair.flatten(1, 2))
-        return torch.cat(parts, 1)
+        start, a, plus, b, equals = positions.split([int(self.config.start), 1, 1, 1, 1], 1)
+        parts = [table + a, signs[:, :1] + plus, table + b, signs[:, 1:2] + equals]
+        return torch.cat([signs[:, 2:] + start, *parts], 1)
 
     def _embed(self, parameters: dict[str, Tensor], tokens: Tensor) -> Tensor:
         """The whole sequence for every sample."""
@@ -174,22 +172,31 @@ class TransformerNetwork(SpecifiedNetwork):
     def _block(self, parameters: dict[str, Tensor], layer: int, rows: Tensor, places: Grid | Gathered) -> Tensor:
         """One block; the last one returns the last position alone."""
         name, width = f"layers.{layer}", self.config.width
-        norm, qkv, x = f"{name}.norm1", f"{name}.qkv", self._standardised(rows)
+        weight, bias = self._folded(parameters, f"{name}.norm1", f"{name}.qkv")
+        to_query, to_keys_values = weight.split([width, 2 * width], 1)
+        of_query, of_keys_values = (None, None) if bias is None else bias.split([width, 2 * width], 1)
+        x = self._standardised(rows)
+        keys_values = linear(x, to_keys_values, of_keys_values)
         if layer == self.config.layers - 1:
-            rows = places.last(rows)
-            query = self._linear(parameters, norm, qkv, self._standardised(rows), slice(width))
-            keys_values = self._linear(parameters, norm, qkv, x, slice(width, None))
+            rows, query = places.last(rows), linear(places.last(x), to_query, of_query)
         else:
-            query, keys_values = self._linear(parameters, norm, qkv, x).split([width, 2 * width], -1)
+            query = linear(x, to_query, of_query)
             if layer == 0:
                 rows, query = places.spread(rows), places.spread(query)
         x = places.attend(layer, query, keys_values)
         x = linear(x, parameters[f"{name}.out.weight"], parameters.get(f"{name}.out.bias"), plus=rows)
         x = self._norm(parameters, f"{name}.norm1", x, "post")
-        hidden = self._linear(parameters, f"{name}.norm2", f"{name}.up", self._standardised(x))
+        return self._norm(parameters, f"{name}.norm2", self._mlp(parameters, name, x), "post")
+
+    def _mlp(self, parameters: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+        """A block's MLP on top of what enters it."""
+        before, (up, up_bias) = self._standardised(x), self._folded(parameters, f"{name}.norm2", f"{name}.up")
+        down, down_bias = parameters[f"{name}.down.weight"], parameters.get(f"{name}.down.bias")
+        if self.config.activation == "relu" and up_bias is None:
+            return relu_layers(before, up, down, x)
+        hidden = linear(before, up, up_bias)
         hidden = F.gelu(hidden) if self.config.activation == "gelu" else hidden.relu_()
-        x = linear(hidden, parameters[f"{name}.down.weight"], parameters.get(f"{name}.down.bias"), plus=x)
-        return self._norm(parameters, f"{name}.norm2", x, "post")
+        return linear(hidden, down, down_bias, plus=x)
 
     def _standardised(self, x: Tensor) -> Tensor:
         """Rows of mean 0 and variance 1 before a sub-layer, if the network has norms there, else `x` itself."""
@@ -202,14 +209,11 @@ class TransformerNetwork(SpecifiedNetwork):
         x, weight = F.layer_norm(x, x.shape[-1:]), parameters[f"{name}.weight"].unsqueeze(1)
         return torch.addcmul(parameters[f"{name}.bias"].unsqueeze(1), x, weight) if self.config.bias else x * weight
 
-    def _linear(
-        self, parameters: dict[str, Tensor], norm: str, name: str, x: Tensor, outputs: slice = slice(None)
-    ) -> Tensor:
-        """Linear map of standardised rows, with the norm's own weight and bias folded in: fewer passes over rows."""
-        weight, bias = parameters[f"{name}.weight"][:, outputs], parameters.get(f"{name}.bias")
-        bias = None if bias is None else bias[:, outputs]
+    def _folded(self, parameters: dict[str, Tensor], norm: str, name: str) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of a linear map of standardised rows, the norm's own folded in: fewer passes over rows."""
+        weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
         if self.config.norm == "pre":
             if bias is not None:
                 bias = bias + (weight @ parameters[f"{norm}.bias"].unsqueeze(-1)).squeeze(-1)
             weight = weight * parameters[f"{norm}.weight"].unsqueeze(1)
-        return linear(x, weight, bias)
+        return weight, bias

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from grokscape.measures import Snapshot, evaluate
 from grokscape.measures.snapshot import with_float64
+from grokscape.models.linear import linear
 from grokscape.training.batches import Batches
 from grokscape.training.columns import measures_of
 from grokscape.training.levers import Chunk, Levers, chunks_of, unplug_of
@@ -77,7 +78,7 @@ class Engine:
         self._measuring_chunks = chunks_of(self.levers.blocks, _WIDER * most)
         self.state.references = self.levers.empty_references()
         if self.levers.gain is not None:
-            self.layout.view(like)[self.network.head[0]].div_(self.levers.gain[:, None, None])
+            self.layout.one(like, self.network.head[0]).div_(self.levers.gain[:, None, None])
         optimizers = [r.optimizer for r in plan.replicas]
         self.optimizer = optimizers[0]
         self.rates = Rates(optimizers, [unplug_of(r.interventions) for r in plan.replicas], plan.steps, like)
@@ -131,7 +132,7 @@ class Engine:
         weight_name, bias_name = self.network.head
         weight, bias = parameters[weight_name], None if bias_name is None else parameters[bias_name]
         with self._autocast():
-            logits = features @ weight.mT
+            logits = linear(features, weight)
         logits = logits.to(self.dtype)
         return logits if bias is None else logits + bias[:, None], weight, bias
 
@@ -165,7 +166,7 @@ class Engine:
                 objective = self.objective(leaf, *self.batches.at(step, chunk.rows), step, chunk)
                 grads += torch.autograd.grad(objective.sum(), leaf)
             objectives.append(objective.detach())
-        return torch.cat(objectives), torch.cat(grads)
+        return (objectives[0], grads[0]) if len(grads) == 1 else (torch.cat(objectives), torch.cat(grads))
 
     def _gradient_beside(self, flat: Tensor, step: int) -> Tensor:
         """Gradient (R, P) at other parameters than the replicas' own; their running statistics stay as they are."""
@@ -196,10 +197,11 @@ class Engine:
         self._put_back(before, ~state.alive)
         state.last_good.masked_fill_(state.alive, step)
         alive = state.alive[:, None]
-        grad = torch.where(alive, grad, torch.zeros_like(grad))
+        if self.device.type != "cpu" or not state.alive.all():  # asking an accelerator would mean waiting for it
+            grad = grad.masked_fill_(~alive, 0.0)
         lr, wd = self.rates.at(step)
         self.optimizer.update_(state.flat, grad, state.slots, lr * alive, wd, step + 1)
-        self.levers.cap_(self.layout.view(state.flat)[self.network.head[0]], step, state.alive)
+        self.levers.cap_(self.layout.one(state.flat, self.network.head[0]), step, state.alive)
 
     # --- measuring ---------------------------------------------------------------------------------------------
 

@@ -17,6 +17,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Unit = Annotated[float, Field(ge=0, lt=1)]
 
+_LONG = 2**15
+"""From so many parameters on, one kernel for each replica costs less than the passes that one for all would need."""
+
 
 class _Optimizer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,13 +59,22 @@ class AdamW(_Optimizer):
 
     def update_(self, flat: Tensor, grad: Tensor, slots: Mapping[str, Tensor], lr: Tensor, wd: Tensor, t: int) -> None:
         """One step in place; `lr` and `wd` are (R, 1), `t` counts from 1."""
-        direction = torch.zeros_like(flat)
-        torch._fused_adamw_(  # the kernel of torch.optim knows one rate for all replicas: take its direction alone
-            [direction], [grad], [slots["exp_avg"]], [slots["exp_avg_sq"]], [],
-            [torch.full((), float(t), device=flat.device)], lr=1.0, beta1=self.betas[0], beta2=self.betas[1],
-            weight_decay=0.0, eps=self.eps, amsgrad=False, maximize=False,
-        )
+        mean, square = slots["exp_avg"], slots["exp_avg_sq"]
+        if flat.device.type == "cpu" and flat.shape[1] >= _LONG:
+            for i, (rate, decay) in enumerate(torch.cat([lr, wd], 1).tolist()):
+                self._fused_(flat[i], grad[i], mean[i], square[i], t, rate, decay)
+            return
+        direction = torch.zeros_like(flat)  # the kernel knows one rate for all replicas: take its direction alone
+        self._fused_(direction, grad, mean, square, t, 1.0, 0.0)
         flat.mul_(1 - lr * wd).addcmul_(direction, lr)
+
+    def _fused_(self, into: Tensor, grad: Tensor, mean: Tensor, square: Tensor, t: int, lr: float, wd: float) -> None:
+        """The kernel of torch.optim, in place."""
+        torch._fused_adamw_(
+            [into], [grad], [mean], [square], [], [torch.full((), float(t), device=into.device)],
+            lr=lr, beta1=self.betas[0], beta2=self.betas[1], weight_decay=wd, eps=self.eps,
+            amsgrad=False, maximize=False,
+        )
 
 
 class SGD(_Optimizer):
@@ -92,11 +104,11 @@ class SGD(_Optimizer):
 
     def update_(self, flat: Tensor, grad: Tensor, slots: Mapping[str, Tensor], lr: Tensor, wd: Tensor, t: int) -> None:
         """One step in place; `lr` and `wd` are (R, 1), `t` counts from 1."""
-        grad = grad + wd * flat
+        grad = torch.addcmul(grad, flat, wd)
         if self.momentum:
             velocity = slots["momentum"].mul_(self.momentum).add_(grad)  # starts at zero, so the first step is g
-            grad = grad + self.momentum * velocity if self.nesterov else velocity
-        flat.sub_(lr * grad)
+            grad = grad.add(velocity, alpha=self.momentum) if self.nesterov else velocity
+        flat.addcmul_(grad, lr, value=-1)
 
 
 Optimizer = Annotated[AdamW | SGD, Field(discriminator="kind")]
@@ -119,6 +131,11 @@ class Layout:
         pieces = flat.split(self.sizes, dim=1)
         named = zip(self.shapes.items(), pieces, strict=True)
         return {name: piece.view(flat.shape[0], *shape) for (name, shape), piece in named}
+
+    def one(self, flat: Tensor, name: str) -> Tensor:
+        """A view into (R, P) as one of the named tensors."""
+        index = list(self.shapes).index(name)
+        return flat.narrow(1, sum(self.sizes[:index]), self.sizes[index]).view(flat.shape[0], *self.shapes[name])
 
 
 def orthogonal_gradient(flat: Tensor, grad: Tensor, layout: Layout) -> Tensor:
@@ -180,11 +197,12 @@ class Rates:
             [o.weight_decay if u is None or u.weight_decay is None else u.weight_decay for o, u in both]
         )
         self._cosine_after = column([float(u is not None and u.cosine) for u in unplugs]) > 0
-        self._constant = not any(unplugs) and all(o.warmup == 0 and o.schedule == "constant" for o in optimizers)
+        steady = not any(unplugs) and all(o.schedule == "constant" for o in optimizers)
+        self._constant_from = max(o.warmup for o in optimizers) if steady else math.inf
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Learning rate and weight decay at a step (counted from 0), each (R, 1)."""
-        if self._constant:
+        if step >= self._constant_from:
             return self._lr, self._wd
         falling = _falling(step, self.steps)
         before = self._lr * ((step + 1) / self._warmup).clamp(max=1)
