@@ -25,8 +25,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from grokscape.measures import MEASURES, Measure, MeasureWarning, Snapshot
-from grokscape.measures.checks import holds, warn_if_nan
+from grokscape.measures.checks import warn_if_nan
 from grokscape.measures.functional import why_nan
+from grokscape.numerics import holds
 from grokscape.penalties import (
     Gate,
     cap_factor,

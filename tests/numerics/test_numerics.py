@@ -2,11 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from grokscape import numerics
-from grokscape.numerics import Estimate, full_precision, rademacher, select_rows, squared_distances, sum_by_class
+from grokscape.numerics import (
+    Estimate,
+    full_precision,
+    pseudo_inverse,
+    rademacher,
+    select_rows,
+    squared_distances,
+    sum_by_class,
+)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
@@ -77,3 +86,56 @@ def test_full_precision_restores_what_was():
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def grams(seed=0):
+    """Gram matrices of centred rows: in general position; two rows alike; all zero; a row of zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(4, 5, 7, dtype=torch.float64, generator=generator)
+    rows[1, 1] = rows[1, 0]
+    rows[2] = 1.0
+    rows[3, 2] = 0.0
+    rows[:3] -= rows[:3].mean(1, keepdim=True)
+    rows[3, [0, 1, 3, 4]] -= rows[3, [0, 1, 3, 4]].mean(0)
+    direction = torch.full((4, 5), 5**-0.5, dtype=torch.float64)
+    direction[3] = torch.tensor([0.5, 0.5, 0.0, 0.5, 0.5])
+    null = direction[:, :, None] * direction[:, None, :]
+    null[3, 2, 2] = 1.0
+    return rows @ rows.mT, null
+
+
+@pytest.mark.parametrize("which", [[0], [3], [0, 3], [0, 1, 2, 3]])
+def test_pseudo_inverse_is_numpys(which):
+    gram, null = (x[which] for x in grams())
+    expected = torch.from_numpy(np.linalg.pinv(gram.numpy(), rcond=1e-12, hermitian=True))
+    torch.testing.assert_close(pseudo_inverse(gram, null, 1e-12), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.func.vmap(lambda a, p: pseudo_inverse(a, p, 1e-12))(gram, null), expected)
+
+
+def test_eigenvalues_up_to_the_cut_off_count_as_zero():
+    values = torch.tensor([1.0, 0.5, 1e-3, 0.0], dtype=torch.float64)
+    vectors = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    matrix, null = vectors * values @ vectors.T, torch.outer(vectors[:, 3], vectors[:, 3])
+    for cut, kept in ((1e-4, 3), (1e-2, 2), (0.7, 1)):
+        expected = vectors[:, :kept] / values[:kept] @ vectors[:, :kept].T
+        torch.testing.assert_close(pseudo_inverse(matrix, null, cut), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_regular_matrices_need_no_eigenvalues_and_do_not_depend_on_others(monkeypatch):
+    gram, null = grams()
+    together = pseudo_inverse(gram, null, 1e-12)
+    monkeypatch.setattr(torch.linalg, "pinv", None)
+    assert torch.equal(pseudo_inverse(gram[[0, 3]], null[[0, 3]], 1e-12), together[[0, 3]])
+
+
+def test_the_slope_of_a_pseudo_inverse_is_numerical_even_beside_irregular_matrices():
+    gram, null = grams()
+    root = torch.linalg.cholesky(gram[0] + null[0])[:, :4].clone().requires_grad_()
+
+    def total(root, others):
+        centred = root - root.mean(0)
+        matrices = torch.cat([(centred @ centred.T)[None], gram[others]])
+        return pseudo_inverse(matrices, torch.cat([null[:1], null[others]]), 1e-12)[0].sin().sum()
+
+    assert torch.autograd.gradcheck(lambda root: total(root, []), root)
+    assert torch.autograd.gradcheck(lambda root: total(root, [1, 2]), root)

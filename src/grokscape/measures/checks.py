@@ -10,19 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from grokscape.numerics import holds
+
 
 class MeasureWarning(UserWarning):
     """A measure does not exist for this input and is NaN; the message says why."""
-
-
-def holds(condition: Tensor) -> bool:
-    """Truth of a tensor that has a value; False where values cannot be looked at (tracing, vmap)."""
-    if torch.compiler.is_compiling():
-        return False
-    try:
-        return bool(condition)
-    except RuntimeError:
-        return False
 
 
 def check_tensors(**tensors: object) -> None:

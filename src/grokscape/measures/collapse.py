@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from grokscape.measures.statistics import ClassMeans
-from grokscape.numerics import root
+from grokscape.numerics import pseudo_inverse, root
 
 NAN = float("nan")
 _STEPS = 100
@@ -155,7 +155,7 @@ def nc1(statistics: ClassMeans, *, tolerance: float | None = None) -> Tensor:
             `nc1_rank`.
     """
     gram, exists = statistics.gram
-    inverse = torch.linalg.pinv(gram, rtol=_cut(statistics, tolerance), hermitian=True).to(statistics.means.dtype)
+    inverse = pseudo_inverse(gram, statistics.gram_null, _cut(statistics, tolerance)).to(statistics.means.dtype)
     classes, width = statistics.means.shape[-2:]
     total = statistics.within_through(inverse) if classes <= width else statistics.within_with(inverse)
     return total.where(exists, NAN)

@@ -17,7 +17,7 @@ from grokscape.measures.snapshot import Measure, Quantities, Snapshot
 from grokscape.measures.softmax import Softmax
 from grokscape.measures.statistics import ClassMeans, ClassStatistics
 from grokscape.measures.table import MEASURES
-from grokscape.numerics import full_precision, sum_by_class, widen
+from grokscape.numerics import full_precision, holds, sum_by_class, widen
 
 ELEMENTS_AT_ONCE = 2**26
 """Without a chunk size, so many logits are worked on at once (256 MiB in float32)."""
@@ -207,7 +207,7 @@ def neural_collapse(
     quantities = Quantities(snapshot, statistics=statistics, prediction=prediction)
     wanted = [row for row in _collapse_rows(weight is not None) if around is None or row.around]
     values = {row.name: row.of(quantities) for row in wanted}
-    missing = [name for name, value in values.items() if checks.holds(value.isnan().any())]
+    missing = [name for name, value in values.items() if holds(value.isnan().any())]
     if missing:
         checks.warn_if_nan(", ".join(missing), values[missing[0]], lambda: why_no_collapse(features, statistics))
     return values
@@ -352,7 +352,7 @@ def _reduce(
 
 
 def _why_nan(features: Tensor, weight: Tensor, logits: Tensor | None, mask: Tensor | None) -> str:
-    if mask is not None and checks.holds((~mask).all(-1).any()):
+    if mask is not None and holds((~mask).all(-1).any()):
         return "the mask leaves no sample"
     return checks.nan_inputs(features=features, weight=weight, logits=logits) or "a value overflowed its dtype"
 
@@ -362,7 +362,7 @@ def why_no_collapse(features: Tensor | None, statistics: ClassMeans) -> str:
     reason = checks.nan_inputs(features=features, class_means=statistics.means.where(statistics.present[..., None], 0))
     if reason is not None:
         return reason
-    if checks.holds((statistics.number_present < 2).any()):
+    if holds((statistics.number_present < 2).any()):
         return (
             f"it needs two classes with at least two samples each, and there are {int(statistics.number_present.min())}"
         )

@@ -34,8 +34,7 @@ class Softmax:
         """Split the softmax of logits (..., N, K) at a temperature τ."""
         if temperature != 1.0:
             logits = logits / temperature
-        top = logits.argmax(-1, keepdim=True)
-        peak = logits.gather(-1, top)
+        peak, top = logits.max(-1, keepdim=True)
         gaps = logits - peak
         odds = gaps.exp().scatter(-1, top, 0.0)
         zero = (peak - peak).detach()  # NaN under a logit of infinity, which has no odds

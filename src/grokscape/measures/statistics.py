@@ -114,6 +114,18 @@ class ClassMeans:
         safe, finite = finite_or_identity(gram)
         return safe, finite & (gram.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)
 
+    @cached_property
+    def gram_null(self) -> Tensor:
+        """Projector onto directions in which the Gram matrix is zero whatever the means are, of its size and type.
+
+        The weighted sum of the rows is zero, and so are the rows of classes that do not take part.
+        """
+        gram, weights = self.gram[0], widest(self.weights.detach())
+        if gram.shape[-1] < weights.shape[-1]:
+            return torch.zeros_like(gram)
+        direction = weights / torch.linalg.vector_norm(weights, dim=-1, keepdim=True)
+        return direction[..., :, None] * direction[..., None, :] + torch.diag_embed((~self.present).to(gram.dtype))
+
     def within_trace(self) -> Tensor:
         """Tr Σ_W, (...)."""
         return (self.weights * self.variances).sum(-1)

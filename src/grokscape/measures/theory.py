@@ -22,7 +22,7 @@ from torch import Tensor
 from grokscape.measures import checks, collapse
 from grokscape.measures.functional import class_statistics, relative_flatness
 from grokscape.measures.statistics import ClassStatistics
-from grokscape.numerics import full_precision, widen
+from grokscape.numerics import full_precision, holds, widen
 
 
 def collapse_flatness(
@@ -106,7 +106,7 @@ def collapse_theory(
     features, weight = widen(features), widen(weight)
     num_classes = weight.shape[-2]
     statistics = class_statistics(features, labels, num_classes=num_classes, weighting="class")
-    if checks.holds(~statistics.present.all()):
+    if holds(~statistics.present.all()):
         raise ValueError("the theory needs at least two samples of every class")
     means = statistics.centred_means
     rows = weight - weight.mean(-2, keepdim=True)
