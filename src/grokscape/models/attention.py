@@ -1,7 +1,7 @@
 """Causal attention over the positions of a batch, two ways behind one set of methods.
 
 `Grid` is the plain way, for long sequences. `Gathered` is for short ones: matrix products of 2 × 32 × 4 numbers cost
-more in overhead than in arithmetic, so every query pairs its few keys and values up in one table instead; states that
+more in overhead than in arithmetic, so every query looks its few keys and values up in one table instead; states that
 samples share then need to be there only once.
 
 Shapes: R replicas, N samples, S positions, d features, H heads; M rows in all, whatever samples or tokens they are of.
@@ -186,22 +186,22 @@ class Gathered:
         embedded is (start,) every token as a, ∘, every token as b, =. After it, every sample has rows of its own:
         (start,) a of every token, ∘ of every token, b of every sample, = of every sample.
         """
-        (a, b), (replicas, samples, _), first = tokens.unbind(-1), tokens.shape, int(start)
+        (replicas, samples, _), (a, b), first = tokens.shape, tokens.unbind(-1), int(start)
         kept, embedded = first + 2 * vocabulary, first + 2 * vocabulary + 2
         rows = remembered(_Rows.of, vocabulary, samples, first, heads, tokens.device)
 
-        def filled(template: Tensor, own: int, *tokens: tuple[int, Tensor]) -> Tensor:
+        def filled(template: Tensor, own: int, *columns: tuple[int, Tensor]) -> Tensor:
             """Row numbers (R, M, S): from row `own` on, each sample's tokens are added in their columns."""
             numbers = template.repeat(replicas, 1, 1)
-            for column, token in tokens:
+            for column, token in columns:
                 numbers[:, own:].unflatten(1, (-1, samples))[..., column].add_(token.unsqueeze(1))
             return numbers
 
         before = filled(rows.first, kept, (first, a), (first + 2, b))
-        parting = Lookup.of(before.gather(2, rows.own.expand(replicas, -1, -1)), embedded)
         if layers == 1:
             last = before[:, kept + samples :]
             return cls(None, Lookup.of(last[..., -1:], embedded), (Pairs.of(last, embedded, heads),))
+        parting = Lookup.of(before.gather(2, rows.own.expand(replicas, -1, -1)), embedded)
         pairs, later = [Pairs.of(before, embedded, heads, rows.hidden)], kept + 2 * samples
         if layers > 2:
             between = filled(rows.later, kept, (first, a), (first + 1, a))

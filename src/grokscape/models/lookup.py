@@ -8,6 +8,7 @@ matrix product or the scattering backward pass that PyTorch would choose, and de
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -109,6 +110,9 @@ class Lookup:
         return Lookup(self.shape, self.back_indices, self.back_offsets, self.indices, self.offsets)
 
 
+_PAIRS_KEPT = 2**20  # larger tables of numbers, as in measuring, are made anew each time
+
+
 class _Numbers(NamedTuple):
     """What depends on the numbers of queries, pairs of each and heads alone; `Pairs` says what a pair is.
 
@@ -166,7 +170,8 @@ class Pairs:
         """From row numbers (R, B, L) below `number_of_rows`."""
         length, total = rows.shape[-1], rows.numel()
         turned = _Turned.of(rows, number_of_rows)
-        numbers = remembered(_Numbers.of, total // length, length, heads, rows.device)
+        build = partial(remembered, _Numbers.of) if total * heads <= _PAIRS_KEPT else _Numbers.of
+        numbers = build(total // length, length, heads, rows.device)
         listed, column = turned.listed.view(-1, length), numbers.head.unsqueeze(1)
         return cls(
             rows=listed,
@@ -226,7 +231,7 @@ def remembered(build: Callable[..., _T], *key: Any) -> _T:
     if _of_the_moment():
         return build(*key)
     if (build, key) not in _remembered:
-        if len(_remembered) >= 64:
+        if len(_remembered) >= 32:
             _remembered.clear()
         _remembered[build, key] = build(*key)
     return _remembered[build, key]
