@@ -3,9 +3,10 @@
 Shapes: `...` any leading axes, N rows, d features, K classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,42 @@ def root(values: Tensor) -> Tensor:
     """√x with slope 0, not ∞, at 0."""
     positive = values > 0
     return values.where(positive, 1).sqrt().where(positive, values)
+
+
+def transforming() -> bool:
+    """Whether PyTorch traces or transforms what runs now: derivatives by hand would be in its way."""
+    level = torch._C._functorch.maybe_current_level()
+    return level is not None or torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0
+
+
+def differentiated(
+    result: Tensor, inputs: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Slopes of a result in those of its inputs that are needed, to be differentiated further; None for the others."""
+    wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
+    slopes = iter(torch.autograd.grad(result, wanted, grad, create_graph=True))
+    return tuple(next(slopes) if need else None for need in needed)
+
+
+class _SquaredNorms(torch.autograd.Function):
+    """‖x‖² of rows with the slope 2x in one pass over memory; those of PyTorch's norms take four."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        """(..., d) → (...)."""
+        ctx.save_for_backward(rows)
+        return torch.linalg.vector_norm(rows, dim=-1).square_()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        """2 · x · grad."""
+        (rows,) = ctx.saved_tensors
+        return (2 * grads[0])[..., None] * rows
+
+
+def squared_norms(rows: Tensor) -> Tensor:
+    """‖x‖² of every row: (..., d) → (...)."""
+    return rows.square().sum(-1) if transforming() else _SquaredNorms.apply(rows)
 
 
 def select_rows(table: Tensor, index: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from grokscape.numerics import (
     rademacher,
     select_rows,
     squared_distances,
+    squared_norms,
     sum_by_class,
+    transforming,
 )
 
 
@@ -139,3 +141,33 @@ def test_the_slope_of_a_pseudo_inverse_is_numerical_even_beside_irregular_matric
 
     assert torch.autograd.gradcheck(lambda root: total(root, []), root)
     assert torch.autograd.gradcheck(lambda root: total(root, [1, 2]), root)
+
+
+def test_squared_norms_and_their_slopes():
+    rows = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows[0, 1] = 0.0
+    rows.requires_grad_()
+    torch.testing.assert_close(squared_norms(rows), (rows * rows).sum(-1))
+    assert torch.autograd.gradcheck(squared_norms, rows)
+    assert torch.autograd.gradgradcheck(squared_norms, rows)
+    torch.testing.assert_close(torch.func.vmap(squared_norms)(rows), squared_norms(rows))
+    slope = torch.func.grad(lambda x: squared_norms(x).sum())(rows.detach())
+    torch.testing.assert_close(slope, 2 * rows.detach())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch.func.jvp's own
+def test_derivatives_by_hand_step_aside_where_pytorch_transforms():
+    seen = []
+
+    def function(x):
+        seen.append(transforming())
+        return x.square().sum()
+
+    x = torch.ones(2)
+    function(x)
+    torch.func.grad(function)(x)
+    torch.func.vmap(function)(x[None])
+    torch.func.jvp(function, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        function(x)
+    assert seen == [False, True, True, True, True]

@@ -14,19 +14,16 @@ The right-hand form has no negative terms; it is what is computed, with the like
 Shapes: `...` any leading replica axes, N samples, d features, K classes.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from grokscape.measures.softmax import Softmax
-from grokscape.numerics import has_float64, select_rows, squared_distances
+from grokscape.numerics import differentiated, has_float64, select_rows, squared_distances, transforming
 
 _AT_ONCE = 2**22
 """Probabilities that are held in float64 at once."""
-
-
-def squared_norms(features: Tensor) -> Tensor:
-    """‖φ_i‖² of every sample: (..., N, d) → (..., N)."""
-    return torch.linalg.vector_norm(features, dim=-1).square()
 
 
 def row_distances(weight: Tensor) -> Tensor | None:
@@ -49,9 +46,48 @@ def row_variance(softmax: Softmax, weight: Tensor, distances: Tensor | None = No
     distances = row_distances(weight) if distances is None else distances
     if distances is None:
         return _row_variance_of_many(softmax, weight)
-    spread = softmax.rest @ distances
-    to_top = spread.gather(-1, softmax.top[..., None]).squeeze(-1)
-    return (1 - softmax.rest_mass) * to_top + (softmax.rest * spread).sum(-1) / 2
+    parts = softmax.rest, softmax.rest_mass, softmax.top
+    if transforming() or weight.shape[:-2] != softmax.logits.shape[:-2]:
+        return _row_variance_of_few(*parts, distances)
+    return _RowVariance.apply(softmax.logits, weight, *(part.detach() for part in (*parts, distances)))
+
+
+def _row_variance_of_few(rest: Tensor, rest_mass: Tensor, top: Tensor, distances: Tensor) -> Tensor:
+    """½ Σ_{c,c'} p_c p_c' ‖w_c − w_c'‖² of every sample, from a split softmax and `row_distances`."""
+    spread = rest @ distances
+    to_top = spread.gather(-1, top[..., None]).squeeze(-1)
+    return (1 - rest_mass) * to_top + (rest * spread).sum(-1) / 2
+
+
+class _RowVariance(torch.autograd.Function):
+    """`_row_variance_of_few` as a function of logits (..., N, K) and weight (..., K, d), with its slopes.
+
+    ∂v/∂z_c = p_c (Σ_c' p_c' ‖w_c − w_c'‖² − 2v) and ∂v/∂w_c = 2 Σ_c' p_c p_c' (w_c − w_c'), as differences, so that
+    nothing cancels where p is nearly one-hot.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, weight: Tensor, *parts: Tensor) -> Tensor:
+        """v of every sample, (..., N); `parts` are what the other function takes."""
+        variance = _row_variance_of_few(*parts)
+        ctx.save_for_backward(logits, weight, variance, *parts)
+        return variance
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """By hand where one derivative is asked for, else by differentiating the other function."""
+        (logits, weight, variance, rest, mass, top, distances), grad = ctx.saved_tensors, grads[0]
+        if torch.is_grad_enabled():
+            softmax = Softmax.of(logits)
+            result = _row_variance_of_few(softmax.rest, softmax.rest_mass, softmax.top, squared_distances(weight))
+            return *differentiated(result, (logits, weight), ctx.needs_input_grad[:2], grad), *[None] * 4
+        probabilities = rest.scatter(-1, top[..., None], (1 - mass)[..., None])
+        weighted = probabilities * grad[..., None]
+        slope = (probabilities @ distances).sub_(2 * variance[..., None]).mul_(weighted)
+        pairs = weighted.mT @ probabilities
+        pairs.diagonal(dim1=-2, dim2=-1).zero_()
+        centred = weight - weight.mean(-2, keepdim=True)
+        return slope, 2 * (pairs.sum(-1, keepdim=True) * centred - pairs @ centred), *[None] * 4
 
 
 def _row_variance_of_many(softmax: Softmax, weight: Tensor) -> Tensor:

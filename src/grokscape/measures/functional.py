@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from grokscape.measures import checks, collapse, flatness
+from grokscape.measures import checks, collapse
 from grokscape.measures.losses import Loss, curvature
 from grokscape.measures.snapshot import Measure, Quantities, Snapshot
 from grokscape.measures.softmax import Softmax
 from grokscape.measures.statistics import ClassMeans, ClassStatistics
 from grokscape.measures.table import MEASURES
-from grokscape.numerics import full_precision, holds, sum_by_class, widen
+from grokscape.numerics import full_precision, holds, squared_norms, sum_by_class, widen
 
 ELEMENTS_AT_ONCE = 2**26
 """Without a chunk size, so many logits are worked on at once (256 MiB in float32)."""
@@ -77,7 +77,7 @@ def relative_flatness(
     def part(features: Tensor, logits: Tensor | None, targets: Tensor | None) -> Tensor:
         """κ of every sample of a chunk."""
         logits = _logits(features, weight, bias) if logits is None else widen(logits)
-        return flatness.squared_norms(features) * curvature(loss, weight, logits, targets)
+        return squared_norms(features) * curvature(loss, weight, logits, targets)
 
     values = _in_chunks(part, features, weight, logits, targets, chunk_size, mask)
     result = _reduce(values, mask, reduction, targets, weight.shape[-2])
@@ -128,7 +128,7 @@ def relative_flatness_bound(
     def part(features: Tensor, logits: Tensor | None, _: Tensor | None) -> Tensor:
         """‖φ_i‖² (1 − ‖p_i‖²) of every sample of a chunk."""
         logits = _logits(features, weight, bias) if logits is None else widen(logits)
-        return flatness.squared_norms(features) * Softmax.of(logits, temperature).impurity()
+        return squared_norms(features) * Softmax.of(logits, temperature).impurity()
 
     values = _in_chunks(part, features, weight, logits, None, chunk_size, mask)
     result = weight.square().sum((-2, -1)) * _reduce(values, mask, "mean", None, weight.shape[-2])

@@ -18,7 +18,7 @@ from grokscape.measures.representation import spectrum
 from grokscape.measures.representativeness import smoothing_excess
 from grokscape.measures.softmax import Softmax
 from grokscape.measures.statistics import ClassMeans, ClassStatistics
-from grokscape.numerics import full_precision, has_float64, widen
+from grokscape.numerics import full_precision, has_float64, squared_norms, widen
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Quantities:
     @cached_property
     def squared_norms(self) -> Tensor:
         """‖φ_i‖², (..., N)."""
-        return torch.linalg.vector_norm(self._snapshot.features, dim=-1).square()
+        return squared_norms(self._snapshot.features)
 
     @cached_property
     def statistics(self) -> ClassMeans:

@@ -18,12 +18,14 @@ class Softmax:
     """softmax(z / τ), split into the likeliest class of each sample and the rest.
 
     Attributes:
+        logits: z / τ, (..., N, K).
         top: index r of the likeliest class, int64 (..., N).
         gaps: z_c − z_r ≤ 0, divided by τ, (..., N, K).
         odds: p_c / p_r for c ≠ r and 0 at r, (..., N, K).
         odds_sum: Σ_{c≠r} p_c / p_r, (..., N).
     """
 
+    logits: Tensor
     top: Tensor
     gaps: Tensor
     odds: Tensor
@@ -38,7 +40,7 @@ class Softmax:
         gaps = logits - peak
         odds = gaps.exp().scatter(-1, top, 0.0)
         zero = (peak - peak).detach()  # NaN under a logit of infinity, which has no odds
-        return cls(top.squeeze(-1), gaps, odds, odds.sum(-1) + zero.squeeze(-1))
+        return cls(logits, top.squeeze(-1), gaps, odds, odds.sum(-1) + zero.squeeze(-1))
 
     @cached_property
     def rest(self) -> Tensor:

@@ -11,12 +11,19 @@ Shapes: `...` any leading replica axes, N samples, d features, K classes.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from grokscape.numerics import finite_or_identity, select_rows, squared_distances, sum_by_class, widest
+from grokscape.numerics import (
+    finite_or_identity,
+    select_rows,
+    squared_distances,
+    sum_by_class,
+    transforming,
+    widest,
+)
 
 Weighting = Literal["sample", "class"]
 
@@ -153,6 +160,32 @@ class ClassMeans:
         raise NotImplementedError
 
 
+def _variances(_: Tensor, deviations: Tensor, distances: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+    """Mean square of each class's distances, (..., K)."""
+    return sum_by_class(distances.square()[..., None], labels, counts.shape[-1]).squeeze(-1) / counts
+
+
+class _Variances(torch.autograd.Function):
+    """`_variances` of features around their own means, with the slope 2 (φ_i − μ_{y_i}) / n_{y_i} in one pass.
+
+    The means' own slopes are zero, because deviations from a mean have none left.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, deviations: Tensor, distances: Tensor, labels: Tensor, counts: Tensor
+    ) -> Tensor:
+        """Features (..., N, d), what follows from them, and samples in each class (..., K) → (..., K)."""
+        ctx.save_for_backward(deviations, labels, counts)
+        return _variances(features, deviations, distances, labels, counts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """Through the features alone."""
+        deviations, labels, counts = ctx.saved_tensors
+        return select_rows((2 * grads[0] / counts)[..., None], labels) * deviations, None, None, None, None
+
+
 @dataclass(frozen=True)
 class ClassStatistics(ClassMeans):
     """Class means with the samples' deviations from them.
@@ -190,12 +223,12 @@ class ClassStatistics(ClassMeans):
         else:
             present = around.present & (counts >= 1)
             means = around.means
-        deviations = select_rows(-means, labels).add_(shifted)
+        deviations = shifted - select_rows(means, labels)
         if around is not None:
             deviations = deviations * select_rows(present[..., None].to(deviations.dtype), labels)
         distances = torch.linalg.vector_norm(deviations, dim=-1)
-        squares = sum_by_class(distances.square()[..., None], labels, num_classes).squeeze(-1)
-        variances = (squares / counts.clamp(min=1)).where(present, 0)
+        variances = _variances if around is not None or transforming() else _Variances.apply
+        variances = variances(features, deviations, distances, labels, counts.clamp(min=1)).where(present, 0)
         return cls(counts, present, means, variances, offset, weighting, labels, deviations, distances)
 
     @cached_property

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grokscape.models.lookup import Lookup, Pairs, remembered
+from grokscape.numerics import differentiated
 
 SHORT = 8
 """Up to this many positions, looking up beats matrix products."""
@@ -96,13 +97,12 @@ class _Attention(torch.autograd.Function):
         return pairs.sums(by_bag, table[pairs.heads :]).view_as(query)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """By hand where one derivative is asked for, else by differentiating `_plainly`."""
         (query, keys_values, weights, by_bag), pairs, grad = ctx.saved_tensors, ctx.pairs, grads[0]
         if torch.is_grad_enabled():
             result = _plainly(query, keys_values, pairs)
-            of_query, of_table = torch.autograd.grad(result, (query, keys_values), grad, create_graph=True)
-            return of_query, of_table, None
+            return *differentiated(result, (query, keys_values), ctx.needs_input_grad[:2], grad), None
         size = query.shape[-1]
         bags, table, grad = query.reshape(-1, size), keys_values.reshape(-1, size), grad.reshape(-1, size)
         of_scores = torch._softmax_backward_data(pairs.dots(grad, table[pairs.heads :]), weights, 0, weights.dtype)

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from grokscape.numerics import transforming
+
 with warnings.catch_warnings():  # PyTorch tells once in a process that such tensors are new; `Pairs.dots` uses them
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
@@ -218,8 +220,7 @@ class Pairs:
 
 def _of_the_moment() -> bool:
     """Whether tensors made now must not be kept: while PyTorch traces or transforms, and in inference mode."""
-    transformed = torch._C._functorch.maybe_current_level() is not None
-    return transformed or torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+    return transforming() or torch.is_inference_mode_enabled()
 
 
 _T = TypeVar("_T")

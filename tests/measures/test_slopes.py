@@ -1,0 +1,92 @@
+"""Slopes by hand: of any order, of any one input, late in training, beside measures that share quantities."""
+
+import pytest
+import torch
+
+from grokscape.measures import MEASURES, Snapshot
+from grokscape.measures.flatness import row_variance
+from grokscape.measures.snapshot import Quantities
+from grokscape.measures.softmax import Softmax
+
+
+def drawn(*shapes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def slow(logits, weight):
+    """tr Cov of the rows, as its definition has it."""
+    p = logits.softmax(-1)
+    mean = p @ weight
+    return (p[..., None] * (weight[..., None, :, :] - mean[..., :, None, :]).square()).sum((-2, -1))
+
+
+def fast(logits, weight):
+    return row_variance(Softmax.of(logits), weight)
+
+
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
+def test_row_variance(lead):
+    logits, weight = drawn((*lead, 4, 3), (*lead, 3, 5))
+    torch.testing.assert_close(fast(logits, weight), slow(logits, weight))
+    inputs = logits.requires_grad_(), weight.requires_grad_()
+    assert torch.autograd.gradcheck(fast, inputs)
+    assert torch.autograd.gradgradcheck(fast, inputs)
+
+
+def test_one_weight_for_all_replicas():
+    logits, weight = drawn((2, 4, 3), (3, 5))
+    torch.testing.assert_close(fast(logits, weight), slow(logits, weight.expand(2, -1, -1)))
+    assert torch.autograd.gradcheck(fast, (logits.requires_grad_(), weight.requires_grad_()))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_slope_in_one_input_alone(which):
+    inputs = drawn((4, 3), (3, 5))
+    inputs[which].requires_grad_()
+    for create_graph in (False, True):
+        (found,) = torch.autograd.grad(fast(*inputs).sum(), inputs[which], create_graph=create_graph)
+        (expected,) = torch.autograd.grad(slow(*inputs).sum(), inputs[which])
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 30.0])
+def test_slopes_keep_their_digits_where_the_softmax_is_nearly_one_hot(scale):
+    logits, weight = drawn((6, 5), (5, 7))
+    logits = scale * logits
+    logits[:, 2] += scale
+    exact = [x.clone().requires_grad_() for x in (logits, weight)]
+    single = [x.float().requires_grad_() for x in (logits, weight)]
+    exact[0].data.copy_(single[0].double())
+    exact[1].data.copy_(single[1].double())
+    expected = torch.autograd.grad(slow(*exact).log().sum(), exact)
+    found = torch.autograd.grad(fast(*single).log().sum(), single)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.double() - theirs).norm() < 2e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize("first", ["relative_flatness", "relative_flatness_bound", "loss"])
+def test_what_measures_share_keeps_its_slopes_whoever_asks_first(first):
+    features, weight = (x.requires_grad_() for x in drawn((12, 4), (3, 4)))
+    labels = torch.arange(12) % 3
+
+    def slopes(*names):
+        quantities = Quantities(Snapshot(features, features @ weight.mT, labels, weight))
+        values = {name: MEASURES[name].of(quantities) for name in names}
+        return torch.autograd.grad(values["relative_flatness_looseness"], (features, weight))
+
+    beside, alone = slopes(first, "relative_flatness_looseness"), slopes("relative_flatness_looseness")
+    for ours, theirs in zip(beside, alone, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["cdnv", "nc1", "nc1_ratio", "rnc1", "within_variance"])
+def test_collapse_with_classes_that_are_absent_or_have_one_sample(name):
+    (features,) = drawn((2, 9, 6))
+    labels = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 3], [0, 1, 1, 1, 0, 4, 4, 4, 4]])
+
+    def function(features):
+        return MEASURES[name](Snapshot(features, features[..., :5], labels, features[:, :5]))
+
+    assert torch.autograd.gradcheck(function, features.requires_grad_())
+    assert torch.autograd.gradgradcheck(function, features)
