@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from grokscape.measures import MEASURES, Snapshot
+from grokscape.measures import MEASURES, Snapshot, evaluate
 from grokscape.measures.flatness import row_variance
 from grokscape.measures.snapshot import Quantities
 from grokscape.measures.softmax import Softmax
+from grokscape.measures.statistics import ClassStatistics
 
 
 def drawn(*shapes, seed=0):
@@ -90,3 +91,23 @@ def test_collapse_with_classes_that_are_absent_or_have_one_sample(name):
 
     assert torch.autograd.gradcheck(function, features.requires_grad_())
     assert torch.autograd.gradgradcheck(function, features)
+
+
+def test_shared_quantities_are_computed_once_and_change_no_value(monkeypatch):
+    train, test = (
+        Snapshot(features, features @ weight.mT, torch.arange(12) % 3, weight)
+        for features, weight in (drawn((12, 4), (3, 4), seed=seed) for seed in (0, 1))
+    )
+    around = [name for name, measure in MEASURES.items() if measure.around]
+    names = [name for name, measure in MEASURES.items() if "parameters" not in measure.inputs]
+    alone = evaluate(train, names), evaluate(test, names), evaluate(test, around, around=train)
+
+    calls = []
+    compute = ClassStatistics.of
+    monkeypatch.setattr(ClassStatistics, "of", lambda *a, **k: calls.append(1) or compute(*a, **k))
+    first, second = Quantities(train), Quantities(test)
+    together = evaluate(first, names), evaluate(second, names), evaluate(second, around, around=first)
+    assert len(calls) == 3
+    for one, other in zip(alone, together, strict=True):
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=0, atol=0, equal_nan=True)

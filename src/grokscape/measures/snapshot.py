@@ -89,6 +89,16 @@ class Quantities:
             raise AttributeError(name)
         return getattr(self._snapshot, name)
 
+    @classmethod
+    def of(cls, snapshot: "Snapshot | Quantities") -> "Quantities":
+        """Of a snapshot; or those that are there already."""
+        return cls(snapshot) if isinstance(snapshot, Snapshot) else snapshot
+
+    def measured_around(self, other: "Quantities") -> "Quantities":
+        """The same with other class means in place of its own; what does not depend on them is not computed again."""
+        own = {"_snapshot", "_around", "statistics", "smoothed_loss"}
+        return Quantities(self._snapshot, other, **{k: v for k, v in self.__dict__.items() if k not in own})
+
     @cached_property
     def softmax(self) -> Softmax:
         """Split softmax of the logits."""

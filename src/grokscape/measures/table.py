@@ -155,12 +155,15 @@ DEFAULT = (
 
 
 def evaluate(
-    snapshot: Snapshot, names: Iterable[str] = DEFAULT, *, around: Snapshot | None = None
+    snapshot: Snapshot | Quantities,
+    names: Iterable[str] = DEFAULT,
+    *,
+    around: Snapshot | Quantities | None = None,
 ) -> dict[str, Tensor]:
     """Many measures of one snapshot, with class statistics, probabilities and norms computed once for all.
 
     Args:
-        snapshot: what the head saw.
+        snapshot: what the head saw; or `Quantities` of that, to share them with other evaluations.
         names: keys of `MEASURES`.
         around: measure around the class means of this other snapshot (held-out samples around training means); then
             only measures with `around=True` exist.
@@ -172,7 +175,9 @@ def evaluate(
         KeyError: a name is not in the table.
         ValueError: `around` was given and a measure has no meaning around other means.
     """
-    quantities = Quantities(snapshot, around=Quantities(around) if around is not None else None)
+    quantities = Quantities.of(snapshot)
+    if around is not None:
+        quantities = quantities.measured_around(Quantities.of(around))
     values = {}
     for name in names:
         if name not in MEASURES:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grokscape.measures import Snapshot, evaluate
-from grokscape.measures.snapshot import with_float64
+from grokscape.measures.snapshot import Quantities, with_float64
 from grokscape.models.linear import linear
 from grokscape.training.batches import Batches
 from grokscape.training.columns import measures_of
@@ -221,7 +221,7 @@ class Engine:
     def _measure(self, step: int, rows: slice) -> tuple[dict[str, Tensor], Snapshot]:
         with self.network.working_on(rows, training=False):
             here = self._side("train", step, rows)
-            train, test = with_float64(here), with_float64(self._side("test", step, rows))
+            train, test = (Quantities(with_float64(side)) for side in (here, self._side("test", step, rows)))
         names = self._measures
         values = {
             **{f"train/{k}": v for k, v in evaluate(train, names["train"]).items()},
