@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from grokscape.measures import MEASURES, Snapshot
+from grokscape.numerics import holds
 
 
 def schedule_gate(step: int, start: Tensor | int, until: Tensor | float | None, ramp: Tensor | int = 0) -> Tensor:
@@ -25,6 +26,11 @@ def measure_at(name: str, snapshot: Snapshot, temperature: float = 1.0) -> Tenso
     return MEASURES[name](snapshot)
 
 
+def _known_to_be(acts: Tensor, value: bool) -> bool:
+    """Whether all are so; False where to know that means waiting for a device."""
+    return acts.device.type == "cpu" and holds((acts == value).all())
+
+
 class Gate:
     """A snapshot with a gate in its gradients, closed for the replicas in which a penalty rests.
 
@@ -35,11 +41,13 @@ class Gate:
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
-        acts: list[Tensor] = []
+        acts: list[Tensor] = []  # hooks hold this list and not the gate, which holds them in turn: nobody could free it
         self._acts = acts
 
         def through(slope: Tensor) -> Tensor:
             """What of a gradient passes the gate."""
+            if _known_to_be(acts[0], True):
+                return slope
             return slope.where(acts[0].reshape(*acts[0].shape, *[1] * (slope.dim() - acts[0].dim())), 0)
 
         def gated(tensor: Tensor | None) -> Tensor | None:
@@ -53,6 +61,11 @@ class Gate:
         names = ("features", "logits", "weight", "bias")
         behind: dict[str, Any] = {name: gated(getattr(snapshot, name)) for name in names}
         self.snapshot = replace(snapshot, **behind)
+
+    @property
+    def rests(self) -> bool:
+        """Whether the penalty is known to rest in all replicas: its slope is zero, and need not be computed."""
+        return _known_to_be(self._acts[0], False)
 
     def __call__(self, penalty: Tensor, acts: Tensor | None = None) -> Tensor:
         """Close the gate where the penalty (...) is zero, or does not act; to be called before its backward pass."""

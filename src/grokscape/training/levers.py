@@ -138,7 +138,8 @@ class StackedPenalty:
             return gate(linear_penalty(value, strength).where(strength != 0, 0), strength != 0)
         scale = 1.0 if reference is None else torch.where(self._relative, reference, torch.ones_like(reference))
         value = self.value(gate.snapshot)
-        return gate(clamp_penalty(value, strength, self._low * scale, self._high * scale))
+        penalty = gate(clamp_penalty(value, strength, self._low * scale, self._high * scale))
+        return penalty.detach() if gate.rests else penalty
 
 
 @dataclass(frozen=True)
