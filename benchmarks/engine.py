@@ -9,7 +9,9 @@
    the first arm of `grok-transformer` (2 layers, x + y mod 97, batches of 512).
 2. The same for whole runs of 300 steps, measuring and writing included: one run of R replicas against R runs in a row,
    of which three are made. Quadratic networks only.
-3. For each preset named by --shares: the whole study is trained, and the share of its time that went into measuring is
+3. What interventions cost: steps of 8 quadratic networks in an arm that promotes or holds a measure, or with SAM, over
+   steps of the baseline.
+4. For each preset named by --shares: the whole study is trained, and the share of its time that went into measuring is
    read from the run folder's status.json. Minutes each.
 
 Prints, and writes to benchmarks/results/engine.json with date and machine. `--cpu-time` counts this process's CPU time,
@@ -24,11 +26,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from grokscape.interventions import Clamp, Intervention, Promote
 from grokscape.store import RunFolder
 from grokscape.studies import StudySpec, plan, preset, train
 from grokscape.training import Engine
@@ -38,6 +42,7 @@ RESULT = Path(__file__).parent / "results" / "engine.json"
 STEPS = 20
 
 
+SAM = {"kind": "adamw", "lr": 1e-2, "weight_decay": 1.0, "betas": (0.9, 0.98), "sam_radius": 0.05}
 PRESETS = {"quadratic": "quickstart", "transformer": "grok-transformer"}
 
 
@@ -103,6 +108,33 @@ def batching(network: str, replicas: int, rounds: int, clock: Callable[[], float
     }
 
 
+ARMS: dict[str, Intervention] = {
+    "relative_flatness promoted": Promote("relative_flatness", strength=1e-2),
+    "relative_flatness held": Clamp("relative_flatness", at_least=1e3, strength=1e-6),
+    "relative_flatness_bound promoted": Promote("relative_flatness_bound", strength=1e-4),
+    "cdnv promoted": Promote("cdnv", strength=1e-2),
+    "cdnv held": Clamp("cdnv", at_least=1e3, strength=1e-6),
+    "loss held": Clamp("loss", at_least=1e3, strength=1e-6),
+}
+"""Goals that are out of reach, so that no clamp rests, and too weak to matter."""
+
+
+def costs(rounds: int, clock: Callable[[], float], device: str) -> dict[str, float]:
+    """How many times as long a step takes as one without intervention."""
+    bare = plan(study("quadratic", 8), device)
+    plans = {"none": bare, "SAM": plan(study("quadratic", 8, optimizer={**SAM}), device)}
+    for name, intervention in ARMS.items():
+        replicas = tuple(replace(replica, interventions=(intervention,)) for replica in bare.replicas)
+        plans[name] = replace(bare, replicas=replicas)
+    engines = {name: Engine(each) for name, each in plans.items()}
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for turn in range(rounds + 1):  # the first warms up
+        for name, engine in engines.items():
+            times[name].append(steps(engine, clock, turn * STEPS))
+    pairs = {name: zip(values[1:], times["none"][1:], strict=True) for name, values in times.items()}
+    return {name: round(statistics.median(one / bare for one, bare in both), 2) for name, both in pairs.items()}
+
+
 def share(name: str) -> dict[str, float]:
     """Time of a whole study and the share of it that went into measuring."""
     spec = preset(name)
@@ -151,6 +183,7 @@ def main() -> None:
         "measuring": before.get("measuring", {}) | {name: share(name) for name in options.shares},
     }
     if options.network == "quadratic":
+        result["interventions"] = costs(options.rounds, clock, options.device)
         result["whole runs"] = whole_runs(options.replicas, clock, options.device)
     print(json.dumps(result, indent=1))
     options.out.parent.mkdir(parents=True, exist_ok=True)

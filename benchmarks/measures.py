@@ -9,6 +9,7 @@ little, with one thread unless asked otherwise. The slow ways are written here f
   double loop, filling the tensor (K, d, K, d) of second derivatives, as published code does;
 * the same through `torch.func.hessian`;
 * class-distance normalised variance with one-hot matrices and a loop over pairs of classes;
+* relative flatness and CDNV in a loss, with their gradients by autograd of the formulas that books have;
 * many measures one by one instead of at once.
 """
 
@@ -60,7 +61,7 @@ def functional_hessian(features: Tensor, weight: Tensor, labels: Tensor) -> Tens
 
 def closed_form(features: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """κ as this library computes it, logits included."""
-    return relative_flatness(features, weight, features @ weight.T)
+    return relative_flatness(features, weight, features @ weight.mT)
 
 
 def pairwise_cdnv(features: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -127,6 +128,48 @@ def collapse(quick: bool) -> dict:
                           {"one-hot matrices and a loop": (lambda: pairwise_cdnv(features, labels, classes), 3)})}
 
 
+def textbook(features: Tensor, weight: Tensor) -> Tensor:
+    """κ by the formula that books have, Σ_c p_c ‖w_c‖² − ‖Σ_c p_c w_c‖²; it cancels where p is nearly one-hot."""
+    p = (features @ weight.mT).softmax(-1)
+    variance = (p @ weight.square().sum(-1, keepdim=True)).squeeze(-1) - (p @ weight).square().sum(-1)
+    return (features.square().sum(-1) * variance).mean(-1)
+
+
+def textbook_cdnv(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The measure from one-hot matrices and a table of all pairs."""
+    hot = F.one_hot(labels, classes).to(features.dtype)
+    means = (hot.mT @ features) / hot.sum(-2)[..., None]
+    variances = (hot * (features - hot @ means).square().sum(-1, keepdim=True)).sum(-2) / hot.sum(-2)
+    apart = (means[..., :, None, :] - means[..., None, :, :]).square().sum(-1)
+    pairs = (variances[..., :, None] + variances[..., None, :]) / (2 * apart + torch.eye(classes))
+    return (pairs * (1 - torch.eye(classes))).sum((-2, -1)) / (classes * (classes - 1))
+
+
+def slopes(quick: bool) -> dict:
+    """κ and CDNV in a loss: value and gradient, for 8 replicas of a small head, against autograd of the textbook."""
+    classes, replicas = 31, 2 if quick else 8
+    features, weight, labels = head(480, 128, classes, replicas)
+    labels[:, : 2 * classes] = torch.arange(classes).repeat(2)
+    inputs = features.requires_grad_(), weight.requires_grad_()
+
+    def sizes(function: Callable[[], Tensor], *of: Tensor) -> Tensor:
+        """Value and length of its gradients."""
+        value = function().sum()
+        return torch.stack([value.detach(), *(slope.norm() for slope in torch.autograd.grad(value, of))])
+
+    def both(name: str, ours: Callable[[], Tensor], theirs: Callable[[], Tensor], *of: Tensor) -> dict:
+        """One row."""
+        name = f"{name} and its gradient, {replicas} replicas, d=128, K={classes}, N=480"
+        slow = {"autograd of the textbook's formula": (lambda: sizes(theirs, *of), 20)}
+        return {name: compare(name, lambda: sizes(ours, *of), slow)}
+
+    return {
+        **both("relative flatness", lambda: closed_form(*inputs, labels), lambda: textbook(*inputs), *inputs),
+        **both("cdnv", lambda: cdnv(features, labels, num_classes=classes),
+               lambda: textbook_cdnv(features, labels, classes), features),
+    }
+
+
 def together(quick: bool) -> dict:
     """All default measures of 64 replicas of a small head, at once and one by one."""
     replicas = 8 if quick else 64
@@ -161,7 +204,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = {"machine": machine(), "measurements": {}}
-    for part in (flatness, collapse, together):
+    for part in (flatness, collapse, slopes, together):
         results["measurements"] |= part(options.quick)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
