@@ -21,4 +21,4 @@ def test_quick_sizes(monkeypatch, tmp_path):
     assert set(found) == {"machine", "measurements"}
     flatness = found["measurements"]["relative flatness, d=32, K=20, N=512"]["others"]
     assert flatness["double loop of autograd"]["ratio"] > 10
-    assert len(found["measurements"]) == 3
+    assert len(found["measurements"]) == 5
