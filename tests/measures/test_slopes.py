@@ -111,3 +111,29 @@ def test_shared_quantities_are_computed_once_and_change_no_value(monkeypatch):
     for one, other in zip(alone, together, strict=True):
         for name, value in one.items():
             torch.testing.assert_close(other[name], value, rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_all_rows_share_costs_no_digits():
+    logits, weight = (x.float() for x in drawn((6, 5), (5, 7)))
+
+    def slope(weight):
+        weight = weight.clone().requires_grad_()
+        return torch.autograd.grad(fast(logits.to(weight.dtype), weight).sum(), weight)[0]
+
+    far = weight + 1000.0
+    exact = slope((far - 1000.0).double())
+    assert (slope(far).double() - exact).norm() < 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("name", [name for name, measure in MEASURES.items() if measure.around])
+def test_slopes_around_other_means_reach_both_sets_of_samples(name):
+    train, test = drawn((10, 4), (7, 4))
+    weight, labels = torch.eye(4, dtype=torch.float64)[:3], torch.arange(10) % 3
+
+    def function(train, test):
+        snapshots = (Snapshot(x, x @ weight.mT, labels[: len(x)], weight) for x in (train, test))
+        first, second = (Quantities(snapshot) for snapshot in snapshots)
+        return evaluate(second, [name], around=first)[name]
+
+    if MEASURES[name].differentiable:
+        assert torch.autograd.gradcheck(function, (train.requires_grad_(), test.requires_grad_()))
