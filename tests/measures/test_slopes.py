@@ -8,6 +8,7 @@ from grokscape.measures.flatness import row_variance
 from grokscape.measures.snapshot import Quantities
 from grokscape.measures.softmax import Softmax
 from grokscape.measures.statistics import ClassStatistics
+from grokscape.penalties import Gate
 
 
 def drawn(*shapes, seed=0):
@@ -137,3 +138,21 @@ def test_slopes_around_other_means_reach_both_sets_of_samples(name):
 
     if MEASURES[name].differentiable:
         assert torch.autograd.gradcheck(function, (train.requires_grad_(), test.requires_grad_()))
+
+
+def test_an_absent_class_needs_no_eigenvalues(monkeypatch):
+    monkeypatch.setattr(torch.linalg, "pinv", None)
+    (features,) = drawn((9, 6))
+    snapshot = Snapshot(features, features[:, :5], torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3]), features[:5])
+    assert MEASURES["nc1"](snapshot) > 0
+
+
+@pytest.mark.parametrize("acts", [[False, True], [True, True], [False, False]])
+def test_a_gate_lets_through_what_acts_and_nothing_else(acts):
+    features = torch.zeros(2, 3, 2, dtype=torch.float64, requires_grad=True)
+    gate = Gate(Snapshot(features, features, torch.zeros(2, 3, dtype=torch.int64), torch.eye(2)))
+    penalty = gate.snapshot.features.sum((1, 2)).sqrt()  # its slope at zero is infinite
+    acts = torch.tensor(acts)
+    gate(penalty, acts).sum().backward()
+    assert torch.equal(features.grad[:, 0, 0], torch.where(acts, torch.inf, 0.0).double())
+    assert gate.rests == (not acts.any())
