@@ -223,7 +223,8 @@ class ClassStatistics(ClassMeans):
         else:
             present = around.present & (counts >= 1)
             means = around.means
-        deviations = shifted - select_rows(means, labels)
+        graph = torch.is_grad_enabled()  # without one, in place: writing into a view costs a graph two copies
+        deviations = shifted - select_rows(means, labels) if graph else select_rows(-means, labels).add_(shifted)
         if around is not None:
             deviations = deviations * select_rows(present[..., None].to(deviations.dtype), labels)
         distances = torch.linalg.vector_norm(deviations, dim=-1)

@@ -58,14 +58,14 @@ def _controls(**faster: float) -> tuple[Arm, ...]:
     return tuple(Arm(name=name, role="control", **fields) for name, fields in named.items())
 
 
-def _quick_testbed() -> dict[str, Any]:
+def _quick_testbed(points: int = 45) -> dict[str, Any]:
     return {
         "testbed": ModularArithmetic(operation="x+y", p=31, train_fraction=0.5),
         "model": QuadraticMLP(width=128),
         "optimizer": AdamW(lr=1e-2, weight_decay=1.0, betas=(0.9, 0.98)),
         "seeds": 8,
         "steps": 1500,
-        "evaluation": Evaluation(measures=DEFAULT_MEASURES, points=45, refine=25),
+        "evaluation": Evaluation(measures=DEFAULT_MEASURES, points=points, refine=25),
     }
 
 
@@ -89,7 +89,7 @@ def _quickstart() -> StudySpec:
             _held("collapse-held", "Collapse held back, CDNV", "cdnv", 1.6),
             _loss_held(1e-1, "loss-held", "Training loss held ≥ 0.1", strength=1.0),
         ),
-        **_quick_testbed(),
+        **_quick_testbed(points=40),
     )
 
 
