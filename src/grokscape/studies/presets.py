@@ -89,7 +89,7 @@ def _quickstart() -> StudySpec:
             _held("collapse-held", "Collapse held back, CDNV", "cdnv", 1.6),
             _loss_held(1e-1, "loss-held", "Training loss held ≥ 0.1", strength=1.0),
         ),
-        **_quick_testbed(points=40),
+        **_quick_testbed(points=36),
     )
 
 
