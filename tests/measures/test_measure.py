@@ -113,6 +113,12 @@ def test_data_that_ends_before_a_needed_second_pass_gives_nan_and_says_so(monkey
     assert found["nc4"] != found["nc4"]
 
 
+def test_why_a_measure_is_missing_is_not_put_down_to_a_second_pass_that_nobody_needed():
+    inputs, labels = samples()
+    with pytest.warns(gs.measures.MeasureWarning, match=r"cdnv NaN: .*coincide"):
+        gs.measure(network(), iter([(torch.ones_like(inputs), labels)]), measures="cdnv")
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_training_flags_and_gradients_are_as_before(training):
     model = network().train(training)
