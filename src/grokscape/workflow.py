@@ -12,10 +12,10 @@ import torch
 from pydantic import ValidationError
 
 from grokscape.store import RunFolder, RunFolderError
-from grokscape.studies import StudySpec, launchers, plan, preset
+from grokscape.studies import StudySpec, launchers, plan, preset, shards
 from grokscape.studies.paper_parts import Scale
 from grokscape.trackers import Trackers
-from grokscape.training import CHECKPOINT_SECONDS, Progress
+from grokscape.training import CHECKPOINT_SECONDS, Progress, Trained
 
 if TYPE_CHECKING:  # analysis and report are imported when they are due: seconds that a run need not wait for
     from grokscape.analysis import Finding
@@ -70,6 +70,24 @@ class Study:
         from grokscape.analysis import Finding
 
         return [Finding(**finding) for finding in self.folder.findings]
+
+    def trained(self, arm: str, seed: int) -> Trained:
+        """One trained network and its data, from the newest checkpoint: `model, train, test, step`.
+
+        The model is a PyTorch module that takes inputs as its testbed gives them and ends in a linear head, in
+        evaluation mode: for `grokscape.measure`, `grokscape.layer_flatness` and code of your own. A module of yours is
+        what its factory makes. In networks of this library, layers but the head hold their weights and are not called:
+        hooks on them do not run.
+
+        Args:
+            arm: its name.
+            seed: number of its pair, as in the trajectory's column `seed`.
+
+        Raises:
+            ValueError: the study has no such arm or pair.
+            RunFolderError: there is no checkpoint, or none that is undamaged.
+        """
+        return shards.trained(self.folder, self.spec, arm, seed)
 
     @property
     def report(self) -> Path:

@@ -87,6 +87,10 @@ def network(name):
     if name == "transposed":
         return nn.Sequential(Conv1D(5, 4), nn.Tanh(), nn.Linear(5, 3)), torch.randn(3, 4), labels, {"0": "0.weight"}, {
             "transposed": True}
+    if name == "embedding":
+        model = nn.Sequential(nn.Embedding(6, 4), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3))
+        return model, torch.tensor([[0, 1], [5, 1], [2, 2]]), labels, {"0": "0.weight", "3": "3.weight"}, {
+            "transposed": True}
     if name == "normalised":
         model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.GELU(), nn.Flatten(), nn.Linear(12, 3))
         model[1].running_var.uniform_(0.5, 2)
@@ -99,7 +103,7 @@ def network(name):
     return model, inputs, labels, {"0": "0.weight", "3": "3.weight"}, {"groups": groups}
 
 
-CASES = ("mlp", "tied", "attention", "transposed", "normalised", "conv1d", "conv2d", "conv3d", "groups")
+CASES = ("mlp", "tied", "attention", "transposed", "embedding", "normalised", "conv1d", "conv2d", "conv3d", "groups")
 
 
 def build(name):
@@ -163,6 +167,11 @@ def test_names_default_to_every_layer_and_the_seed_is_the_generators():
     assert set(first) == {"attend", "attend.out_proj", "head"}
     assert first == same
     assert first != other
+
+
+def test_embeddings_are_left_out_unless_named():
+    model, inputs, labels, _, _ = build("embedding")
+    assert set(layer_flatness(model, (inputs, labels))) == {"3"}
 
 
 def test_the_batches_of_a_data_set_do_not_matter():

@@ -9,9 +9,9 @@ Two routes, chosen for each layer:
   V = (W r₁) r₂ᵀ. One Hessian-vector product in the weight for each probe. Exact with unit vectors for r₂ and the
   principal directions of W for Wr₁, rank × d_in products.
 
-A weight is a matrix (outputs, inputs): convolutions flatten what one output sees, GPT-2's Conv1D is transposed, and a
-grouped convolution is one matrix for each group, whose κ add up. Away from a minimum the Hessian is indefinite, and κ
-of a hidden layer can be negative.
+A weight is a matrix (outputs, inputs): convolutions flatten what one output sees, GPT-2's Conv1D and the table of an
+embedding are transposed, and a grouped convolution is one matrix for each group, whose κ add up. Away from a minimum
+the Hessian is indefinite, and κ of a hidden layer can be negative.
 
 Shapes: B samples of a batch, o outputs, i inputs of a layer.
 """
@@ -149,7 +149,7 @@ def layer_flatness(
         model: any module that returns logits.
         data: a DataLoader, iterable of batches, Dataset, or (inputs, labels); the loss is its mean over all samples.
         layers: names as in `named_modules()` of the model without wrappers; by default every layer that has a linear
-            weight.
+            weight, embeddings apart: name those.
         probes: random probes for each layer; where an exact value takes no more products, it is exact.
         loss: as in `grokscape.relative_flatness`; a function gets the model's logits and the labels as they are.
             Positions labelled −100 are left out, also under a function that gives one loss for each label, or for each
@@ -204,10 +204,12 @@ def _find(model: nn.Module, names: Sequence[str] | None) -> list[_Layer]:
     seen: set[int] = set()
     for name in modules if names is None else names:
         layer = _as_layer(name, modules[name])
+        if names is None and isinstance(modules[name], nn.Embedding):
+            continue
         if layer is None and names is not None:
             raise ValueError(
                 f"layer {name!r} is a {type(modules[name]).__name__}, which has no linear weight; supported are "
-                f"Linear, Conv1d, Conv2d, Conv3d, MultiheadAttention and transformers' Conv1D"
+                f"Linear, Conv1d, Conv2d, Conv3d, MultiheadAttention, Embedding and transformers' Conv1D"
             )
         if layer is not None and id(layer.weight) not in seen:
             seen.add(id(layer.weight))
@@ -224,6 +226,8 @@ def _as_layer(name: str, module: nn.Module) -> _Layer | None:
         return _Layer(name, module, module.weight, groups=module.groups)
     if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
         return _Layer(name, module, module.in_proj_weight, "in_proj_weight")
+    if isinstance(module, nn.Embedding):
+        return _Layer(name, module, module.weight, transposed=True)
     weight = getattr(module, "weight", None)
     if type(module).__name__ == "Conv1D" and isinstance(weight, nn.Parameter):
         return _Layer(name, module, weight, transposed=True)

@@ -294,7 +294,7 @@ def _values(seen: _Seen, around: _Seen | None, names: Iterable[str]) -> tuple[di
 
 
 def _why(seen: _Seen, statistics: ClassMeans) -> str:
-    if "looked" in vars(statistics) and statistics.looked[0].isnan():
+    if "looked" in vars(statistics) and vars(statistics)["looked"][0].isnan():
         return "the features are too many to keep, and the data could not be gone through again; give a DataLoader"
     scatter, own = getattr(statistics, "scatter", None), seen.moments.scatter
     if scatter is not None and scatter.isnan().any() and own is not None and not own.isnan().any():

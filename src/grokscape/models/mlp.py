@@ -70,13 +70,16 @@ class MLPNetwork(SpecifiedNetwork):
         sizes = (length * per_entry, *config.widths)
         specs: dict[str, ParameterSpec] = {}
         if config.embedding:
-            specs["embedding"] = ParameterSpec((input_spec.vocabulary, config.embedding), scale=config.init_scale)
+            specs["embedding"] = ParameterSpec(
+                (input_spec.vocabulary, config.embedding), scale=config.init_scale, table=True
+            )
         for layer, (inputs, outputs) in enumerate(zip((*sizes,), (*config.widths, num_classes))):
             name = "head" if layer == len(config.widths) else f"layers.{layer}"
             # one-hot inputs: L of the L·vocabulary entries are 1
             scale = config.init_scale * (length if self._one_hot and layer == 0 else inputs) ** -0.5
-            shape = (inputs, outputs) if self._one_hot and layer == 0 else (outputs, inputs)
-            specs[f"{name}.weight"] = ParameterSpec(shape, "uniform", scale)
+            table = self._one_hot and layer == 0
+            shape = (inputs, outputs) if table else (outputs, inputs)
+            specs[f"{name}.weight"] = ParameterSpec(shape, "uniform", scale, table)
             if config.bias:
                 specs[f"{name}.bias"] = ParameterSpec((outputs,), "constant", 0.0)
         super().__init__(specs, head=("head.weight", "head.bias" if config.bias else None))

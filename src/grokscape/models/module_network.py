@@ -47,6 +47,7 @@ class ModuleNetwork(Network):
             probe = _probe(input_spec)
         _check_parameters(self._module)
         self._head = _find_head(self._module, head, num_classes)
+        self.head_layer = head
         names: dict[Tensor, str] = {parameter: name for name, parameter in self._module.named_parameters()}
         bias = None if self._head.bias is None else names[self._head.bias]
         self.head = (names[self._head.weight], bias)
@@ -67,6 +68,15 @@ class ModuleNetwork(Network):
             torch.manual_seed(seed)
             module = self._make()
         return {name: parameter.detach().to(dtype) for name, parameter in module.named_parameters()}
+
+    def single(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> nn.Module:
+        """See `Network.single`: the module itself, made anew."""
+        with torch.random.fork_rng(devices=[]):
+            module = self._make()
+        with torch.no_grad():
+            for name, value in (*module.named_parameters(), *module.named_buffers()):
+                value.data = {**parameters, **buffers}[name].clone()
+        return module
 
     def prepare(self, replicas: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """See `Network.prepare`; called for by the first forward pass if nobody did before."""

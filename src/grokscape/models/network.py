@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from grokscape.models.linear import linear
+from grokscape.models.single import SingleNetwork
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class ParameterSpec:
         shape: shape in one replica.
         law: "normal" (standard deviation `scale`), "uniform" (on [-scale, scale]) or "constant" (every entry `scale`).
         scale: see `law`.
+        table: whether rows belong to inputs, which look them up, and not to outputs, as those of a linear layer do.
     """
 
     shape: tuple[int, ...]
     law: Literal["normal", "uniform", "constant"] = "normal"
     scale: float = 1.0
+    table: bool = False
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """Initial values in float64, on the CPU."""
@@ -44,6 +47,7 @@ class Network(ABC):
     Attributes:
         shapes: parameter name → shape in one replica (without R).
         head: names of the head's weight (K, d) and bias (K,); None where it has no bias.
+        head_layer: name of the linear layer that is the head, in what `single` gives.
         features_dim: d, the width of what enters the head.
         batched: whether replicas run as one batched computation; if not, they run one after another.
         reason: one line that says why.
@@ -51,6 +55,7 @@ class Network(ABC):
 
     shapes: dict[str, torch.Size]
     head: tuple[str, str | None]
+    head_layer: str = "head"
     features_dim: int
     batched: bool = True
     reason: str = "written over a replica axis"
@@ -92,6 +97,15 @@ class Network(ABC):
         """
         return nullcontext()
 
+    @abstractmethod
+    def single(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> nn.Module:
+        """One replica as a PyTorch module that ends in a linear head, in training mode.
+
+        Args:
+            parameters: name → value, without R; copied.
+            buffers: the same for what `prepare` made.
+        """
+
     def logits(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
         """Features through the head, (R, N, K)."""
         weight, bias = self.head
@@ -110,3 +124,7 @@ class SpecifiedNetwork(Network):
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """See `Network.init`."""
         return {name: spec.draw(generator).to(dtype) for name, spec in self.specs.items()}
+
+    def single(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> SingleNetwork:
+        """See `Network.single`."""
+        return SingleNetwork(self, parameters)

@@ -57,7 +57,7 @@ class QuadraticNetwork(SpecifiedNetwork):
     def __init__(self, input_spec: InputSpec, num_classes: int, width: int, std: float) -> None:
         rows = torch.Size(input_spec.shape).numel() * max(1, input_spec.vocabulary)
         specs = {
-            "first.weight": ParameterSpec((rows, width), scale=std),
+            "first.weight": ParameterSpec((rows, width), scale=std, table=True),
             "head.weight": ParameterSpec((num_classes, width), scale=std),
         }
         super().__init__(specs, head=("head.weight", None))

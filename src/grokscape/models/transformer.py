@@ -82,9 +82,9 @@ def _specs(config: Transformer, input_spec: InputSpec, num_classes: int) -> dict
     length = input_spec.shape[0]
     signs = (2 if length == 2 else 1) + config.start
     specs = {
-        "embedding": ParameterSpec((input_spec.vocabulary, width), scale=scale * width**-0.5),
-        "signs": ParameterSpec((signs, width), scale=scale * width**-0.5),
-        "positions": ParameterSpec((length + signs, width), scale=scale * width**-0.5),
+        "embedding": ParameterSpec((input_spec.vocabulary, width), scale=scale * width**-0.5, table=True),
+        "signs": ParameterSpec((signs, width), scale=scale * width**-0.5, table=True),
+        "positions": ParameterSpec((length + signs, width), scale=scale * width**-0.5, table=True),
     }
 
     def affine(name: str, outputs: int, inputs: int) -> None:

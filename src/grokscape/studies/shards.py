@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 import torch
 
 from grokscape.store import RunFolder, RunFolderError, read_json, write_bytes
-from grokscape.studies.launch import train
+from grokscape.studies.launch import plan, train
 from grokscape.studies.spec import StudySpec
-from grokscape.training import CHECKPOINT_SECONDS, Interrupted, Progress
+from grokscape.training import CHECKPOINT_SECONDS, Interrupted, Progress, Trained, take_out
 
 STOP = "stop"  # in the folder of the shards: all of them save and stop
 _BEACON_SECONDS = 0.5
@@ -81,6 +81,27 @@ def shards_of(folder: RunFolder, spec: StudySpec, count: int) -> list[Shard]:
         os.replace(unfinished, place)
     names = sorted(path.name for path in place.glob("seeds-*"))
     return [Shard(RunFolder(place / name), *map(int, name.split("-")[1:])) for name in names]
+
+
+def trained(folder: RunFolder, spec: StudySpec, arm: str, seed: int) -> Trained:
+    """The network of one arm and pair, from the run's own checkpoint or from that of the shard that trained it.
+
+    Raises:
+        ValueError: the study has no such arm or pair.
+        RunFolderError: there is no checkpoint.
+    """
+    names = [each.name for each in spec.arms]
+    if arm not in names:
+        raise ValueError(f"the study has no arm {arm!r}; its arms are {', '.join(names)}")
+    if not 0 <= seed < spec.seeds:
+        raise ValueError(f"expected a seed from 0 to {spec.seeds - 1}, as in the trajectory, got {seed}")
+    number = names.index(arm)
+    alone = shard_spec(spec, seed, seed + 1).model_copy(update={"arms": spec.arms[number : number + 1]})
+    first, stop = 0, spec.seeds
+    if place_of(folder).exists():
+        shards = shards_of(folder, spec, 1)
+        folder, first, stop = next((s.folder, s.first, s.stop) for s in shards if s.first <= seed < s.stop)
+    return take_out(plan(alone), folder, number * (stop - first) + seed - first)
 
 
 # --- in a worker ---------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from grokscape.training.engine import Engine, State
 from grokscape.training.optimisers import SGD, AdamW, Optimizer
 from grokscape.training.plan import CHECKPOINT_SECONDS, Evaluation, OnsetRule, Plan, Replica
 from grokscape.training.run import Interrupted, Progress, Run
+from grokscape.training.trained import Trained, take_out
 
 __all__ = [
     "CHECKPOINT_SECONDS",
@@ -20,5 +21,7 @@ __all__ = [
     "Replica",
     "Run",
     "State",
+    "Trained",
     "column_table",
+    "take_out",
 ]

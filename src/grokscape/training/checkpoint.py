@@ -90,17 +90,9 @@ def load_checkpoint(folder: RunFolder, state: State) -> dict[str, Any]:
     Raises:
         RunFolderError: the checkpoint is that of another study.
     """
-    for path in reversed(checkpoints(folder)):
-        try:
-            about, packed = _read(folder, path)
-        except (RunFolderError, OSError) as damage:
-            warnings.warn(f"{damage}; going on from an earlier moment of the run", stacklevel=2)
-            continue
-        if about.get("spec_sha256") not in (None, _digest_of_spec(folder)):
-            raise RunFolderError(
-                f"{folder.path / 'spec.json'} was changed after the run began; restore it to go on, "
-                f"or start the changed study in a folder of its own"
-            )
+    found = newest(folder)
+    if found is not None:
+        about, packed = found
         torch.set_rng_state(packed.pop("torch_rng"))
         unpack(packed, state)
         folder.truncate(about["parts"])
@@ -109,6 +101,27 @@ def load_checkpoint(folder: RunFolder, state: State) -> dict[str, Any]:
         warnings.warn(f"{folder.path} holds no checkpoint; its rows are made anew from step 0 on", stacklevel=2)
     folder.truncate(0)
     return {"step": 0}
+
+
+def newest(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """What is known of the newest undamaged checkpoint, and its tensors; None if there is none.
+
+    Raises:
+        RunFolderError: the checkpoint is that of another study.
+    """
+    for path in reversed(checkpoints(folder)):
+        try:
+            about, packed = _read(folder, path)
+        except (RunFolderError, OSError) as damage:
+            warnings.warn(f"{damage}; going on from an earlier moment of the run", stacklevel=3)
+            continue
+        if about.get("spec_sha256") not in (None, _digest_of_spec(folder)):
+            raise RunFolderError(
+                f"{folder.path / 'spec.json'} was changed after the run began; restore it to go on, "
+                f"or start the changed study in a folder of its own"
+            )
+        return about, packed
+    return None
 
 
 def _read(folder: RunFolder, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
