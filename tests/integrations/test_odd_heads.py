@@ -75,6 +75,35 @@ def test_a_head_that_is_linear_by_name_only(data, change, text):
             probe.snapshot(y)
 
 
+class Ends(nn.Module):
+    """A part that ends in a layer called `linear`, as an adapter's is."""
+
+    def __init__(self, before: nn.Module, width: int = 8, after: nn.Module | None = None) -> None:
+        super().__init__()
+        self.before, self.linear, self.after = before, nn.Linear(width, 3), after or nn.Identity()
+
+    def forward(self, x):
+        return self.after(self.linear(self.before(x)))
+
+
+@pytest.mark.parametrize(("part", "name"), [
+    (lambda: Ends(nn.Sequential(nn.Linear(8, 8), nn.ReLU())), "1.linear"),
+    (lambda: Ends(nn.LayerNorm(8)), "1.linear"),
+    (lambda: Ends(nn.BatchNorm1d(8)), "1.linear"),
+    (lambda: Ends(nn.Sequential(nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 5, 2), nn.Flatten()), 5), "1.linear"),
+    (lambda: Ends(nn.Identity(), after=nn.Sequential(nn.ReLU(), nn.Linear(3, 3))), "1.after.1"),
+])
+def test_a_layer_called_linear_in_a_part_of_a_network_is_no_adapter(data, part, name):
+    model, (x, y) = nn.Sequential(nn.Linear(4, 8), part()), data
+    for head in (None, name):
+        with gs.Probe(model, head) as probe:
+            logits = model(x)
+            seen = probe.snapshot(y)
+        assert probe.head.name == name
+        assert seen.weight is model.get_submodule(name).weight
+        torch.testing.assert_close(seen.features @ seen.weight.T + seen.bias, logits)
+
+
 def test_looking_at_a_spectral_norm_takes_no_step_of_its_iteration(data):
     model, (x, y) = net(), data
     nn.utils.parametrizations.spectral_norm(model.fc)
@@ -84,6 +113,29 @@ def test_looking_at_a_spectral_norm_takes_no_step_of_its_iteration(data):
         seen = probe.snapshot(y)
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
     torch.testing.assert_close(seen.features @ seen.weight.T + seen.bias, logits)
+
+
+class Beside(nn.Module):
+    """An adapter under another name, with an update in two layers."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.update = nn.Sequential(nn.Linear(8, 2, bias=False), nn.Linear(2, 3, bias=False))
+
+    def forward(self, x):
+        return self.linear(x) + self.update(x)
+
+
+def test_an_adapter_of_any_make_counts_as_a_whole(data):
+    model, (x, y) = net(), data
+    model.fc = Beside(model.fc)
+    with gs.Probe(model) as probe:
+        model(x)
+        seen = probe.snapshot(y)
+    assert probe.head.name == "fc"
+    update = model.fc.update[1].weight @ model.fc.update[0].weight
+    torch.testing.assert_close(seen.weight, model.fc.linear.weight + update)
 
 
 @pytest.mark.parametrize("whole", [True, False])

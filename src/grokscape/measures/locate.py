@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 _WRAPPED = ("_orig_mod", "module")
 _ADAPTED = ("base_layer", "original_module", "base", "original", "linear")
+_ADDING = (nn.Sequential, nn.Dropout, nn.Identity, nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
 _USUAL_NAMES = ("lm_head", "classifier", "score", "head", "fc", "heads", "logits", "out_proj")
 
 
@@ -69,8 +70,32 @@ def has_own_forward(module: nn.Module) -> bool:
 
 
 def is_adapter(module: nn.Module) -> bool:
-    """Whether a module wraps a linear layer and adds to it, as low-rank adapters do."""
-    return not is_linear(module) and any(is_linear(getattr(module, name, None)) for name in _ADAPTED)
+    """Whether a module wraps a linear layer and adds to it, as low-rank adapters do: as a whole it is affine too.
+
+    Networks and heads of several layers have a linear one under such a name as well (`self.linear`).
+    """
+    if is_linear(module) or not any(is_linear(getattr(module, name, None)) for name in _ADAPTED):
+        return False
+    return is_linear(getattr(module, "base_layer", None)) or _is_affine(module)
+
+
+@torch.no_grad()
+def _is_affine(module: nn.Module) -> bool:
+    """Whether a module of linear parts alone maps rows as its linear layer does, in an affine way."""
+    if not all(isinstance(part, _ADDING) or is_linear(part) for part in module.modules() if part is not module):
+        return False
+    outputs, width = _linear_in(module).shape
+    rows = torch.arange(8.0 * width).sin().reshape(8, width).to(next(module.parameters()))
+    try:
+        with _quiet(module), torch.autocast(rows.device.type, enabled=False):
+            zero, once, twice, back = (module(factor * rows) for factor in (0, 4, 8, -4))
+    except (RuntimeError, TypeError, ValueError, IndexError):  # it does not take rows of features
+        return False
+    if not isinstance(zero, Tensor) or zero.shape != (8, outputs):
+        return False
+    rounding = 16 * torch.finfo(zero.dtype).eps * max(zero.abs().max(), twice.abs().max())
+    bends = torch.stack([twice - 2 * once + zero, once + back - 2 * zero])
+    return bool(bends.abs().max() <= rounding)
 
 
 @dataclass(frozen=True)
@@ -224,8 +249,8 @@ def _named(model: nn.Module, layers: dict[str, nn.Module], head: str) -> LinearH
         near = difflib.get_close_matches(head, modules, n=3)
         hint = f"near: {', '.join(map(repr, near))}" if near else f"its last linear layers are {choice}"
         raise ValueError(f"{type(model).__name__} has no module {head!r}; {hint}")
-    if head in layers:
-        return LinearHead(head, layers[head])
+    if head in layers or is_linear(modules[head]):
+        return LinearHead(head, modules[head])
     inside = [name for name in layers if not head or name.startswith(f"{head}.")]
     if not inside:
         raise ValueError(
