@@ -85,6 +85,11 @@ class _Penalty(_Scheduled):
         warn_if_nan(f"{name} of this batch", value, lambda: f"{why_nan(name, snapshot)}; {then}")
 
 
+def _nothing(snapshot: Snapshot) -> Tensor:
+    """The term of a penalty that does not act, shape (...): the measure need not exist then."""
+    return snapshot.logits.new_zeros(snapshot.logits.shape[:-2])
+
+
 @dataclass(frozen=True, config=_FROZEN)
 class _Linear(_Penalty):
     measure: str
@@ -110,6 +115,8 @@ class _Linear(_Penalty):
 
     def __call__(self, snapshot: Snapshot, *, step: int = 0) -> Tensor:
         """The term to add to the loss, shape (...); NaN, with a warning, where the measure does not exist."""
+        if not self.gate(step):
+            return _nothing(snapshot)
         value = self.value(snapshot)
         self._warn(value, snapshot, "so is the penalty; leave such batches out (drop_last=True, larger batches)")
         return linear_penalty(value, self.signed_strength * self.gate(step))
@@ -212,6 +219,8 @@ class Clamp(_Penalty):
             raise ValueError(
                 f"this clamp is relative to {self.relative_to!r}; pass reference=, the value at that moment"
             )
+        if not self.gate(step):
+            return _nothing(snapshot)
         scale = 1.0 if reference is None else torch.as_tensor(reference)
         low, high = (None if level is None else level * scale for level in (self.at_least, self.at_most))
         gate = Gate(snapshot)

@@ -151,6 +151,17 @@ def test_schedule_starts_ramps_and_ends():
     assert [promote.gate(step) for step in (9, 10, 11, 13, 19, 20)] == [0, 0.25, 0.5, 1, 1, 0]
 
 
+@pytest.mark.parametrize("kind", [Promote, Suppress, Clamp])
+def test_outside_its_schedule_a_penalty_looks_at_nothing(snapshot, kind):
+    one = seen_of(snapshot.features[0], snapshot.weight[0], torch.zeros(20, dtype=torch.int64))
+    levels = {"at_least": 1.0} if kind is Clamp else {}
+    penalty = kind("cdnv", strength=1, start=5, until=9, **levels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert penalty(one, step=4) == penalty(one, step=9) == 0
+        assert penalty(snapshot, step=9).shape == (3,)
+
+
 def test_normalised_features_have_the_radius_and_zero_stays_zero():
     features = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     torch.testing.assert_close(NormalizeFeatures(2.0)(features), torch.tensor([[1.2, 1.6], [0.0, 0.0]]))
