@@ -93,6 +93,7 @@ CASES = {
     "imbalanced": {},
     "more classes than features": {"counts": (3, 2, 4, 2, 3, 2, 5, 2, 3), "width": 4},
     "empty and one-sample classes": {"counts": (6, 0, 5, 1, 4)},
+    "held-out samples of empty and one-sample classes": {"counts": (6, 0, 5, 1, 9, 9)},
     "two classes": {"counts": (4, 6)},
     "one feature": {"counts": (4, 3, 6), "width": 1},
 }

@@ -1,5 +1,7 @@
 """`grokscape.measure` on models and data of other people's making, against whole-tensor evaluation."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -270,6 +272,18 @@ def test_classes_that_training_does_not_know_are_the_reason():
     inputs, labels = samples()
     with pytest.warns(gs.measures.MeasureWarning, match="cross: nc1 NaN: some of the samples are of classes that have"):
         gs.measure(network(), (inputs, labels % 3), test_loader=(inputs, labels), measures=["nc1"])
+
+
+@pytest.mark.filterwarnings("ignore::grokscape.measures.MeasureWarning")
+@pytest.mark.parametrize("at", ["train", "test"])
+def test_features_that_are_no_numbers_are_the_reason_and_no_perfect_collapse(at):
+    clean, (inputs, labels) = samples(), samples(seed=1)
+    inputs[3] = float("nan")
+    loaders = ((inputs, labels), clean) if at == "train" else (clean, (inputs, labels))
+    found = gs.measure(network(), loaders[0], test_loader=loaders[1], measures=["nc4", "nc1"])
+    assert math.isnan(found["nc4" if at == "train" else "test/nc4"])
+    assert math.isnan(found["cross/nc4"])
+    assert "cross: nc4, nc1 NaN: there is NaN or infinity in class_means" in " ".join(found.notes)
 
 
 def test_derivatives_inside_inference_mode():

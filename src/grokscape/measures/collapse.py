@@ -285,7 +285,8 @@ def _size(matrix: Tensor) -> Tensor:
 
 def nc4(statistics: ClassMeans, prediction: Tensor) -> Tensor:
     """Share of samples where the head's decision, bias included, is not the class of the nearest mean."""
-    return statistics.share_nearer(prediction).where(statistics.number_present >= 1, NAN)
+    exists = (statistics.number_present >= 1) & ~statistics.within_trace().isnan()  # nothing is nearer than NaN
+    return statistics.share_nearer(prediction).where(exists, NAN)
 
 
 def ildr(statistics: ClassMeans) -> Tensor:

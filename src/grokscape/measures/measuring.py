@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from grokscape.measures.batches import as_batch, batches, evaluating, placement
-from grokscape.measures.checks import MeasureWarning
+from grokscape.measures.checks import MeasureWarning, nan_inputs
 from grokscape.measures.functional import why_no_collapse
 from grokscape.measures.measurement import Measurement
 from grokscape.measures.model_loss import forward
@@ -296,7 +296,7 @@ def _values(seen: _Seen, around: _Seen | None, names: Iterable[str]) -> tuple[di
 def _why(seen: _Seen, statistics: ClassMeans) -> str:
     if "looked" in vars(statistics) and vars(statistics)["looked"][0].isnan():
         return "the features are too many to keep, and the data could not be gone through again; give a DataLoader"
-    scatter, own = getattr(statistics, "scatter", None), seen.moments.scatter
-    if scatter is not None and scatter.isnan().any() and own is not None and not own.isnan().any():
+    scatter, reason = getattr(statistics, "scatter", None), nan_inputs(class_means=seen.moments.means)
+    if reason is None and scatter is not None and scatter.isnan().any() and not statistics.means.isnan().any():
         return "some of the samples are of classes that have fewer than two training samples"
-    return why_no_collapse(None, statistics)
+    return reason or why_no_collapse(None, statistics)

@@ -192,7 +192,7 @@ class ClassStatistics(ClassMeans):
 
     Attributes:
         labels: int64 (..., N).
-        deviations: φ_i − μ_{y_i}, zero for samples of classes that do not take part, (..., N, d).
+        deviations: φ_i − μ_{y_i}, of samples of classes that do not take part too, (..., N, d).
         distances: their norms, (..., N).
     """
 
@@ -225,8 +225,6 @@ class ClassStatistics(ClassMeans):
             means = around.means
         graph = torch.is_grad_enabled()  # without one, in place: writing into a view costs a graph two copies
         deviations = shifted - select_rows(means, labels) if graph else select_rows(-means, labels).add_(shifted)
-        if around is not None:
-            deviations = deviations * select_rows(present[..., None].to(deviations.dtype), labels)
         distances = torch.linalg.vector_norm(deviations, dim=-1)
         variances = _variances if around is not None or transforming() else _Variances.apply
         variances = variances(features, deviations, distances, labels, counts.clamp(min=1)).where(present, 0)
@@ -243,14 +241,15 @@ class ClassStatistics(ClassMeans):
 
     def _weighted(self, values: Tensor) -> Tensor:
         """Mean of values (..., N) over the samples, or over classes and within each over its samples: (...)."""
-        if self.weighting == "sample":
-            return values.sum(-1) / self.kept_counts.sum(-1)
-        share = self.weights / self.counts.clamp(min=1)
-        return (values * select_rows(share[..., None], self.labels).squeeze(-1)).sum(-1)
+        return self._summed(values, self.weights / self.counts.clamp(min=1))
+
+    def _summed(self, values: Tensor, shares: Tensor) -> Tensor:
+        """Sum of values (..., N), each times the share of its class (..., K): (...)."""
+        return (values * select_rows(shares[..., None], self.labels).squeeze(-1)).sum(-1)
 
     def mean_deviation(self) -> Tensor:
         """Mean distance of a sample to the mean of its class, (...)."""
-        return self.distances.sum(-1) / self.kept_counts.sum(-1)
+        return self._summed(self.distances, self.present.to(self.means.dtype)) / self.kept_counts.sum(-1)
 
     def within_scatter(self) -> Tensor:
         """Σ_i (φ_i − μ_{y_i})(φ_i − μ_{y_i})ᵀ, (..., d, d)."""
