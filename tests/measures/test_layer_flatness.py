@@ -125,6 +125,33 @@ def test_exact_values_equal_the_dense_hessian(name):
         assert found[layer].value == pytest.approx(expected, rel=1e-10, abs=1e-12)
 
 
+class Graph(nn.Module):
+    """A network on a graph whose nodes are the samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("links", torch.rand(6, 6))
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.links @ self.second(torch.tanh(self.links @ self.first(x)))
+
+
+@pytest.mark.parametrize(("make", "layers"), [
+    (Graph, ("first", "second")),
+    (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Tanh(), nn.Linear(5, 3)),
+     ("0", "3")),
+])
+@pytest.mark.parametrize("exact", [True, False])
+def test_samples_that_see_each_other(make, layers, exact):
+    torch.manual_seed(0)
+    model, inputs, labels = make().double(), torch.randn(6, 4).double(), torch.arange(6) % 3
+    found = layer_flatness(model, (inputs, labels), layers, probes=256, exact=exact)
+    for layer in layers:
+        expected = dense_kappa(model, f"{layer}.weight", inputs, labels)
+        assert found[layer].value == pytest.approx(expected, rel=1e-9, abs=4 * found[layer].stderr)
+
+
 @pytest.mark.parametrize("probes", [8, 64, 256])
 @pytest.mark.parametrize("name", ["mlp", "attention", "groups"])
 def test_estimates_lie_within_four_standard_errors(name, probes):

@@ -5,9 +5,9 @@ Two routes, chosen for each layer:
 * a linear layer that acts once per sample: κ = mean_i ‖φ_i‖² E_r[(Wr)ᵀ G_i (Wr)], r of independent signs, G_i the
   Hessian of sample i's loss in the layer's output. One Hessian-vector product in the output serves the whole batch,
   with other signs for each sample. Exact with the d_in unit vectors for r.
-* every other weight (convolutions, attention, layers used at many positions or tied): κ = E[vec(V)ᵀ H vec(V)] with
-  V = (W r₁) r₂ᵀ. One Hessian-vector product in the weight for each probe. Exact with unit vectors for r₂ and the
-  principal directions of W for Wr₁, rank × d_in products.
+* every other weight (convolutions, attention, layers used at many positions or tied, samples that see each other):
+  κ = E[vec(V)ᵀ H vec(V)] with V = (W r₁) r₂ᵀ. One Hessian-vector product in the weight for each probe. Exact with unit
+  vectors for r₂ and the principal directions of W for Wr₁, rank × d_in products.
 
 A weight is a matrix (outputs, inputs): convolutions flatten what one output sees, GPT-2's Conv1D and the table of an
 embedding are transposed, and a grouped convolution is one matrix for each group, whose κ add up. Away from a minimum
@@ -98,7 +98,20 @@ class _Layer:
         assert self.inputs is not None
         through, inputs = widen(through), widen(self.inputs)
         apart = widen(slope) - through.T @ inputs
-        return not apart.norm() > 4 * torch.finfo(slope.dtype).eps * (through.abs().T @ inputs.abs()).norm()
+        elsewhere = apart.norm() > 4 * torch.finfo(slope.dtype).eps * (through.abs().T @ inputs.abs()).norm()
+        return not elsewhere and self._keeps_samples_apart(through)
+
+    def _keeps_samples_apart(self, through: Tensor) -> bool:
+        """Whether slopes in the outputs of every second sample have no slope in the outputs of the others.
+
+        They have under batch norm without running statistics, and in networks on graphs.
+        """
+        if self.outputs is None or not through.requires_grad:
+            return True
+        signs = rademacher(*through.shape, generator=torch.Generator().manual_seed(0), like=through)
+        along = (through * signs)[::2].sum()
+        (product,) = torch.autograd.grad(along, self.outputs, retain_graph=True, allow_unused=True)
+        return product is None or not product[1::2].any()
 
     def variable(self) -> Tensor:
         """What the route differentiates with respect to."""
