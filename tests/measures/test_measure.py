@@ -206,9 +206,15 @@ class Scaled(nn.Module):
     (lambda: gs.measure(network(), [{"x": torch.zeros(2, 6)}]), ValueError, "needs an entry 'labels'"),
     (lambda: gs.measure(network(), (torch.zeros(3, 6), torch.zeros(2))), ValueError, "must have one length"),
     (lambda: gs.measure(network(), (torch.zeros(2, 6), torch.tensor([0, 4]))), ValueError, "lie in 0 … 3, got 0 … 4"),
-    (lambda: gs.measure(network(), [(torch.zeros(2, 6), torch.zeros(2, 3).long())]), ValueError, "do not fit logits"),
+    (lambda: gs.measure(network(), [(torch.zeros(2, 6), torch.zeros(2, 3).long())]), ValueError,
+     r"labels of shape \(2, 3\) do not fit logits of shape \(2, 4\)"),
+    (lambda: gs.measure(network(), [(torch.zeros(2, 6), None)]), TypeError, "a tensor or an array, got a NoneType"),
+    (lambda: gs.measure(network(), [(torch.zeros(6), 1)]), ValueError, "got a single number; put samples into batches"),
+    (lambda: gs.measure(network(), {"input": [[0.0] * 6], "labels": [0]}), ValueError, "of one length, got none"),
+    (lambda: gs.measure(torch.jit.script(network()), samples()), ValueError, "before it is scripted"),
     (lambda: gs.measure(nn.Linear(6, 1), (torch.zeros(2, 6), torch.zeros(2).long())), ValueError, "has one output"),
 ])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_errors_say_what_to_do(call, error, text):
     with pytest.raises(error, match=text):
         call()

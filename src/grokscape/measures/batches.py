@@ -81,7 +81,11 @@ def batches(data: Any, batch_size: int = 256) -> Iterable[Any]:
             raise ValueError(f"inputs and labels must have one length, got {[len(part) for part in data]}")
         return _Cut(data, batch_size)
     if isinstance(data, Mapping):
-        return _Cut({name: _tensor(value) for name, value in data.items()}, batch_size)
+        data = {name: _tensor(value) for name, value in data.items()}
+        lengths = {name: len(value) for name, value in data.items() if isinstance(value, Tensor)}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"data that is a mapping needs tensors or arrays of one length, got {lengths or 'none'}")
+        return _Cut(data, batch_size)
     if isinstance(data, IterableDataset) or (isinstance(data, Dataset) and hasattr(data, "__len__")):
         return DataLoader(data, batch_size=batch_size)
     if isinstance(data, Iterable):
@@ -136,7 +140,7 @@ def as_batch(batch: Any) -> Batch:
 
     Raises:
         TypeError: it is neither a sequence that ends in labels nor a mapping with labels, or its inputs are lists.
-        ValueError: a mapping has no labels.
+        ValueError: a mapping has no labels, or there is one label alone.
     """
     if isinstance(batch, Mapping):
         key = next((key for key in _LABEL_KEYS if key in batch), None)
@@ -144,18 +148,32 @@ def as_batch(batch: Any) -> Batch:
             raise ValueError(f"a batch that is a mapping needs an entry 'labels', got {sorted(map(str, batch))}")
         tensors = {str(name): _tensor(value) for name, value in batch.items() if name != key}
         inputs = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
-        return Batch((), inputs, torch.as_tensor(_tensor(batch[key])))
+        return Batch((), inputs, _labels(batch[key]))
     if isinstance(batch, Sequence) and len(batch) >= 2 and not isinstance(batch, str):
         if isinstance(batch[0], Mapping):
             inputs = {str(name): _tensor(value) for name, value in batch[0].items()}
-            return Batch((), inputs, torch.as_tensor(_tensor(batch[-1])))
+            return Batch((), inputs, _labels(batch[-1]))
         if _holds_numbers(batch[0]):
             raise TypeError("inputs of a batch must be tensors or arrays, got a list of numbers; use torch.tensor")
-        return Batch(tuple(map(_tensor, batch[:-1])), {}, torch.as_tensor(_tensor(batch[-1])))
+        return Batch(tuple(map(_tensor, batch[:-1])), {}, _labels(batch[-1]))
     raise TypeError(
         f"a batch must be (inputs, labels) or a mapping with 'labels', got {type(batch).__name__}"
         + (f" of length {len(batch)}" if isinstance(batch, Sequence) else "")
     )
+
+
+def _labels(value: Any) -> Tensor:
+    """The labels of a batch as a tensor."""
+    try:
+        labels = torch.as_tensor(_tensor(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(value).__name__
+        raise TypeError(f"labels, the last part of a batch, must be a tensor or an array, got a {kind}") from error
+    if labels.dim() == 0:
+        raise ValueError(
+            "a batch needs labels for all of its samples, got a single number; put samples into batches by a DataLoader"
+        )
+    return labels
 
 
 def _holds_numbers(value: Any) -> bool:

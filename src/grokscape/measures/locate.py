@@ -214,7 +214,7 @@ def locate_head(model: nn.Module, head: str | nn.Module | None = None) -> Linear
     if not layers:
         raise ValueError(
             f"found no linear layer in {kind}, and measures need the one that maps features to logits, z = W φ + b; "
-            f"end the model in torch.nn.Linear"
+            f"end the model in torch.nn.Linear, and measure it before it is scripted, traced, exported or quantised"
         )
     if isinstance(head, nn.Module):
         names = [name for name, module in model.named_modules() if module is head]

@@ -24,17 +24,18 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def align(model: nn.Module, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Labels and tensors (B, …, *) as the samples that carry a loss: (M), (M, *).
+    """Labels and tensors (B, …, *), the last of them logits, as the samples that carry a loss: (M), (M, *).
 
     Raises:
         TypeError: labels that are no class indices.
         ValueError: labels do not fit the leading axes of the tensors.
     """
     check_tensors(labels=labels)
-    lead = tensors[0].shape[:-1]
+    *_, logits = tensors
+    lead = logits.shape[:-1]
     if labels.shape != lead:
         raise ValueError(
-            f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(tensors[0].shape)}: expected "
+            f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}: expected "
             f"{tuple(lead)}, one class index for each row of logits (soft and one-hot labels become "
             f"indices by .argmax(-1))"
         )
