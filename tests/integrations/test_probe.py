@@ -322,8 +322,23 @@ def test_a_head_used_twice(data):
     model, (x, y) = Twice(), data
     with gs.Probe(model) as probe:
         model(x)
-        with pytest.raises(RuntimeError, match="called 2 times"):
+        with pytest.raises(RuntimeError, match="called more than once"):
             probe.snapshot(y)
+
+
+def test_a_model_that_is_called_by_its_parts(data):
+    model, (x, y) = net(), data
+    with gs.Probe(model) as probe:
+        for inputs in (x, -x, 2 * x):
+            features = model.body(inputs)
+            logits = model.fc(features)
+            seen = probe.snapshot(y)
+            assert torch.equal(seen.logits, logits)
+            assert torch.equal(seen.features, features)
+            assert len(probe._seen) <= 2  # what was seen before is not kept, nor is its graph
+            with torch.no_grad():
+                model(inputs)
+            assert torch.equal(probe.logits, model.fc(probe.features))
 
 
 def test_labels_that_do_not_fit(data):

@@ -129,7 +129,9 @@ class Probe:
         return (self._transform(features), *inputs), keywords
 
     def _record(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> None:
-        self._seen = (*self._seen, (_entering(inputs, keywords)[0], output))
+        if self._output is not None:  # that pass is over: the head is called by itself, not through the whole model
+            self._forget()
+        self._seen = (*self._seen[-1:], (_entering(inputs, keywords)[0], output))
 
     # --- models that were compiled: hooks that come later are not seen by them ------------------------------
 
@@ -167,7 +169,7 @@ class Probe:
             )
         if len(calls) > 1 and self._output is not None:
             raise RuntimeError(
-                f"layer {self.head.name!r} was called {len(calls)} times in the last forward pass of {kind}; "
+                f"layer {self.head.name!r} was called more than once in the last forward pass of {kind}; "
                 f"a snapshot needs one call that makes all logits"
             )
         return calls[-1]
@@ -299,7 +301,7 @@ def _recording(own: type, slot: str) -> type:
             output = super().forward(features, *args, **keywords)
             if slot != "_probe0":  # what a probe that was there before has made of them
                 features = self._probe0_seen[-1][0]
-            setattr(self, seen, (*getattr(self, seen), (features, output)))
+            setattr(self, seen, (*getattr(self, seen)[-1:], (features, output)))
             return output
 
     Recording.__name__, Recording.__qualname__ = own.__name__, own.__qualname__
