@@ -118,6 +118,31 @@ def test_cap_and_unplug(data):
     assert rates[-1][1] == 2e-4
 
 
+def test_a_training_step_that_calls_a_part_of_the_module(data):
+    class Parts(Module):
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            return F.cross_entropy(self.net["fc"](torch.relu(self.net["body"](x))), y)
+
+    arm, weights = [gs.Suppress("cdnv", strength=1e-3)], []
+    for kind in (Module, Parts):
+        module = kind()
+        fit(module, data, [InterventionCallback(arm, data=data, measures=["cdnv"])], 8, max_steps=-1, max_epochs=2)
+        weights.append(module.net["fc"].weight)
+    assert torch.equal(*weights)
+
+
+def test_a_training_whose_length_nobody_knows(data):
+    class Stop(lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = True
+
+    endless = {"max_steps": -1, "max_epochs": -1}
+    fit(Module(), data, [InterventionCallback([gs.Clamp("cdnv", at_least=1.0)]), Stop()], **endless)
+    with pytest.raises(ValueError, match=r"pass steps= \(max_steps of a Trainer\)"):
+        fit(Module(), data, [InterventionCallback([gs.Unplug(2, cosine=True)]), Stop()], **endless)
+
+
 def test_manual_optimisation_says_what_to_use(data):
     class Manual(Module):
         def __init__(self):

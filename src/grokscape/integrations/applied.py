@@ -53,6 +53,10 @@ class Applied:
         check_outside_studies(interventions)
         kept = ended(interventions)
         self._unplug, self.steps = unplug_of(interventions), steps
+        if self._unplug is not None and self._unplug.cosine and steps is None:
+            raise ValueError(
+                "Unplug(cosine=True) needs the length of the training; pass steps= (max_steps of a Trainer)"
+            )
         self._penalties = [i for i in kept if isinstance(i, Promote | Suppress | Clamp)]
         self._normalise = [i for i in kept if isinstance(i, NormalizeFeatures)]
         self._caps = [i for i in kept if isinstance(i, WeightCap)]
@@ -118,8 +122,7 @@ class Applied:
                 group["weight_decay"] = unplug.weight_decay
 
     def _share(self, step: int, start: int) -> float:
-        if self.steps is None:
-            raise ValueError("Unplug(cosine=True) needs the length of the training; pass steps=")
+        assert self.steps is not None
         return min(1.0, (step - start) / max(1, self.steps - start))
 
     @torch.no_grad()

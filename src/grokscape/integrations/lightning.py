@@ -1,6 +1,7 @@
 """Interventions and measures as a Lightning callback."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,8 +67,9 @@ class InterventionCallback(Callback):
                 "InterventionCallback works with automatic optimisation; with manual optimisation use "
                 "grokscape.integrations.Applied in training_step"
             )
-        steps = int(trainer.estimated_stepping_batches)
-        self._arm = Applied(pl_module, self.interventions, head=self.head, steps=steps).__enter__()
+        steps = trainer.estimated_stepping_batches  # infinity for a training that others will end
+        length = None if math.isinf(steps) else int(steps)
+        self._arm = Applied(pl_module, self.interventions, head=self.head, steps=length).__enter__()
         self._steps_made = trainer.global_step
         own = pl_module.training_step
 
