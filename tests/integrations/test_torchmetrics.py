@@ -48,6 +48,26 @@ def test_batches_equal_one_pass():
     check(flatness.compute(), collapse.compute())
 
 
+def test_calls_add_up_and_give_the_value_of_their_batch():
+    features, labels, weight = data()
+    flatness, collapse = filled([slice(0, 50)])
+    for piece in (slice(50, 80), slice(80, 120)):
+        flatness(features[piece], weight, features[piece] @ weight.T)
+        own = collapse(features[piece], labels[piece])
+        torch.testing.assert_close(own["nc1"], neural_collapse(features[piece].double(), labels[piece])["nc1"])
+    check(flatness.compute(), collapse.compute())
+
+
+def test_metrics_merge():
+    (flatness, collapse), others = filled([slice(0, 50)]), filled([slice(50, 80)])
+    flatness.merge_state(others[0])
+    collapse.merge_state(others[1])
+    features, labels, weight = data()
+    flatness.update(features[80:], weight, features[80:] @ weight.T)
+    collapse.update(features[80:], labels[80:])
+    check(flatness.compute(), collapse.compute())
+
+
 def test_reset_forgets():
     _, collapse = filled([slice(0, 50)])
     collapse.reset()
@@ -70,7 +90,7 @@ def _process(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     flatness, collapse = filled([slice(0, 30), slice(30, 45)] if rank == 0 else [slice(45, 120)])
     check(flatness.compute(), collapse.compute())
-    assert collapse.counts.dim() == 1  # synced for the computation only
+    assert collapse.moments.dim() == 1  # synced for the computation only
     dist.destroy_process_group()
 
 

@@ -4,6 +4,7 @@ Shapes: N samples of a batch, d features, K classes.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -93,10 +94,7 @@ class NeuralCollapse(_Wide):
     is_differentiable = False
     higher_is_better = False
     full_state_update = False
-    counts: Tensor
-    means: Tensor
-    squares: Tensor
-    scatter: Tensor
+    moments: Tensor
     norms: Tensor
     largest: Tensor
 
@@ -105,24 +103,23 @@ class NeuralCollapse(_Wide):
     ) -> None:
         super().__init__(**kwargs)
         self._head = (head,)  # in a tuple, so that the head does not become a part of the metric
-        for name, value in vars(ClassMoments.empty(num_classes, num_features)).items():
-            self.add_state(name, value, dist_reduce_fx=None)
+        self._unpack = partial(_unpacked, num_classes, num_features)
+        empty = _packed(ClassMoments.empty(num_classes, num_features))
+        self.add_state("moments", empty, dist_reduce_fx=partial(_merged, self._unpack))
         self.add_state("norms", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("largest", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max")
 
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Add a batch: features (N, d), class indices (N)."""
         features = features.detach()
-        moments = ClassMoments(self.counts, self.means, self.squares, self.scatter).update(features, labels)
-        for name, value in vars(moments).items():
-            setattr(self, name, value)
+        self.moments = _packed(self._unpack(self.moments).update(features, labels))
         norms = torch.linalg.vector_norm(in_float64(features), dim=-1).to(self.norms)
         self.norms += norms.sum()
         self.largest = torch.maximum(self.largest, norms.amax()) if len(norms) else self.largest
 
     def compute(self) -> dict[str, Tensor]:
         """name → value, NaN where a measure does not exist."""
-        moments = ClassMoments(**{name: in_float64(value) for name, value in vars(self._merged()).items()})
+        moments = self._unpack(in_float64(self.moments))
         norms, largest = in_float64(self.norms), in_float64(self.largest)
         statistics = moments.compute()
         (head,) = self._head
@@ -138,12 +135,18 @@ class NeuralCollapse(_Wide):
         values["rnc1_max"] = statistics.within_trace() / largest.square()
         return {name: value.to(self.norms) for name, value in values.items()}
 
-    def _merged(self) -> ClassMoments:
-        """Moments of all processes: after a sync the states are stacked, one for each."""
-        if self.counts.dim() == 1:
-            return ClassMoments(self.counts, self.means, self.squares, self.scatter)
-        parts = zip(self.counts, self.means, self.squares, self.scatter, strict=True)
-        first, *others = (ClassMoments(*part) for part in parts)
-        for other in others:
-            first = first.merge(other)
-        return first
+
+def _packed(moments: ClassMoments) -> Tensor:
+    """Class moments as one tensor (K + K d + K + d d): states of metrics are merged one by one."""
+    return torch.cat([value.flatten() for value in vars(moments).values()])
+
+
+def _unpacked(classes: int, width: int, packed: Tensor) -> ClassMoments:
+    """The moments in it."""
+    counts, means, squares, scatter = packed.split([classes, classes * width, classes, width * width])
+    return ClassMoments(counts, means.reshape(classes, width), squares, scatter.reshape(width, width))
+
+
+def _merged(unpack: Callable[[Tensor], ClassMoments], packed: Tensor) -> Tensor:
+    """One state of several, (P, …) → (…): of processes, or of a batch and what came before."""
+    return _packed(reduce(ClassMoments.merge, map(unpack, packed)))
