@@ -133,6 +133,19 @@ def test_columns_are_named_when_they_are_not_found(tmp_path):
         Texts(source=str(tmp_path), text_column="words").split(0)
 
 
+@pytest.mark.parametrize(("labels", "text"), [
+    ((0, -1), "column 'label' has samples without a label"),
+    (("bad", "good"), "column 'label' must hold a class index for each sample, .* got 'bad'; number the classes"),
+    ((0.25, 0.75), "class index for each sample, .* got 0.25"),
+    ((1, ""), "class index for each sample, .* got None"),
+])
+def test_labels_that_are_no_classes(tmp_path, labels, text):
+    write_csv(tmp_path / "train.csv", [("a", 0), ("b", 1)])
+    write_csv(tmp_path / "test.csv", list(zip("cd", labels, strict=True)))
+    with pytest.raises(ValueError, match=text):
+        Texts(source=str(tmp_path)).split(0)
+
+
 def test_the_corpus_is_graded_and_repeatable():
     one, two = Sentiment().split(3), Sentiment().split(3)
     assert torch.equal(one.train_inputs, two.train_inputs)

@@ -195,3 +195,7 @@ def test_a_dataset_of_other_items_says_so():
 
     with pytest.raises(ValueError, match=r"expected items \(input, label\), got a dict at index 0"):
         TensorTask.from_dataset(Named())
+    with pytest.raises(ValueError, match="expected tensors or arrays as inputs, got a str; give the dataset a transfo"):
+        TensorTask.from_dataset([("a picture", 0)])
+    with pytest.raises(ValidationError, match=r"must be int64 class indices .* got torch.float64 \(2,\)"):
+        TensorTask.from_dataset([(torch.zeros(3), 0.25), (torch.ones(3), 1.0)])

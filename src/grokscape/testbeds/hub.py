@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import torch
+from torch import Tensor
+
 _HELD_OUT = ("test", "validation", "valid", "val", "dev")
 _EXTRA = "pip install 'grokscape[hf]'"
 
@@ -137,3 +140,26 @@ def column_of(table: Any, wanted: str | None, usual: tuple[str, ...], what: str)
         expected = repr(wanted or " or ".join(usual))
         raise ValueError(f"found no column {expected} for {what}; the columns are {', '.join(names)}")
     return found
+
+
+def labels_of(table: Any, column: str) -> Tensor:
+    """A column of class indices, int64 (N).
+
+    Raises:
+        ValueError: something else is in it, or samples without a label.
+    """
+    labels = []
+    for value in table[column]:
+        try:
+            whole = float(value) % 1 == 0
+        except (TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise ValueError(
+                f"column {column!r} must hold a class index for each sample, whole numbers from 0, got {value!r}; "
+                f"number the classes, and leave out samples without one"
+            )
+        labels.append(int(float(value)))
+    if min(labels, default=0) < 0:
+        raise ValueError(f"column {column!r} has samples without a label (−1); use a split with labels")
+    return torch.tensor(labels, dtype=torch.int64)

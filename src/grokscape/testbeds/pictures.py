@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from grokscape.testbeds.augmentation import ImageTransform, channel_statistics
-from grokscape.testbeds.hub import column_of, load_tables
+from grokscape.testbeds.hub import column_of, labels_of, load_tables
 from grokscape.testbeds.splits import assigned
 from grokscape.testbeds.types import InputSpec, Split
 
@@ -73,11 +73,8 @@ def _tables(
         table = _with_pictures(table, image)
         label = column_of(table, label_column, ("label", "fine_label", "labels"), "labels")
         names = getattr(table.features[label], "names", None) or names
-        labels = torch.tensor(table[label], dtype=torch.int64)
-        read.append((_pixels(table, image, pixels), labels))
+        read.append((_pixels(table, image, pixels), labels_of(table, label)))
     num_classes = len(names) if names else int(max(labels.max() for _, labels in read)) + 1
-    if min(int(labels.min()) for _, labels in read) < 0:
-        raise ValueError(f"{source} has samples without a label (−1); use a split with labels")
     return read[0], read[1], num_classes
 
 

@@ -162,7 +162,13 @@ def _collect(dataset: Any) -> tuple[Tensor, Tensor]:
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise ValueError(f"expected items (input, label), got a {type(item).__name__} at index {index}")
     inputs, labels = zip(*items, strict=True)
-    return torch.stack([torch.as_tensor(one) for one in inputs]), torch.as_tensor([int(one) for one in labels])
+    if not isinstance(inputs[0], Tensor | np.ndarray | list | tuple):
+        raise ValueError(
+            f"expected tensors or arrays as inputs, got a {type(inputs[0]).__name__}; give the dataset a transform"
+        )
+    found = torch.as_tensor([float(one) for one in labels], dtype=torch.float64)
+    classes = found.long()
+    return torch.stack([torch.as_tensor(one) for one in inputs]), classes if bool((classes == found).all()) else found
 
 
 def _check(inputs: Tensor, labels: Tensor, prefix: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from grokscape.testbeds.hub import DataNotHere, column_of, load_tables
+from grokscape.testbeds.hub import DataNotHere, column_of, labels_of, load_tables
 from grokscape.testbeds.pictures import some
 from grokscape.testbeds.splits import assigned
 from grokscape.testbeds.types import InputSpec, Split
@@ -66,8 +66,7 @@ def _encoded(
     texts, labels = [], []
     for table in load_tables(source, config):
         texts.append([str(text) for text in table[column_of(table, text_column, ("text", "sentence"), "texts")]])
-        label = table[column_of(table, label_column, ("label", "labels"), "labels")]
-        labels.append(torch.tensor([int(value) for value in label], dtype=torch.int64))
+        labels.append(labels_of(table, column_of(table, label_column, ("label", "labels"), "labels")))
     if tokenizer is None:
         words = vocabulary_of(texts[0], vocabulary)
         tokens = [words_as_tokens(part, words, length) for part in texts]
