@@ -1,7 +1,9 @@
 """`grokscape.measure` on models and data of other people's making, against whole-tensor evaluation."""
 
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -146,6 +148,18 @@ def test_the_head_is_found_and_named():
     assert str(found).startswith("head '3' (found), 150 train samples")
 
 
+def test_the_projection_of_attention_is_no_head():
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.output, self.attention = nn.Linear(6, CLASSES), nn.MultiheadAttention(6, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.output(self.attention(x[:, None], x[:, None], x[:, None])[0][:, 0])
+
+    assert gs.measure(Attends(), samples()).head == "output"
+
+
 def test_ignored_labels_are_left_out():
     inputs, labels = samples()
     masked = labels.clone()
@@ -230,6 +244,24 @@ def test_no_random_number_is_drawn(shuffle):
     gs.layer_flatness(model, data, probes=1)
     gs.measures.sharpness(model, data)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Augmented(torch.utils.data.Dataset):
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, index):
+        return random.random() * torch.ones(6) + float(np.random.rand()), index % CLASSES  # noqa: NPY002
+
+
+def test_the_random_numbers_of_augmentation_are_the_callers():
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    expected = Augmented()[0][0]
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    gs.measure(network(), Augmented())
+    assert torch.equal(Augmented()[0][0], expected)
 
 
 def test_a_loader_s_own_generator_is_left_alone():

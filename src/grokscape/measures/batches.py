@@ -5,6 +5,7 @@ Accepted data: a `DataLoader` or any iterable of batches, a `Dataset` of (input,
 tensors are handed to the model by name, as transformers does. NumPy arrays count as tensors.
 """
 
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -221,10 +222,12 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and a second derivative through attention; flags and generators are as they were after.
 
-    A data loader draws from the global generator whenever it is iterated over, even where it does not shuffle.
+    A data loader draws from the global generator whenever it is iterated over, even where it does not shuffle, and
+    what augments data often from those of Python and NumPy.
     """
     device, _ = placement(model)
     fast = torch.backends.mha.get_fastpath_enabled()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (that is what data sets use)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
@@ -235,6 +238,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 _WRAPPED = ("_orig_mod", "module")
 _ADAPTED = ("base_layer", "original_module", "base", "original", "linear")
@@ -178,7 +179,10 @@ def evaluation_flags(module: nn.Module) -> Iterator[None]:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every layer that could be a head, by name, in the order in which the model holds them; an adapter counts once."""
+    """Every layer that could be a head, by name, in the order in which the model holds them; an adapter counts once.
+
+    The output projection of `nn.MultiheadAttention` could not: it is never called, attention reads its weight.
+    """
     found: dict[str, nn.Module] = {}
     inside: list[str] = []
     for name, module in model.named_modules():
@@ -187,7 +191,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
         if is_adapter(module) and name:
             inside.append(name)
             found[name] = module
-        elif is_linear(module):
+        elif is_linear(module) and not isinstance(module, NonDynamicallyQuantizableLinear):  # that of attention
             found[name] = module
     return found
 
