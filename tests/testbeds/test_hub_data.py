@@ -133,6 +133,16 @@ def test_columns_are_named_when_they_are_not_found(tmp_path):
         Texts(source=str(tmp_path), text_column="words").split(0)
 
 
+def test_a_configuration_of_a_folder_is_a_folder_in_it(tmp_path):
+    for config, label in (("irony", 1), ("emotion", 3)):
+        (tmp_path / config).mkdir()
+        for name in ("train", "test"):
+            write_csv(tmp_path / config / f"{name}.csv", [("a", label)])
+    assert Texts(source=str(tmp_path), config="emotion").split(0).train_labels.tolist() == [3]
+    with pytest.raises(ValueError, match="holds no folder hate, which config asks for"):
+        Texts(source=str(tmp_path), config="hate").split(0)
+
+
 @pytest.mark.parametrize(("labels", "text"), [
     ((0, -1), "column 'label' has samples without a label"),
     (("bad", "good"), "column 'label' must hold a class index for each sample, .* got 'bad'; number the classes"),

@@ -35,7 +35,7 @@ def load_tables(source: str, config: str | None = None) -> tuple[Any, Any]:
 
     Args:
         source: a folder, or a name on the hub such as "uoft-cs/cifar10".
-        config: which of the hub's configurations.
+        config: which of the hub's configurations; of a folder, the folder in it.
 
     Returns:
         Two `datasets.Dataset`s.
@@ -48,6 +48,9 @@ def load_tables(source: str, config: str | None = None) -> tuple[Any, Any]:
     datasets = _datasets()
     folder = Path(source).expanduser()
     if folder.is_dir():
+        folder = folder / (config or "")
+        if not folder.is_dir():
+            raise ValueError(f"{source} holds no folder {config}, which config asks for; leave it out or name another")
         found = _from_folder(datasets, folder)
     elif source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise DataNotHere(f"the folder {source} does not exist; give a folder with data, or a name on the hub")

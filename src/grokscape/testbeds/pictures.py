@@ -19,7 +19,7 @@ class Images(BaseModel):
 
     Attributes:
         source: name on the hub, or a folder (see `grokscape.testbeds.hub`).
-        config: the hub's configuration, where there are several.
+        config: the hub's configuration, where there are several; of a folder, the folder in it.
         pixels: height and width; images are scaled by their shorter side, and cut in the middle.
         augment: "crop_flip" cuts windows from images with a border of an eighth of `pixels`, and mirrors half of them.
         train_samples, test_samples: so many random samples, by the split's seed; None for all.

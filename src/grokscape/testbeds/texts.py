@@ -23,7 +23,7 @@ class Texts(BaseModel):
 
     Attributes:
         source: name on the hub, or a folder (see `grokscape.testbeds.hub`).
-        config: the hub's configuration, where there are several.
+        config: the hub's configuration, where there are several; of a folder, the folder in it.
         tokenizer: name or folder of a transformers tokenizer; None for words of the training set.
         length: tokens per text; longer texts are cut, shorter ones padded.
         vocabulary: without a tokenizer, so many of the most frequent words, three signs included.
