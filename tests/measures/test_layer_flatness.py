@@ -125,12 +125,10 @@ def test_exact_values_equal_the_dense_hessian(name):
         assert found[layer].value == pytest.approx(expected, rel=1e-10, abs=1e-12)
 
 
-class Graph(nn.Module):
-    """A network on a graph whose nodes are the samples."""
-
+class Graph(nn.Module):  # its nodes are the samples
     def __init__(self):
         super().__init__()
-        self.register_buffer("links", torch.rand(6, 6))
+        self.links = torch.rand(6, 6).double()
         self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
 
     def forward(self, x):
@@ -139,8 +137,7 @@ class Graph(nn.Module):
 
 @pytest.mark.parametrize(("make", "layers"), [
     (Graph, ("first", "second")),
-    (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Tanh(), nn.Linear(5, 3)),
-     ("0", "3")),
+    (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 3)), ("0", "2")),
 ])
 @pytest.mark.parametrize("exact", [True, False])
 def test_samples_that_see_each_other(make, layers, exact):
