@@ -3,7 +3,7 @@
 Shapes: `...` any leading axes, N rows, d features, K classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,11 +49,12 @@ def transforming() -> bool:
 
 
 def differentiated(
-    result: Tensor, inputs: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Slopes of a result in those of its inputs that are needed, to be differentiated further; None for the others."""
-    wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
-    slopes = iter(torch.autograd.grad(result, wanted, grad, create_graph=True))
+    """Partial slopes of `function(*inputs)` in the inputs that are needed, to be differentiated further; else None."""
+    apart = [tensor.view_as(tensor) for tensor in inputs]  # one may be made of another: no slope goes through it
+    wanted = [tensor for tensor, need in zip(apart, needed, strict=True) if need]
+    slopes = iter(torch.autograd.grad(function(*apart), wanted, grad, create_graph=True))
     return tuple(next(slopes) if need else None for need in needed)
 
 

@@ -52,6 +52,21 @@ def test_the_slope_in_one_input_alone(which):
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_slopes_where_the_logits_are_made_of_the_weight(create_graph):
+    features, weight = (x.requires_grad_() for x in drawn((4, 5), (3, 5)))
+
+    def slopes(function):
+        """The slopes, and with a graph what they give when differentiated once more."""
+        value = function(features @ weight.mT, weight).sum()
+        first = torch.autograd.grad(value, (features, weight), create_graph=create_graph)
+        further = sum(slope.square().sum() for slope in first)
+        return first + (torch.autograd.grad(further, (features, weight)) if create_graph else ())
+
+    for found, expected in zip(slopes(fast), slopes(slow), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("scale", [1.0, 10.0, 30.0])
 def test_slopes_keep_their_digits_where_the_softmax_is_nearly_one_hot(scale):
     logits, weight = drawn((6, 5), (5, 7))

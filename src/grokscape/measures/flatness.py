@@ -59,6 +59,12 @@ def _row_variance_of_few(rest: Tensor, rest_mass: Tensor, top: Tensor, distances
     return (1 - rest_mass) * to_top + (rest * spread).sum(-1) / 2
 
 
+def _row_variance_from_logits(logits: Tensor, weight: Tensor) -> Tensor:
+    """The same from the start: logits (..., N, K) and weight (..., K, d)."""
+    softmax = Softmax.of(logits)
+    return _row_variance_of_few(softmax.rest, softmax.rest_mass, softmax.top, squared_distances(weight))
+
+
 class _RowVariance(torch.autograd.Function):
     """`_row_variance_of_few` as a function of logits (..., N, K) and weight (..., K, d), with its slopes.
 
@@ -78,9 +84,8 @@ class _RowVariance(torch.autograd.Function):
         """By hand where one derivative is asked for, else by differentiating the other function."""
         (logits, weight, variance, rest, mass, top, distances), grad = ctx.saved_tensors, grads[0]
         if torch.is_grad_enabled():
-            softmax = Softmax.of(logits)
-            result = _row_variance_of_few(softmax.rest, softmax.rest_mass, softmax.top, squared_distances(weight))
-            return *differentiated(result, (logits, weight), ctx.needs_input_grad[:2], grad), *[None] * 4
+            needed = ctx.needs_input_grad[:2]
+            return *differentiated(_row_variance_from_logits, (logits, weight), needed, grad), *[None] * 4
         probabilities = rest.scatter(-1, top[..., None], (1 - mass)[..., None])
         weighted = probabilities * grad[..., None]
         slope = (probabilities @ distances).sub_(2 * variance[..., None]).mul_(weighted)

@@ -9,6 +9,7 @@ Shapes: R replicas, N samples, S positions, d features, H heads; M rows in all, 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -101,8 +102,8 @@ class _Attention(torch.autograd.Function):
         """By hand where one derivative is asked for, else by differentiating `_plainly`."""
         (query, keys_values, weights, by_bag), pairs, grad = ctx.saved_tensors, ctx.pairs, grads[0]
         if torch.is_grad_enabled():
-            result = _plainly(query, keys_values, pairs)
-            return *differentiated(result, (query, keys_values), ctx.needs_input_grad[:2], grad), None
+            plainly, needed = partial(_plainly, pairs=pairs), ctx.needs_input_grad[:2]
+            return *differentiated(plainly, (query, keys_values), needed, grad), None
         size = query.shape[-1]
         bags, table, grad = query.reshape(-1, size), keys_values.reshape(-1, size), grad.reshape(-1, size)
         of_scores = torch._softmax_backward_data(pairs.dots(grad, table[pairs.heads :]), weights, 0, weights.dtype)
