@@ -127,6 +127,22 @@ def test_gradients_are_right(name):
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_every_way_to_a_gradient_is_one(name):
+    s = snapshot(samples=12, width=4)
+
+    def function(x):
+        """Of the head's weight, of which the logits are made, and of the features."""
+        return MEASURES[name](rebuilt(s.features + x.sum(0), s.weight + x, s.bias, s.labels))
+
+    x = torch.zeros_like(s.weight).requires_grad_()
+    (slope,) = torch.autograd.grad(function(x), x)
+    (with_graph,) = torch.autograd.grad(function(x), x, create_graph=True)
+    (several,) = torch.autograd.grad(function(x), x, torch.tensor([1.0, 2.0]).double(), is_grads_batched=True)
+    for other in (with_graph, several[0], several[1] / 2, torch.func.grad(function)(x.detach())):
+        torch.testing.assert_close(other, slope)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_gradients_reach_what_the_measure_is_of(name):
     s = snapshot()
     features, weight, bias = (x.clone().requires_grad_() for x in (s.features, s.weight, s.bias))

@@ -88,7 +88,7 @@ class _RowVariance(torch.autograd.Function):
             return *differentiated(_row_variance_from_logits, (logits, weight), needed, grad), *[None] * 4
         probabilities = rest.scatter(-1, top[..., None], (1 - mass)[..., None])
         weighted = probabilities * grad[..., None]
-        slope = (probabilities @ distances).sub_(2 * variance[..., None]).mul_(weighted)
+        slope = (probabilities @ distances).sub_(2 * variance[..., None]) * weighted
         pairs = weighted.mT @ probabilities
         pairs.diagonal(dim1=-2, dim2=-1).zero_()
         centred = weight - weight.mean(-2, keepdim=True)
