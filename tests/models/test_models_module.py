@@ -65,6 +65,18 @@ class Writing(Plain):
         return self.fc(self.body(x) - total)
 
 
+class Fixed(nn.Module):
+    """Nothing but its head is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+        self.register_buffer("body", torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x):
+        return self.fc((x @ self.body.to(x.dtype)).relu())
+
+
 class Pooled(nn.Module):
     """Its head answers at every position; they are pooled behind it."""
 
@@ -86,6 +98,7 @@ CASES = {
     "plain": (Plain, VECTORS, True),
     "batch norm": (Normed, IMAGES, True),
     "attention": (Attending, TOKENS, True),
+    "fixed": (Fixed, VECTORS, True),
     "branching": (Branching, VECTORS, False),
     "writing": (Writing, VECTORS, False),
 }

@@ -202,7 +202,10 @@ class ModuleNetwork(Network):
                 with warnings.catch_warnings():
                     warnings.filterwarnings("error", message=".*performance drop")
                     features = run(parameters, buffers, probe)
-                    gradient = torch.autograd.grad(features.square().sum(), [*parameters.values()], allow_unused=True)
+                    gradient: tuple[Tensor | None, ...] = ()
+                    if features.requires_grad:  # else nothing but the head is trained
+                        places = list(parameters.values())
+                        gradient = torch.autograd.grad(features.square().sum(), places, allow_unused=True)
             except Exception as error:  # whatever torch.func cannot do with this module
                 if run == self._one_by_one:
                     raise
