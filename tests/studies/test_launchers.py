@@ -1,6 +1,7 @@
 """Shards of seeds, trained anywhere, give the run that one process would have made; workers may die on the way."""
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -103,6 +104,7 @@ def test_processes_give_the_same_run(tmp_path, whole):
     launch(SPEC, folder, "processes", workers=2)
     assert_same_run(folder, whole)
     assert {(shard.folder.status["threads"]) for shard in shards_of(folder, SPEC, 2)} == {1}
+    assert [(shard.folder.path / "log.txt").read_text() for shard in shards_of(folder, SPEC, 2)] == ["", ""]
 
 
 def killed_once(shard, call):
@@ -111,6 +113,17 @@ def killed_once(shard, call):
         count = iter(range(100))
         train_shard(str(shard), stop=lambda: next(count) == 7)
         raise RuntimeError("worker lost")
+
+
+def test_a_worker_that_fails_says_why(tmp_path):
+    spec = tiny.spec(seeds=1, steps=4)
+    folder = new_folder(tmp_path / "run", spec)
+    (shard,) = shards_of(folder, spec, 1)
+    train_shard(str(shard.folder.path), stop=lambda: True)
+    changed = {**spec.model_dump(mode="json"), "steps": 5}
+    (shard.folder.path / "spec.json").write_text(json.dumps(changed))
+    with pytest.raises(RuntimeError, match=r"exit code 1; last words: .*RunFolderError: .*changed after the run began"):
+        Processes(Order(workers=1))(shard.folder.path)
 
 
 def test_a_lost_worker_costs_nothing_but_time(tmp_path, whole):

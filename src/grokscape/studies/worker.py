@@ -3,6 +3,7 @@
 It saves and stops when its standard input closes, as happens when the process that started it is gone.
 """
 
+import os
 import sys
 import threading
 
@@ -16,7 +17,7 @@ def main() -> None:
 
     def watch() -> None:
         """Wait until the parent's end of the pipe is gone."""
-        sys.stdin.buffer.read()
+        os.read(0, 1)  # not through sys.stdin, whose lock this thread would hold when the process ends: it would abort
         orphaned.set()
 
     threading.Thread(target=watch, daemon=True).start()
