@@ -1,5 +1,6 @@
 """The live view, and the plain lines where there is no terminal."""
 
+import errno
 import io
 import math
 
@@ -52,6 +53,27 @@ def test_the_view_fits_and_has_a_line_for_each_arm(width):
 def test_columns_that_are_not_measured_are_left_out():
     assert "cdnv" not in "\n".join(shown(100, measured(10)))
     assert "cdnv" in "\n".join(shown(100, measured(10, **{"train/cdnv": 1.0})))
+
+
+class Closed(io.StringIO):
+    """A pipe that nobody reads, or a terminal that is gone."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def flush(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("stream", ["live", "plain"])
+@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "Broken pipe"), OSError(errno.EIO, "no terminal")])
+def test_a_run_that_nobody_watches_goes_on(stream, error, monkeypatch):
+    monkeypatch.setattr("rich.console.os.dup2", lambda *numbers: None)
+    console = Console(file=Closed(error), force_terminal=stream == "live")
+    with Display(SPEC, stream, console) as display:
+        for step in (0, 750, 1500):
+            display(measured(step))
 
 
 def test_an_arm_whose_replicas_all_diverged_says_so():

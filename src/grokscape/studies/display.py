@@ -4,6 +4,8 @@ import math
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -45,17 +47,32 @@ class Display:
         self._next_line = (0.0, 0.0)
 
     def __enter__(self) -> "Display":
-        if self._stream == "live":
-            self._live.start()
-            self._live.update(Text(f"{self._spec.title or self._spec.name}: setting up …", style="dim"), refresh=True)
+        with self._perhaps_unseen():
+            if self._stream == "live":
+                self._live.start()
+                title = self._spec.title or self._spec.name
+                self._live.update(Text(f"{title}: setting up …", style="dim"), refresh=True)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._stream == "live":
-            self._live.stop()
+        with self._perhaps_unseen():
+            if self._stream == "live":
+                self._live.stop()
 
     def __call__(self, measured: Progress) -> None:
         """Show the newest measurement."""
+        with self._perhaps_unseen():
+            self._show(measured)
+
+    @contextmanager
+    def _perhaps_unseen(self) -> Iterator[None]:
+        """Where nobody looks any more, at a closed pipe or a terminal that is gone, the run goes on unseen."""
+        try:
+            yield
+        except (OSError, SystemExit):  # rich leaves the program when a pipe is closed
+            self._stream = "quiet"
+
+    def _show(self, measured: Progress) -> None:
         if self._stream == "quiet":
             return
         rows = measured.medians()
