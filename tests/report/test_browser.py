@@ -210,6 +210,26 @@ def test_nothing_is_wider_than_the_window(visit: Any, report: Path, width: int) 
     assert page.evaluate(small) == 0
 
 
+@pytest.mark.parametrize("width", [400, 1280])
+def test_long_names_without_spaces_stay_in_their_place(visit: Any, make_run: Any, tmp_path: Path, width: int) -> None:
+    from grokscape.analysis import analyze
+
+    clamp = {"kind": "clamp", "measure": "cdnv", "at_least": 1.2}
+    names = ["cdnv-held-by-the-surrogate-too", "CollapseHeldByTheSurrogate", "<b>&amp;</b><b>&amp;</b>", "x" * 80]
+    arms = [{"name": name, "role": "manipulation", "interventions": [clamp]} for name in names]
+    folder = make_run(tmp_path / "run", arms=[{"name": "baseline", "role": "baseline"}, *arms], seeds=2, every=50)
+    analyze(folder)
+    page = visit(write_report(folder), width=width)
+    scroll_through(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    beyond = """elements => elements.map(e => e.scrollWidth - e.clientWidth)"""
+    assert max(page.eval_on_selector_all(".card", beyond)) <= 0
+    cut = """() => { const plate = document.querySelector('#hero .plate'), left = plate.getBoundingClientRect().left;
+        return [...plate.querySelectorAll('.ytick text, .y2tick text')]
+            .map(t => t.getBoundingClientRect().left - left); }"""
+    assert min(page.evaluate(cut)) >= 0
+
+
 def test_everything_has_a_name_for_those_who_do_not_see_it(visit: Any, report: Path) -> None:
     page = visit(report)
     unnamed = """() => [...document.querySelectorAll('button, input, [role=img], [role=region], nav, svg')]

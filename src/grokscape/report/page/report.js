@@ -38,10 +38,12 @@
   const drawn = new Map(); // element → function that draws it anew
   // On a narrow screen long names of rows and axes take two lines.
   const halved = (name, longest) => {
-    const spaces = [...name.matchAll(/ /g)].map((match) => match.index);
-    if (name.length <= longest || !spaces.length) return name;
-    const middle = spaces.reduce((a, b) => (Math.abs(b - name.length / 2) < Math.abs(a - name.length / 2) ? b : a));
-    return `${name.slice(0, middle)}<br>${name.slice(middle + 1)}`;
+    const letters = name.match(/&\w+;|./gsu) ?? [];
+    if (letters.length <= longest) return name;
+    const half = letters.length / 2;
+    const ends = letters.flatMap((letter, i) => (/[\s_/-]/.test(letter) && Math.abs(i + 1 - half) <= 3 ? [i + 1] : []));
+    const place = ends.reduce((a, b) => (Math.abs(b - half) < Math.abs(a - half) ? b : a), ends[0] ?? Math.round(half));
+    return `${letters.slice(0, place).join("").trimEnd()}<br>${letters.slice(place).join("")}`;
   };
   const wrap = (layout) => {
     for (const name of Object.keys(layout).filter((key) => /^[xy]axis/.test(key))) {
