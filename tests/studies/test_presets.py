@@ -24,6 +24,11 @@ def test_a_preset_survives_json_and_trains(name, tmp_path):
     assert study.trajectory["train/loss"].is_finite().all()
 
 
+def test_the_demo_says_how_many_arms_the_whole_study_has_more():
+    demo, whole = gs.preset("quickstart"), gs.preset("necessity")
+    assert f"`necessity` has {len(whole.arms) - len(demo.arms)} more." in demo.description
+
+
 @pytest.mark.parametrize("name", NECESSITY)
 def test_a_study_of_necessity_holds_each_property_by_two_hands_and_has_a_matched_level(name):
     spec = gs.preset(name)

@@ -77,7 +77,7 @@ def _quickstart() -> StudySpec:
         description=(
             "Quadratic MLP on x + y mod 31, half of the 961 pairs for training, 8 arms × 8 paired seeds in one batched "
             "run; under 2 minutes on 2 CPU cores. Flatness and collapse are each promoted and held back at two doses; "
-            "a last arm brings κ to the higher dose by another hand, the training loss. `necessity` has a dozen more."
+            "a last arm brings κ to the higher dose by another hand, the training loss. `necessity` has 19 more."
         ),
         arms=(
             BASELINE,
