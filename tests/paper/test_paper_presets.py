@@ -34,6 +34,11 @@ def test_a_preset_is_a_specification_that_survives_json(name, scale):
     assert ("--scale small" in spec.description) == (scale == "small")
 
 
+@pytest.mark.parametrize("name", ["fig16", "fig18"])
+def test_the_cost_of_text_counts_the_epochs_of_the_paper(name):
+    assert "× 300 epochs ×" in gs.preset(name).description
+
+
 def test_settings_of_the_paper():
     """Numbers of the paper, written down a second time."""
     fig4, fig2, fig13 = (gs.preset(name) for name in ("fig4", "fig2", "fig13"))
