@@ -134,7 +134,7 @@ def _accuracy(row: Mapping[str, Any], digits: int, interval: bool) -> str:
         return "–"
     if low is None or high is None or not interval:
         return f"{value:.{digits}f}"
-    return f"{value:.{digits}f} [{max(low, 0):.{digits}f}, {min(high, 1):.{digits}f}]"
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _level(row: Mapping[str, Any]) -> Text:

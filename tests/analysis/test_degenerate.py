@@ -132,6 +132,16 @@ def test_no_rows_yet(tmp_path):
     assert summary_table(folder.trajectory(), folder.spec)["n"].to_list() == [0] * len(QUICKSTART)
 
 
+def test_the_interval_of_an_accuracy_stays_between_zero_and_one():
+    study = synthetic.study(QUICKSTART, seeds=2)
+    for accuracy in (0.05, 0.95):
+        spread = pl.when(pl.col("seed") == 0).then(accuracy - 0.05).otherwise(accuracy + 0.05)
+        frame = study.frame.with_columns(spread.alias("test/accuracy"))
+        table = summary_table(frame, study.spec, study.columns, study.status)
+        assert table["final_accuracy_low"].min() >= 0
+        assert table["final_accuracy_high"].max() <= 1
+
+
 def test_one_evaluation_only():
     study = synthetic.study(QUICKSTART)
     findings(synthetic.Study(study.frame.filter(pl.col("step") == 0), study.columns, study.spec, study.status))

@@ -54,13 +54,14 @@ def _row(record: Record, arm: Arm) -> dict[str, Any]:
     place = record.panel.rows(arm.name)
     result = check(record, arm)
     accuracy = mean_interval(record.moment("final_accuracy")[place], 1 - record.rules.alpha)
+    low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (accuracy["low"], accuracy["high"]))
     aim = arm.aims[0] if arm.aims else None
     row = {"arm": arm.name, "title": arm.title, "role": arm.role, "n": len(runs),
            "diverged": int(runs["diverged"].sum()), "memorised": runs["memorised"].count(),
            "generalised": runs["generalised"].count(),
            "memorised_step": _median(runs, "memorised"), "generalised_step": _median(runs, "generalised"),
-           "delay": _median_delay(runs), "final_accuracy": accuracy["value"], "final_accuracy_low": accuracy["low"],
-           "final_accuracy_high": accuracy["high"], "measure": aim.column if aim else None,
+           "delay": _median_delay(runs), "final_accuracy": accuracy["value"], "final_accuracy_low": low,
+           "final_accuracy_high": high, "measure": aim.column if aim else None,
            "held": None if np.isnan(result.held) else result.held, "state": result.state, "valid": result.valid,
            "level_at_memorisation": None, "level": None}
     if aim:

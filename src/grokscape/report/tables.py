@@ -45,7 +45,7 @@ def _outcome_cells(run: Run, found: Outcomes, arm: str, measures: Sequence[str])
         cells.append(_text(f"{row[what]} of {row['n']}", "no median" if step is None else f"step {step:.0f}"))
     cells.append(_text("–" if row["delay"] is None else f"{row['delay']:.0f}"))
     accuracy, low, high = (row[f"final_accuracy{end}"] for end in ("", "_low", "_high"))
-    interval = "" if low is None or high is None else f"{100 * low:.1f} to {min(100 * high, 100):.1f}"
+    interval = "" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
     cells.append(_text("–" if accuracy is None else f"{100 * accuracy:.1f} %", interval))
     cells += [_text(wording.number(_final_value(run, arm, measure))) for measure in measures]
     return cells
