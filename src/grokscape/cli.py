@@ -13,7 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +29,7 @@ from grokscape.store import RunFolder, RunFolderError
 
 app = cyclopts.App(
     name="grokscape",
+    suppress_keyboard_interrupt=False,
     version=grokscape.__version__,
     help=(
         "Which geometric property does generalisation need? Train paired arms × seeds on a grokking testbed, hold "
@@ -347,13 +348,18 @@ def _terminated(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _warn(message: str) -> None:
+    with suppress(OSError):  # nobody looks
+        print(f"grokscape: {message}", file=sys.stderr)
+
+
 def main() -> None:
     """Entry point of the `grokscape` command."""
     signal.signal(signal.SIGTERM, _terminated)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without κ shows ?, and the run goes on
-    warnings.showwarning = lambda message, *where: print(f"grokscape: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *where: _warn(str(message))
     try:
         app(sys.argv[1:], exit_on_error=False)
     except cyclopts.CycloptsError:  # already printed
@@ -363,6 +369,9 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         sys.exit(_explain(error))
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):  # all is said; Python's own leaving is not to be disturbed
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _explain(error: Exception) -> int:

@@ -91,7 +91,7 @@ def read_json(path: Path, kind: type = object, remedy: str = "restore it") -> An
     """Read JSON; a missing or damaged file, or one that holds another type, gives a `RunFolderError` that names it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise RunFolderError(
             f"{path} does not exist; is {path.parent} a run folder? `grokscape run` makes one"
         ) from None
@@ -119,10 +119,12 @@ def _check_objects(path: Path, values: Sequence[Any], remedy: str, names: Sequen
 
 def _read_part(path: Path) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path)
+        frame = pl.read_parquet(path)
+        frame.select(KEYS)
     except pl.exceptions.PolarsError as error:
         raise RunFolderError(f"{path} is damaged ({error}); remove it and the parts after it, then go on with: "
                              f"grokscape resume {path.parent.parent}") from None
+    return frame
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,13 @@ class Study:
         """What the analysis found; empty before it ran."""
         from grokscape.analysis import Finding
 
-        return [Finding(**finding) for finding in self.folder.findings]
+        try:
+            return [Finding(**finding) for finding in self.folder.findings]
+        except TypeError as error:
+            raise RunFolderError(
+                f"{self.path / 'findings.json'} is of another version ({error}); make it anew with: "
+                f"grokscape analyze {self.path}"
+            ) from None
 
     def trained(self, arm: str, seed: int) -> Trained:
         """One trained network and its data, from the newest checkpoint: `model, train, test, step`.
@@ -109,7 +115,10 @@ def wrong(error: ValidationError) -> str:
     for entry in error.errors():
         place = ".".join(map(str, entry["loc"]))
         said = entry["msg"].removeprefix("Value error, ")
-        said += "; is it misspelt?" if entry["type"] in ("extra_forbidden", "unexpected_keyword_argument") else ""
+        if entry["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            said += "; is it misspelt?"
+        elif entry["type"] not in ("value_error", "json_invalid") and isinstance(entry["input"], int | float | str):
+            said += f", got {entry['input']!r:.40}"
         clauses.append(f"{place + ': ' if place else ''}{said}")
     return "; ".join(clauses)
 
@@ -125,6 +134,8 @@ def specification(study: str, scale: Scale = "paper", data: str | None = None) -
     Raises:
         ValueError: no such preset or file, no specification in it, or data for a testbed that makes its own.
     """
+    if study.endswith(".json") and scale != "paper":
+        raise ValueError(f"{study} has one scale only; leave `--scale {scale}` out")
     spec = preset(study, scale) if not study.endswith(".json") else _specification_in(Path(study))
     if data is None:
         return spec
@@ -134,7 +145,7 @@ def specification(study: str, scale: Scale = "paper", data: str | None = None) -
 
 
 def _specification_in(path: Path) -> StudySpec:
-    if not path.exists():
+    if not path.is_file():
         raise ValueError(f"there is no file {path}; expected a preset's name or a JSON file with a specification")
     try:
         return StudySpec.model_validate_json(path.read_bytes())
@@ -163,7 +174,7 @@ def checked_device(name: str) -> str:
     """
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         has = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
         has += ["mps"] if torch.backends.mps.is_available() else []

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import shutil
 import warnings
 
+import polars as pl
 import pytest
 
 import tiny
@@ -83,7 +85,17 @@ IMPOSSIBLE = {
     "train fraction 0": ({"testbed": {**TESTBED, "train_fraction": 0}}, ["train_fraction", "greater than 0"]),
     "p not prime for division": ({"testbed": {**TESTBED, "operation": "x/y", "p": 8}}, ["prime", "8"]),
     "unknown operation": ({"testbed": {**TESTBED, "operation": "x^y"}}, ["x^y", "x+y"]),
-    "no seeds": ({"seeds": 0}, ["seeds", "greater than or equal to 1"]),
+    "no seeds": ({"seeds": 0}, ["seeds", "greater than or equal to 1, got 0"]),
+    "a seed that no generator takes": ({"first_seed": 2**64}, ["first_seed", "less than", f"got {2**64}"]),
+    "more evaluations than there is memory": (
+        {"evaluation": {"measures": ["cdnv"], "points": 10**9}}, ["points", "less than", "got 1000000000"],
+    ),
+    "an arm's setting": (
+        {"arms": [{**ONE_ARM[0], "optimizer": {"rate": 1}}]}, ["baseline.optimizer.rate: ", "is it misspelt?"],
+    ),
+    "an arm's testbed": (
+        {"arms": [{**ONE_ARM[0], "testbed": {"p": 1}}]}, ["baseline.testbed.p: ", "greater than or equal to 2, got 1"],
+    ),
     "no steps": ({"steps": 0}, ["steps", "greater than or equal to 1"]),
     "unknown measure": ({"evaluation": {"measures": ["flatnes"]}}, ["flatnes", "relative_flatness"]),
     "unknown field": ({"sedes": 3}, ["sedes", "not permitted; is it misspelt?"]),
@@ -114,6 +126,8 @@ def test_impossible_settings_say_what_is_allowed(grokscape, tmp_path, study_file
         ("--seeds", "0", 1, ["seeds", "greater than or equal to 1"]),
         ("--seeds", "many", 2, ["many"]),
         ("--device", "gpu0", 1, ["expected a device of this machine (cpu", "'gpu0'"]),
+        ("--device", "meta", 1, ["expected a device of this machine (cpu", "'meta'"]),
+        ("--scale", "small", 1, ["study.json has one scale only; leave `--scale small` out"]),
         ("--device", "cuda:99", 1, ["expected a device of this machine (cpu", "'cuda:99'"]),
         ("--launcher", "cloud", 2, ["cloud", "inline", "processes", "ray", "slurm"]),
         ("--workers", "0", 1, ["--workers of 1 or more, got 0"]),
@@ -124,7 +138,7 @@ def test_impossible_settings_say_what_is_allowed(grokscape, tmp_path, study_file
 def test_impossible_options_say_what_is_allowed(grokscape, tmp_path, study_file, reported, option, value, code, words):
     outcomes = [grokscape("run", study_file(), "--out", tmp_path / "run", option, value)]
     assert not (tmp_path / "run").exists()
-    if option != "--seeds":  # even where nothing is left to do
+    if option not in ("--seeds", "--scale"):  # even where nothing is left to do
         outcomes.append(grokscape("resume", reported, option, value))
     for outcome in outcomes:
         assert outcome.code == code
@@ -136,6 +150,8 @@ def test_a_missing_or_broken_specification_is_named(grokscape, tmp_path):
     missing = grokscape("run", tmp_path / "none.json")
     assert missing.code == 1
     assert f"there is no file {tmp_path / 'none.json'}" in missing.err
+    (tmp_path / "folder.json").mkdir()
+    assert f"there is no file {tmp_path / 'folder.json'}" in grokscape("run", tmp_path / "folder.json").err
     (tmp_path / "half.json").write_text('{"name": "tiny", ')
     broken = grokscape("run", tmp_path / "half.json")
     assert broken.code == 1
@@ -149,6 +165,8 @@ def test_no_run_folder_no_result(grokscape, tmp_path, command):
     assert outcome.code == 1
     assert "spec.json does not exist" in outcome.err
     assert "`grokscape run` makes one" in outcome.err
+    (tmp_path / "spec.json").touch()
+    assert f"is {tmp_path / 'spec.json'} a run folder?" in grokscape(command, tmp_path / "spec.json").err
 
 
 @pytest.mark.parametrize("text", ['{"name": "tiny",', "[1, 2]", "\x00\xff"])
@@ -196,6 +214,36 @@ def test_damaged_findings_can_be_made_anew(grokscape, finished, text):
     assert f"make it anew with: grokscape analyze {finished}" in outcome.err
     assert grokscape("analyze", finished).code == 0
     assert RunFolder.open(finished).findings == findings
+
+
+def test_findings_of_another_version_can_be_made_anew(grokscape, reported, tmp_path):
+    folder = RunFolder(shutil.copytree(reported, tmp_path / "run"))
+    findings = folder.findings
+    folder.write_findings([{**finding, "later": 1} for finding in findings])
+    outcome = grokscape("resume", folder.path)
+    assert outcome.code == 1
+    assert "findings.json is of another version" in outcome.err
+    assert f"make it anew with: grokscape analyze {folder.path}" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert grokscape("analyze", folder.path).code == 0
+    assert folder.findings == findings
+
+
+def test_a_part_that_no_run_wrote_is_named(grokscape, finished):
+    pl.DataFrame({"a": [1]}).write_parquet(finished / "trajectory" / "part-99999.parquet")
+    outcome = grokscape("show", finished)
+    assert outcome.code == 1
+    assert "part-99999.parquet is damaged" in outcome.err
+    assert "replica" in outcome.err
+
+
+def test_stopping_before_there_is_a_folder_says_so(grokscape, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("grokscape.workflow.specification", stop)
+    outcome = grokscape("run", "quickstart")
+    assert (outcome.code, outcome.err) == (130, "grokscape: stopped\n")
 
 
 def test_a_damaged_part_of_a_finished_run_is_made_anew_as_the_message_says(grokscape, finished):

@@ -5,7 +5,7 @@ It is written down before the run, frozen, and goes to JSON and back unchanged.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from grokscape.interventions import Intervention, describe
 from grokscape.models import Model
@@ -15,6 +15,7 @@ from grokscape.training.columns import column_table
 from grokscape.training.levers import check_together
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
+Seed = Annotated[int, Field(ge=0, le=2**62)]  # what PyTorch's generators and Parquet's integers hold
 DEFAULT_MEASURES = (
     "relative_flatness",
     "relative_flatness_bound",
@@ -156,9 +157,9 @@ class StudySpec(BaseModel):
     optimizer: Optimizer
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
     seeds: Annotated[int, Field(ge=1, le=100_000)] = 8
-    first_seed: Annotated[int, Field(ge=0)] = 0
-    init_seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    first_split_seed: Annotated[int, Field(ge=0)] = 1000
+    first_seed: Seed = 0
+    init_seeds: tuple[Seed, ...] = ()
+    first_split_seed: Seed = 1000
     same_split: bool = False
     steps: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)] | None = None
@@ -209,15 +210,22 @@ class StudySpec(BaseModel):
         return init_seed, self.first_split_seed + (0 if self.same_split else k)
 
 
-def _overridden(adapter: TypeAdapter[Any], settings: BaseModel, changes: dict[str, Any]) -> Any:
-    return adapter.validate_python({**dict(settings), **changes}) if changes else settings
+def _overridden(adapter: TypeAdapter[Any], settings: BaseModel, arm: Arm, place: str) -> Any:
+    changes = getattr(arm, place)
+    if not changes:
+        return settings
+    try:
+        return adapter.validate_python({**dict(settings), **changes})
+    except ValidationError as error:
+        details = [{**entry, "loc": (arm.name, place, *entry["loc"][1:])} for entry in error.errors()]
+        raise ValidationError.from_exception_data(arm.name, details) from None
 
 
 def arm_optimizer(spec: StudySpec, arm: Arm) -> Any:
     """The study's optimiser with the arm's changes."""
-    return _overridden(TypeAdapter(Optimizer), spec.optimizer, arm.optimizer)
+    return _overridden(TypeAdapter(Optimizer), spec.optimizer, arm, "optimizer")
 
 
 def arm_testbed(spec: StudySpec, arm: Arm) -> Any:
     """The study's testbed with the arm's changes."""
-    return _overridden(TypeAdapter(Task), spec.testbed, arm.testbed)
+    return _overridden(TypeAdapter(Task), spec.testbed, arm, "testbed")

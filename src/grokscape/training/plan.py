@@ -52,7 +52,7 @@ class Evaluation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     measures: tuple[str, ...]
-    points: Annotated[int, Field(ge=2)] = 100
+    points: Annotated[int, Field(ge=2, le=1_000_000)] = 100
     steps: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     every: Annotated[int, Field(ge=1)] | None = None
     refine: Annotated[int, Field(ge=1)] | None = None
