@@ -339,9 +339,9 @@ def _stoppable(folder: Path) -> Iterator[None]:
         if not (folder / "spec.json").exists():
             raise
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(f"stopped; go on with: grokscape resume {folder}") from None
+            raise Interrupted(f"stopped; go on with: {RunFolder(folder).command('resume')}") from None
         kept = f"what was computed until the newest checkpoint is in {folder}"
-        raise RunFolderError(f"{error}; {kept}. Then go on with: grokscape resume {folder}") from error
+        raise RunFolderError(f"{error}; {kept}. Then go on with: {RunFolder(folder).command('resume')}") from error
 
 
 def _terminated(number: int, frame: object) -> None:

@@ -19,6 +19,7 @@ Every file is written beside its place and moved over it, so a reader never sees
 import errno
 import json
 import os
+import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,7 +124,7 @@ def _read_part(path: Path) -> pl.DataFrame:
         frame.select(KEYS)
     except pl.exceptions.PolarsError as error:
         raise RunFolderError(f"{path} is damaged ({error}); remove it and the parts after it, then go on with: "
-                             f"grokscape resume {path.parent.parent}") from None
+                             f"{RunFolder(path.parent.parent).command('resume')}") from None
     return frame
 
 
@@ -148,7 +149,7 @@ class RunFolder:
         try:
             if folder.path.exists() and any(not _is_temporary(path) for path in folder.path.iterdir()):
                 raise RunFolderError(
-                    f"{folder.path} exists and is not empty. Go on with it: `grokscape resume {folder.path}`. "
+                    f"{folder.path} exists and is not empty. Go on with it: `{folder.command('resume')}`. "
                     f"Or keep it and choose another place: `--out DIR`."
                 )
             write_json(folder.path / "spec.json", spec)
@@ -176,6 +177,10 @@ class RunFolder:
             )
         return folder
 
+    def command(self, verb: str) -> str:
+        """What to type to have something done with the folder, such as `grokscape resume 'my runs/first'`."""
+        return shlex.join(["grokscape", verb, str(self.path)])
+
     @property
     def spec(self) -> dict[str, Any]:
         """The study as it was asked for."""
@@ -197,7 +202,7 @@ class RunFolder:
                 if time.monotonic() >= last:
                     raise RunFolderError(
                         f"another process is training into {self.path}; wait for it, or stop it, then go on with: "
-                        f"grokscape resume {self.path}"
+                        f"{self.command('resume')}"
                     )
                 time.sleep(0.1)
             for place in (self.path, self.path / "trajectory", self.path / "checkpoints"):
@@ -218,7 +223,7 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """How far the run got; empty before its first step."""
         path = self.path / "status.json"
-        remedy = f"remove it, then go on with: grokscape resume {self.path}"
+        remedy = f"remove it, then go on with: {self.command('resume')}"
         status = read_json(path, dict, remedy) if path.exists() else {}
         _check_entries(path, status, _STATUS, remedy)
         _check_objects(path, status.get("replicas", []), remedy)
@@ -267,7 +272,7 @@ class RunFolder:
     def measured(self) -> "RunFolder":
         """This folder; a `RunFolderError` if nothing was measured yet."""
         if not self.parts():
-            raise RunFolderError(f"{self.path} holds no measurements yet; go on with: grokscape resume {self.path}")
+            raise RunFolderError(f"{self.path} holds no measurements yet; go on with: {self.command('resume')}")
         return self
 
     def trajectory(self) -> pl.DataFrame:
@@ -290,7 +295,7 @@ class RunFolder:
     def findings(self) -> list[dict[str, Any]]:
         """What the analysis found; empty before it ran."""
         path = self.path / "findings.json"
-        remedy = f"make it anew with: grokscape analyze {self.path}"
+        remedy = f"make it anew with: {self.command('analyze')}"
         findings = read_json(path, list, remedy) if path.exists() else []
         _check_objects(path, findings, remedy, ("id", "kind", "subject", "statement", "verdict"))
         return findings

@@ -55,7 +55,7 @@ def show(folder: RunFolder, console: Console) -> None:
     console.print(head(folder), soft_wrap=True)
     frame = folder.trajectory()
     if frame.is_empty():
-        console.print(Text(f"Nothing was measured yet. Go on with: grokscape resume {folder.path}"), soft_wrap=True)
+        console.print(Text(f"Nothing was measured yet. Go on with: {folder.command('resume')}"), soft_wrap=True)
         return
     console.print()
     table = summary_table(frame, folder.spec, folder.columns(), folder.status)
@@ -88,7 +88,7 @@ def head(folder: RunFolder) -> RenderableType:
         lines.append(Text(share, style="yellow"))
     if state in ("killed", "interrupted", "failed"):
         reason = f" ({status['error']})" if "error" in status else ""
-        lines.append(Text(f"It is not finished{reason}. Go on with: grokscape resume {folder.path}", style="yellow"))
+        lines.append(Text(f"It is not finished{reason}. Go on with: {folder.command('resume')}", style="yellow"))
     return Group(*lines)
 
 
@@ -184,6 +184,6 @@ def _places(folder: RunFolder) -> Iterable[tuple[str, str]]:
     yield "run folder", str(path)
     yield "trajectory", f"{path / 'trajectory'} ({len(folder.parts())} Parquet files)"
     count = len(folder.findings)
-    yield "findings", f"{path / 'findings.json'} ({count})" if count else f"not yet; grokscape analyze {path}"
+    yield "findings", f"{path / 'findings.json'} ({count})" if count else f"not yet; {folder.command('analyze')}"
     report = path / "report.html"
-    yield "report", str(report) if report.exists() else f"not yet; grokscape report {path}"
+    yield "report", str(report) if report.exists() else f"not yet; {folder.command('report')}"

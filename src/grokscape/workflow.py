@@ -74,7 +74,7 @@ class Study:
         except TypeError as error:
             raise RunFolderError(
                 f"{self.path / 'findings.json'} is of another version ({error}); make it anew with: "
-                f"grokscape analyze {self.path}"
+                f"{self.folder.command('analyze')}"
             ) from None
 
     def trained(self, arm: str, seed: int) -> Trained:

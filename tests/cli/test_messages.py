@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shlex
 import shutil
 import warnings
 
@@ -290,6 +291,13 @@ def test_a_specification_that_lost_an_entry_is_named(grokscape, stopped):
     outcome = grokscape("resume", stopped)
     assert outcome.code == 1
     assert "spec.json is not a study's specification: testbed: Field required" in outcome.err
+
+
+def test_what_to_type_is_what_a_shell_takes(grokscape, tmp_path):
+    folder = RunFolder.create(tmp_path / "my runs" / "it's", tiny.spec().model_dump(mode="json"))
+    said = grokscape("show", folder.path).out
+    command = next(line for line in said.splitlines() if "Go on with: " in line).partition("Go on with: ")[2]
+    assert shlex.split(command) == ["grokscape", "resume", str(folder.path)]
 
 
 def test_nothing_measured_yet_says_how_to_go_on(grokscape, tmp_path):

@@ -348,13 +348,13 @@ class _Sharded:
                 raise unusable
             raise RunFolderError(
                 f"{len(failed)} of {len(self._shards)} shards failed, the others are saved: {'; '.join(failed)}. "
-                f"Try again with: grokscape resume {self._folder.path}"
+                f"Try again with: {self._folder.command('resume')}"
             )
         if any(shard.folder.status.get("state") != "finished" for shard in self._shards):
             self._status("interrupted")
             raise Interrupted(
                 f"stopped; everything so far is in {self._folder.path}. "
-                f"Go on with: grokscape resume {self._folder.path}"
+                f"Go on with: {self._folder.command('resume')}"
             )
         self._status("finished", parts=len(self._folder.parts()))
         with contextlib.suppress(FileNotFoundError):

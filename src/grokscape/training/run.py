@@ -209,7 +209,7 @@ class Run:
         if wanted:
             raise Interrupted(
                 f"stopped before step {step} of {self._plan.steps}; everything so far is in {self._folder.path}. "
-                f"Go on with: grokscape resume {self._folder.path}"
+                f"Go on with: {self._folder.command('resume')}"
             )
 
     def _measure_all(self, step: int) -> bool:
