@@ -76,7 +76,7 @@ def effect(record: Record, arm: Arm) -> Effect:
     rows, others = (side[intact_rows(record, others)] for side in (rows, others))
     kept = intact_rows(record, rows)
     gaps = _accuracy_gaps(record, rows, others, arm.until)
-    from_start = results.with_columns(delay=pl.coalesce("generalised", "followed"),
+    from_start = results.with_columns(memorised=0.0, memorised_lower=0.0,
                                       delay_observed=pl.col("generalised").is_not_null())
     clock = _clock(record)
     timed = results if clock == "delay" else from_start

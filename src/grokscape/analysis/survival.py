@@ -68,14 +68,14 @@ def restriction(delays: Array, observed: Flags) -> float:
 def paired_delays(results: pl.DataFrame, arm: str, baseline: str) -> tuple[Array, Array, float, Flags, Flags]:
     """Delays of two arms by shared seed, restricted at their common τ, seeds that memorised in both.
 
-    A run generalised somewhere between two evaluations; the middle is taken, for the later of the two would add the
-    same steps to a short delay as to a long one, and so make their ratio smaller.
+    A run memorised, and generalised, somewhere between two evaluations. The middles are taken: the later of the two
+    would add the same steps to a short delay as to a long one, or take them off, and so bend their ratio.
 
     Returns:
         Delays of the arm and of the baseline, τ, and whether each ended by generalising within τ.
     """
-    half = pl.when("delay_observed").then((pl.col("generalised") - pl.col("generalised_lower")) / 2).fill_null(0.0)
-    results = results.with_columns(delay=(pl.col("delay") - half).clip(lower_bound=0.0))
+    end = pl.when("delay_observed").then(_between("generalised")).otherwise("followed")
+    results = results.with_columns(delay=(end - _between("memorised")).clip(lower_bound=0.0))
     both = results.filter(arm=arm).join(results.filter(arm=baseline), on="seed", suffix="_base").sort("seed")
     both = both.filter(pl.col("delay").is_not_null() & pl.col("delay_base").is_not_null())
     first, second = both["delay"].to_numpy(), both["delay_base"].to_numpy()
@@ -83,6 +83,11 @@ def paired_delays(results: pl.DataFrame, arm: str, baseline: str) -> tuple[Array
     limit = restriction(np.r_[first, second], np.r_[seen, seen_base])
     return (np.minimum(first, limit), np.minimum(second, limit), limit,
             seen & (first <= limit), seen_base & (second <= limit))
+
+
+def _between(moment: str) -> pl.Expr:
+    """The middle between the evaluation of an onset and the one before it, if there is one."""
+    return (pl.col(moment) + pl.coalesce(f"{moment}_lower", moment)) / 2
 
 
 def log_ratio_of_means(first: Array, second: Array) -> tuple[Array, Array]:
