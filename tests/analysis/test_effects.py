@@ -109,6 +109,15 @@ def test_who_is_not_followed_for_twice_the_baseline_s_delay_is_not_intact(steps,
     assert effects(record)[0].call == call
 
 
+def test_a_delay_beyond_the_margin_is_not_intact_because_one_run_was_cut_short():
+    """Times are cut where the shortest run ends, the allowed ones too: else long delays would pass for allowed ones."""
+    arm = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, delay_factor=2.1)
+    cut = (pl.col("step") <= 1100) | (pl.col("seed") > 0)
+    (found,) = effects(made(arm, seeds=100, steps=3000, every=50, change=lambda f: f.filter(cut)))
+    assert found.ratio["high"] < 2  # of the restricted means
+    assert found.call == "unclear"
+
+
 def test_late_memorisation_alone_does_not_hasten():
     late = (of("a") & (pl.col("step") < 400), of("a") & (pl.col("step") >= 400))
     record = made(change=lambda f: f.with_columns(

@@ -87,7 +87,8 @@ def effect(record: Record, arm: Arm) -> Effect:
     worse = greater(-gaps[kept], rules.accuracy_margin)
     slower = slower_than(*_delays(record, timed, rows[kept])[:2], rules.delay_ratio_margin)
     not_worse = greater(gaps, -rules.accuracy_margin)
-    not_slower = faster_than(own, base, rules.delay_ratio_margin) if long_enough else 1.0
+    allowed = np.minimum(rules.delay_ratio_margin * base, np.inf if complete else limit)  # cut as the arm's delays are
+    not_slower = greater(allowed - own, 0.0) if long_enough else 1.0
     sooner = faster_than(*_delays(record, from_start, rows)[:2], 1.0)
     faster = faster_than(own, base, 1 / rules.delay_ratio_margin)
     runs = results.filter(arm=arm.name)
