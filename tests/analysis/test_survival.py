@@ -135,7 +135,7 @@ def test_nobody_or_everybody_at_once_gives_no_interval_and_no_crash():
 
 @pytest.mark.parametrize("memorised", [0.0, 130.0])
 def test_a_coarse_grid_makes_a_delay_neither_longer_nor_shorter(memorised):
-    """Delays of twice the baseline's, looked at every 100 steps: "less" and "more than twice" at their level at most."""
+    """Delays of twice the baseline's, seen every 100 steps: "less" and "more than twice" at their level at most."""
     generator, draws, less, more = np.random.default_rng(3), 400, 0, 0
     keys = {"arm": ["base"] * 24 + ["arm"] * 24, "seed": [*range(24)] * 2, "delay_observed": [True] * 48}
     for _ in range(draws):
