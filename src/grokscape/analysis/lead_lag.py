@@ -12,9 +12,10 @@ from grokscape.analysis.record import Record
 from grokscape.analysis.transitions import change_points, transitions
 
 RULE = (
-    "Transition: first evaluation from which the measure has gone half the way (log scale) between its level at "
-    "memorisation and its final level; a measure that changes by less than a factor of {moved:g} has none. Leads: "
-    "the mean log ratio to the moment at which test accuracy itself has gone half its way so is below zero over seeds. "
+    "Transition: where evaluations at which the measure has gone half the way (log scale) between its level at "
+    "memorisation and its final level are best parted from earlier ones at which it has not; a measure that changes by "
+    "less than a factor of {moved:g} has none. Leads: the mean log ratio to the moment at which test accuracy itself "
+    "has gone half its way so is below zero over seeds. "
     "Lags: that to the moment of generalisation, which comes later, is above zero (Student's t, Holm over measures, "
     "level {alpha:g}, and the bootstrap interval excludes zero as well); a sign test against generalisation stands "
     "beside it. Position: 0 is memorisation, 1 is generalisation, on a log scale of steps."
@@ -40,9 +41,9 @@ def _numbers(record: Record, column: str) -> dict[str, Any]:
     found, accuracy = transitions(record, column, seen), transitions(record, TEST_ACCURACY, seen)
     generalised = threshold_onset(np.where(seen, record.panel[TEST_ACCURACY], np.nan), record.panel.steps,
                                   rules.test_threshold, rules.hold)
-    moment, before = found.onset.step[rows], found.onset.lower[rows]
+    moment, before = found.step[rows], found.lower[rows]
     test, test_before = generalised.step[rows], generalised.lower[rows]
-    half = np.fmin(accuracy.onset.step[rows], test)
+    half = np.fmin(accuracy.step[rows], test)
     train, followed = record.moment("memorised")[rows], record.moment("followed")[rows]
     lag, late = moment - test, ~np.isnan(moment) & np.isnan(test)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,7 +1,9 @@
 """When a measure changed: between its level at memorisation and its final level, on a log scale.
 
-The transition is the first evaluation at which the measure has gone at least half the way and then stays there for
-some evaluations. A change point found by a kernel method serves as a check that does not depend on those two levels.
+The transition is where the evaluations at which the measure has gone at least half the way are best parted from those
+at which it has not: with the fewest on the wrong side. Noise moves it neither forth nor back, and a spike not at all (a
+first evaluation that holds for some more comes late where values are noisy). A change point found by a kernel method
+serves as a check that does not depend on those two levels.
 Measures with values of both signs are taken as they are, without a logarithm.
 """
 
@@ -11,8 +13,7 @@ import numpy as np
 import ruptures
 
 from grokscape.analysis.estimation import row_median
-from grokscape.analysis.frames import Array, Flags, compress, latest
-from grokscape.analysis.onsets import Onset, onset
+from grokscape.analysis.frames import Array, Flags, compress, first, latest
 from grokscape.analysis.record import Record
 
 
@@ -21,14 +22,16 @@ class Transition:
     """Transitions of one measure; all (R,).
 
     Attributes:
-        onset: when; never for a measure that did not move.
+        step: when; NaN for a measure that did not move.
+        lower: the evaluation before.
         start: level at memorisation.
         end: final level.
         moved: whether it changed by the required factor (measures of both signs: at all), and
             by more than three times the usual difference between evaluations.
     """
 
-    onset: Onset
+    step: Array
+    lower: Array
     start: Array
     end: Array
     moved: Flags
@@ -55,9 +58,26 @@ def transitions(record: Record, column: str, among: Flags | None = None) -> Tran
     needed = np.maximum(np.log(rules.moved_factor) if taken else 0.0, np.where(np.isnan(jitter), 0.0, jitter))
     moved = np.where(np.isnan(way), False, np.abs(way) >= needed) & (way != 0) & (count >= 2 * rules.hold)
     with np.errstate(invalid="ignore", divide="ignore"):
-        met = ((values - start[:, None]) / way[:, None] >= 0.5) & moved[:, None]
+        met = (values - start[:, None]) / way[:, None] >= 0.5
     back = np.exp if taken else np.asarray
-    return Transition(onset(met, steps, rules.hold), back(start), back(end), moved)
+    return Transition(*parting(met, np.where(moved[:, None], steps, np.nan)), back(start), back(end), moved)
+
+
+def parting(met: Flags, steps: Array) -> tuple[Array, Array]:
+    """Where evaluations that meet a condition are best parted from earlier ones that do not, and the evaluation before.
+
+    The place with the fewest on the wrong side; of several such places the middle between the first and the last.
+
+    Args:
+        met: (R, T) whether the condition is met.
+        steps: (R, T) evaluations, measured ones first, NaN beyond.
+    """
+    score = np.where(met, 1, -1)
+    wrong = np.where(np.isnan(steps), np.inf, score.cumsum(axis=1) - score)
+    best = (wrong == wrong.min(axis=1, keepdims=True, initial=np.inf)) & ~np.isnan(steps)
+    before = np.concatenate([np.full((len(steps), 1), np.nan), steps[:, :-1]], axis=1)
+    step, lower = ((first(best, at) + first(best[:, ::-1], at[:, ::-1])) / 2 for at in (steps, before))
+    return step, lower
 
 
 def change_points(record: Record, column: str) -> Array:
