@@ -60,20 +60,32 @@ def test_a_covariate_that_ranks_perfectly_stays_finite():
     assert beta[0] > 1
 
 
-def test_concordance_counts_pairs():
+def test_concordance_counts_pairs_by_the_coefficients_of_their_groups():
     generator = np.random.default_rng(2)
     _, _, _, sets = cohort(generator, 15, np.array([0.3]))
-    scores = generator.integers(0, 4, len(sets.run)).astype(float)
-    judged = generator.random(len(sets.run)) < 0.5
+    values = generator.integers(0, 4, (len(sets.run), 1)).astype(float)
+    group, betas = sets.run % 3, generator.normal(size=(3, 3, 1))
+    betas[0, 2] = np.nan
     good = pairs = 0.0
     ends = [*sets.starts[1:], len(sets.run)]
     for start, end in zip(sets.starts, ends):
         for one in range(start, end):
             for two in range(start, end):
-                if sets.event[one] and judged[one] and not sets.event[two]:
+                beta = betas[group[one], group[two], 0]
+                if sets.event[one] and not sets.event[two] and not np.isnan(beta):
                     pairs += 1
-                    good += 1.0 if scores[one] > scores[two] else 0.5 if scores[one] == scores[two] else 0.0
-    assert concordance(sets, scores, judged) == (good, pairs)
+                    gap = beta * (values[one, 0] - values[two, 0])
+                    good += 1.0 if gap > 0 else 0.5 if gap == 0 else 0.0
+    assert concordance(sets, values, group, betas) == (good, pairs)
+
+
+def test_noise_ranks_pairs_like_a_coin():
+    generator, found = np.random.default_rng(4), []
+    for _ in range(300):
+        _, _, _, sets = cohort(generator, 8, np.array([0.0]))
+        noise = generator.normal(size=8)[sets.run]
+        found.append(model(Moments(sets, np.zeros(len(sets.run)), np.arange(8)), [noise])["concordance"])
+    assert np.mean(found) <= 0.5 + 3 * np.std(found) / np.sqrt(300)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.7])

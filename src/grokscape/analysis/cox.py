@@ -34,6 +34,13 @@ class RiskSets:
         """(M,) set of each row."""
         return np.repeat(np.arange(len(self.starts)), np.diff(np.r_[self.starts, len(self.run)]))
 
+    def pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows with an event, each beside every row of its set without one."""
+        rows = np.split(np.arange(len(self.run)), self.starts[1:])
+        met = [np.meshgrid(one[self.event[one]], one[~self.event[one]]) for one in rows]
+        event, other = (np.concatenate([grids[side].ravel() for grids in met]) for side in (0, 1))
+        return event, other
+
     def keep(self, chosen: Flags) -> tuple["RiskSets", NDArray[np.int64]]:
         """Only some rows, sets without an event or without a choice left out; and the places of the rows kept."""
         index = self.set_of_row
@@ -84,21 +91,16 @@ def _derivatives(sets: RiskSets, x: Array, beta: Array, deaths: Array) -> tuple[
     return (deaths[:, None] * mean).sum(axis=0), (deaths[:, None, None] * information).sum(axis=0)
 
 
-def concordance(sets: RiskSets, scores: Array, judged: Flags) -> tuple[float, float]:
-    """How often a run that has its event scores above the others at risk: concordant pairs (ties half) and all pairs.
+def concordance(sets: RiskSets, covariates: Array, group: NDArray[np.int64], betas: Array) -> tuple[float, int]:
+    """How often a run that has its event is ranked above another at risk: concordant pairs (ties half), and all pairs.
 
     Args:
         sets: risk sets with M rows.
-        scores: (M,) predicted log hazard.
-        judged: (M,) rows whose events count; the others serve as comparison only.
+        covariates: (M, p).
+        group: (M,) group of runs that a row belongs to.
+        betas: (G, G, p) coefficients by which a run of one group is compared with one of another; NaN: not at all.
     """
-    good, pairs = 0.0, 0.0
-    ends = np.r_[sets.starts[1:], len(scores)]
-    for start, end in zip(sets.starts, ends):
-        event, score = sets.event[start:end], scores[start:end]
-        chosen = event & judged[start:end]
-        if chosen.any() and not event.all():
-            gap = score[chosen][:, None] - score[~event][None]
-            good += float((gap > 0).sum() + 0.5 * (gap == 0).sum())
-            pairs += gap.size
-    return good, pairs
+    event, other = sets.pairs()
+    gap = ((covariates[event] - covariates[other]) * betas[group[event], group[other]]).sum(axis=1)
+    gap = gap[~np.isnan(gap)]
+    return float((gap > 0).sum() + 0.5 * (gap == 0).sum()), len(gap)

@@ -26,7 +26,7 @@ RULE = (
     "before; hazard ratios per standard deviation of the measure (its logarithm unless it takes both signs). "
     "Intervals: jackknife over groups of seeds, Student's t; none, and no verdict, below {seeds} seeds or {runs} "
     "runs, whose order is too often perfect by chance. Concordance: share of pairs in which the run that generalises "
-    "is ranked above one that has not, coefficients fitted without its seed. Foretells beyond the loss: p of the "
+    "is ranked above one that has not, by coefficients of the other seeds. Foretells beyond the loss: p of the "
     "adjusted coefficient, Holm over measures, at most {alpha:g}."
 )
 GROUPS = 10
@@ -88,7 +88,7 @@ def last_seen(record: Record, column: str, at: Moments) -> Array:
 
 
 def model(at: Moments, covariates: Sequence[Array]) -> dict[str, Any]:
-    """Fit on all runs, jackknifed over groups of seeds, with the concordance on the seeds left out.
+    """Fit on all runs, jackknifed over groups of seeds, with the concordance of pairs of seeds left out.
 
     Returns:
         {"beta", "se": (p,), "df", "runs", "events", "concordance", "pairs"}; beta is NaN where nothing can be fitted.
@@ -103,21 +103,17 @@ def model(at: Moments, covariates: Sequence[Array]) -> dict[str, Any]:
     x = (x - x.mean(axis=0)) / spread
     group = at.group[sets.run]
     groups = np.unique(at.group)
-    left_out, good, pairs = [], 0.0, 0.0
+    beta, left_out, g = fit(sets, x), np.full((len(groups), p), np.nan), len(groups)
     for one in groups:
-        others = group != one
-        rest, kept = sets.keep(others)
-        beta = fit(rest, x[kept])
-        if np.isnan(beta).any():
-            continue
-        left_out.append(beta)
-        right, count = concordance(sets, x @ beta, ~others)
-        good, pairs = good + right, pairs + count
-    table, g = np.array(left_out), len(left_out)
-    enough = g == len(groups) and g > 1
-    se = np.sqrt((g - 1) / g * ((table - table.mean(axis=0)) ** 2).sum(axis=0)) if enough else np.full(p, np.nan)
-    return {"beta": fit(sets, x), "se": se, "df": g - 1, "runs": len(np.unique(sets.run)),
-            "events": int(sets.event.sum()), "concordance": good / pairs if pairs else np.nan, "pairs": int(pairs)}
+        rest, kept = sets.keep(group != one)
+        left_out[one] = fit(rest, x[kept])
+    # Who is compared must be unseen on both sides: without two groups the coefficients move by what each moves them.
+    betas = left_out[:, None] + left_out - beta
+    betas[groups, groups] = left_out
+    good, pairs = concordance(sets, x, group, betas)
+    se = np.sqrt((g - 1) / g * ((left_out - left_out.mean(axis=0)) ** 2).sum(axis=0))
+    return {"beta": beta, "se": se, "df": g - 1, "runs": len(np.unique(sets.run)),
+            "events": int(sets.event.sum()), "concordance": good / pairs if pairs else np.nan, "pairs": pairs}
 
 
 def _ratio(found: dict[str, Any], rules: Rules) -> tuple[dict[str, Any], float]:
