@@ -258,6 +258,19 @@ def test_dose_response_is_page_s_trend_over_one_hand():
     assert trend["monotone"]
 
 
+def test_doses_run_from_the_least_blocked_one_though_that_blocks_less_than_the_baseline():
+    push = {"kind": "suppress", "measure": FLAT}
+    weak = ArmTruth("weak", interventions=[push])
+    doses = [ArmTruth(f"dose-{k}", interventions=[push], floor={FLAT: 60.0 * 2**k}, final_accuracy=0.97 - 0.1 * k)
+             for k in range(2)]
+    made = synthetic.study([BASELINE, weak, *doses])
+    factor = pl.when(pl.col("arm") != "weak").then(1.0).when(pl.col("step") < 300).then(2.0).otherwise(0.8)
+    record = made.record(made.frame.with_columns(pl.col("train/relative_flatness") * factor))
+    (trend,) = necessity(record, targets(record, "block")[0], effects(record), [])[0].data["trend"]
+    assert trend["arms"] == ["weak", "baseline", "dose-0", "dose-1"]
+    assert trend["p_accuracy"] < 1e-4
+
+
 def test_holm_is_over_all_arms_of_the_study():
     one = effects(record_of(arm("a", 80.0)))[0]
     three = effects(record_of(arm("a", 80.0), arm("b", 80.0), arm("c", 80.0)))

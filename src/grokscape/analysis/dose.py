@@ -18,8 +18,8 @@ def trend(record: Record, target: "Target", found: list[Effect]) -> list[dict[st
     """Page's trend test per hand with at least two doses: does test accuracy fall, and the delay grow, with the
     level?
 
-    Doses are ordered by the settled level of the measure, baseline included; seeds are the blocks; a run that never
-    generalised counts as slower than all that did.
+    Doses are ordered by the settled level of the measure, baseline included, the least blocked first; seeds are the
+    blocks; a run that never generalised counts as slower than all that did.
 
     Returns:
         One entry per hand: {"hand", "arms" in order of level, "levels", "n", "p_accuracy", "p_delay", "monotone"}.
@@ -33,9 +33,7 @@ def trend(record: Record, target: "Target", found: list[Effect]) -> list[dict[st
     result = []
     for hand, names in hands.items():
         level = {name: middle(values[record.panel.rows(name)]) for name in [record.baseline.name, *names]}
-        order = sorted(level, key=lambda name: level[name])
-        if level[record.baseline.name] != min(level.values()):
-            order.reverse()
+        order = sorted(level, key=lambda name: record.sign(target.column) * level[name])
         if len(order) >= 3:
             result.append({"hand": hand, "arms": order, "levels": [level[name] for name in order],
                            **page(record, order)})
