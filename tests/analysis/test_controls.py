@@ -122,8 +122,27 @@ def test_which_runs_have_the_property_without_generalising(accuracy, factor, apa
     assert [item["arm"] for item in counterexamples(record, target)] == ["a"] * counts
 
 
+def test_the_level_to_reach_is_the_baseline_s_as_it_generalised_not_what_it_came_to_later():
+    later = (pl.col("arm") == "baseline") & (pl.col("step") > 1000)
+    record = record_of(HELD, ArmTruth("a", never=True, geometry=True, final_accuracy=0.8), change={
+        "train/cdnv": pl.when(later).then(0.01).otherwise(pl.col("train/cdnv"))})
+    (target,) = targets(record, "block")
+    assert [item["arm"] for item in counterexamples(record, target)] == ["a"]
+
+
 def test_a_property_that_the_baseline_loses_as_it_generalises_has_no_counterexample():
     record = record_of(HELD, ArmTruth("a", never=True, final_accuracy=0.8), seeds=10, change={
         "train/cdnv": pl.when(pl.col("arm") == "a").then(0.01).otherwise(1 / pl.col("train/cdnv"))})
     (target,) = targets(record, "block")
     assert counterexamples(record, target) == []
+
+
+def test_runs_that_were_not_followed_for_long_are_no_counterexample():
+    """The property is there from memorisation on, and generalisation comes a little later than the baseline's."""
+    push = ArmTruth("push", interventions=[{"kind": "promote", "measure": "relative_flatness"}], delay_factor=1.2)
+    made = synthetic.study([BASELINE, push], steps=500)
+    flat = pl.when((pl.col("arm") == "push") & (pl.col("step") > 60)).then(0.09).otherwise("train/relative_flatness")
+    record = made.record(made.frame.with_columns(flat.alias("train/relative_flatness")))
+    assert record.results.filter(arm="push")["generalised"].count() < 2
+    found = {item.id: item for item in findings_of(record)}["sufficiency/flatness"]
+    assert found.verdict == "inconclusive"

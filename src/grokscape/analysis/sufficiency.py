@@ -15,9 +15,9 @@ from grokscape.analysis.record import Record
 RULE = (
     "Not sufficient: in some arm at least {held:.0%} of the memorised runs end with the measure as far as the baseline "
     "had it when it generalised (at least {reached:.0%} of the way from memorisation, log scale), and at least "
-    "{held:.0%} of these neither generalise nor come within {accuracy:g} of it. Consistent with sufficient: no such "
-    "arm, and two different hands that promote the property shorten the delay by more than a factor of {ratio:g} "
-    "(level {alpha:g}, Holm over arms). Else inconclusive."
+    "{held:.0%} of these neither generalise nor come within {accuracy:g} of it, though followed for {ratio:g} times "
+    "the baseline's mean delay. Consistent with sufficient: no such arm, and two different hands that promote the "
+    "property shorten the delay by more than a factor of {ratio:g} (level {alpha:g}, Holm over arms). Else inconclusive."
 )
 
 OPENINGS = {
@@ -54,7 +54,9 @@ def counterexamples(record: Record, target: Target) -> list[dict[str, object]]:
     short = (1 - rules.reached_fraction) * sign * middle(way)
     reached = sign * log_ratio(levels, np.full(len(levels), wanted)) <= short
     memorised = ~np.isnan(record.moment("memorised")) & ~record.panel.diverged
-    without = np.isnan(record.moment("generalised")) & (accuracy < rules.test_threshold - rules.accuracy_margin)
+    delay, far = record.moment("delay"), accuracy < rules.test_threshold - rules.accuracy_margin
+    awaited = delay >= rules.delay_ratio_margin * float(np.nanmean(delay[base]))  # to its end, if it did not generalise
+    without = np.isnan(record.moment("generalised")) & far & awaited
     result: list[dict[str, object]] = []
     for arm in record.arms:
         rows = record.panel.rows(arm.name)
