@@ -55,6 +55,7 @@ def test_seeds_that_lost_memorisation_are_no_harm_and_not_intact_either():
                                   for name in ("train/accuracy", "test/accuracy"))
     record = made(*BOTH, seeds=100, change=forget, every=50)
     assert [item.call for item in effects(record)] == ["unclear", "unclear"]
+    assert all(item.ratio["value"] == pytest.approx(1, abs=0.2) for item in effects(record))  # of those that memorised
     found = {item.id: item for item in findings_of(record)}["necessity/flatness"]
     assert found.verdict == "inconclusive"
     assert "memorisation intact in 80" in found.statement

@@ -118,6 +118,7 @@ def test_what_mirrors_test_accuracy_does_not_lead_it(mirror):
     item = finding(frame, "test/mirror")
     assert item.estimates["lag"]["high"] < 0
     assert item.verdict == "no clear order"
+    assert item.p > 0.05
     assert "test accuracy itself is half-way" in item.statement
 
 
@@ -143,6 +144,12 @@ def test_position_is_zero_at_memorisation_and_one_at_generalisation():
     assert with_it.estimates["position"]["value"] == pytest.approx(1, abs=0.02)
     between = finding(frame_of(generalised, {"train/cdnv": step_down([200.0] * 6)}), "train/cdnv")
     assert between.estimates["position"]["value"] == pytest.approx(0.5, abs=0.05)  # √(50·800) = 200
+
+
+def test_a_measure_that_moves_between_the_same_evaluations_is_neither_before_nor_after():
+    generalised = np.array([500, 600, 700, 800, 900])
+    item = finding(frame_of(generalised, {"train/cdnv": step_down(generalised)}), "train/cdnv")
+    assert (item.data["leads"], item.data["lags"], item.data["sign_p"]) == (0, 0, 1)
 
 
 def test_runs_that_never_generalise_count_in_the_sign_test_only():

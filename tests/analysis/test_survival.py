@@ -49,6 +49,10 @@ def test_kaplan_meier_of_runs_that_never_generalise(n):
     assert found["censored"] == [100.0] * n
 
 
+def test_the_median_is_the_step_at_which_half_have_generalised():
+    assert kaplan_meier(np.array([1.0, 2, 3, 4]), np.ones(4, dtype=bool))["median"] == 2
+
+
 def test_restricted_mean_is_the_area_under_kaplan_meier():
     times = np.array([30.0, 50, 80, 100, 100, 20])
     observed = np.array([True, True, True, False, False, True])
@@ -131,6 +135,22 @@ def test_nobody_or_everybody_at_once_gives_no_interval_and_no_crash():
     same = delay_ratio(zeros + 100, zeros + 50, RULES)
     assert (same["value"], same["low"], same["high"]) == (pytest.approx(2), None, None)
     assert paired_log_rank(zeros, zeros, zeros > 0, zeros > 0) == 1
+
+
+def test_delays_are_cut_where_the_first_censored_run_was_lost():
+    """Seed 1 of the arm is lost after 80 steps, seed 2 after 120; seed 3 never memorised and has no delay."""
+    seeds = pl.DataFrame({
+        "arm": ["arm"] * 5 + ["base"] * 5, "seed": [*range(5)] * 2,
+        "memorised": [10.0, 10, 10, None, 10, 10, 10, 10, 10, 10], "memorised_lower": [10.0] * 10,
+        "generalised": [60.0, None, None, None, 120, 50, 70, 80, 40, 100], "generalised_lower": [None] * 10,
+        "followed": [500.0, 90, 130, 500, 500, 500, 500, 500, 500, 500]})
+    results = seeds.with_columns(delay_observed=pl.col("generalised").is_not_null())
+    own, base, limit, seen, seen_base = paired_delays(results, "arm", "base")
+    assert limit == 80
+    assert own.tolist() == [50, 80, 80, 80]
+    assert base.tolist() == [40, 60, 70, 80]
+    assert seen.tolist() == [True, False, False, False]
+    assert seen_base.tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize("memorised", [0.0, 130.0])

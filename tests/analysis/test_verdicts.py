@@ -41,7 +41,8 @@ def test_two_hands_that_harm_at_one_level_are_consistent_with_necessary():
     assert found.verdict == "consistent with necessary"
     assert all_found["convergence/flatness"].verdict == "hands agree"
     assert "two different hands, “A” and “B”, that brought it to the same level" in found.statement
-    assert found.p <= 0.05
+    harm = {dose["arm"]: dose["effect"]["p_harmed"] for dose in found.data["doses"][1:]}
+    assert min(harm.values()) < found.p == max(harm.values()) <= 0.05  # both had to harm
 
 
 def test_test_loss_does_not_stand_in_for_a_train_loss_that_was_not_logged():
@@ -129,6 +130,11 @@ def test_agreement_is_void_where_a_third_hand_disagrees():
     assert found.verdict == "belongs to the manipulation"
 
 
+def test_two_hands_do_not_agree_where_a_third_disagrees_with_the_weaker_of_them():
+    found, _ = verdict(harmed("a", 100.0), harmed("b", 60.0, "relative_flatness_bound"), arm("c", 62.0, "loss"))
+    assert found.verdict == "belongs to the manipulation"
+
+
 def test_an_arm_that_stops_generalisation_by_other_means_is_no_second_hand():
     stopped = ArmTruth("dropout", extra={"model": {"dropout": 0.5}}, never=True, final_accuracy=0.6)
     found, _ = verdict(harmed("a", 60.0), stopped)
@@ -156,6 +162,28 @@ def test_blocked_and_intact_is_not_necessary():
     found, _ = verdict(arm("a", 80.0), seeds=12)
     assert found.verdict == "not necessary"
     assert found.data["doses"][1]["blocked_share"] > 0.9
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_strongest_of_the_arms_decides_whichever_comes_first(order):
+    found, _ = verdict(*(arm("weak", 80.0), arm("strong", 300.0))[::order], seeds=12)
+    assert found.data["deciding"] == ["strong"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_measure_that_most_arms_move_stands_for_the_property(order):
+    arms = (arm("a", 80.0), arm("b", 90.0), arm("c", 80.0, "relative_flatness_bound"))
+    found, _ = verdict(*arms[::order])
+    assert found.subject["measure"] == FLAT
+
+
+def test_a_measure_that_rises_with_its_property_is_blocked_from_above():
+    low = ArmTruth("a", interventions=[clamp("test/ildr", at_most=1.5)])
+    made = synthetic.study([BASELINE, low], seeds=12)
+    held = pl.when(pl.col("arm") == "a").then(pl.min_horizontal("test/ildr", 1.4)).otherwise("test/ildr")
+    found = {item.id: item for item in findings_of(made.record(made.frame.with_columns(held.alias("test/ildr"))))}
+    assert found["necessity/collapse"].verdict == "not necessary"
+    assert found["necessity/collapse"].data["doses"][1]["blocked_share"] > 0.5
 
 
 def test_an_arm_that_holds_two_properties_counts_for_each_from_the_smallest_shift_on():
@@ -232,10 +260,12 @@ def test_open_ended_suppression_and_promotion_are_checked_against_the_baseline()
     assert "brought generalisation forward" in found["sufficiency/flatness"].statement
 
 
-def test_two_hands_that_hasten_are_consistent_with_sufficient():
-    first = ArmTruth("one", interventions=[clamp(FLAT, at_most=3.0)], delay_factor=0.2)
+@pytest.mark.parametrize(("shared", "expected"), [
+    ({}, "consistent with sufficient"), ({"optimizer": {"lr": 5e-3}}, "inconclusive")])
+def test_two_hands_that_hasten_are_consistent_with_sufficient(shared, expected):
+    first = ArmTruth("one", interventions=[clamp(FLAT, at_most=3.0)], delay_factor=0.2, extra=shared)
     push = {"kind": "promote", "measure": "relative_flatness_bound", "strength": 1e-3}
-    second = ArmTruth("two", interventions=[push], delay_factor=0.2)
+    second = ArmTruth("two", interventions=[push], delay_factor=0.2, extra=shared)
     record = record_of(first, second, seeds=12)
     frame = record.panel.frame
     held = (pl.col("arm") == "one") & (pl.col("step") > 30)
@@ -243,8 +273,8 @@ def test_two_hands_that_hasten_are_consistent_with_sufficient():
     found = {item.id: item for item in findings_of(
         Record.of(frame.with_columns(low.alias("train/relative_flatness")), record.spec, record.columns))}
     item = found["sufficiency/flatness"]
-    assert item.verdict == "consistent with sufficient"
-    assert item.p == max(one["p_hastened"] for one in item.data["promoting"])
+    assert item.verdict == expected
+    assert shared or item.p == max(one["p_hastened"] for one in item.data["promoting"])
 
 
 def test_dose_response_is_page_s_trend_over_one_hand():

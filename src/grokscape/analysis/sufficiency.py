@@ -17,7 +17,7 @@ RULE = (
     "had it when it generalised (at least {reached:.0%} of the way from memorisation, log scale), and at least "
     "{held:.0%} of these neither generalise nor come within {accuracy:g} of it, though followed for {ratio:g} times "
     "the baseline's mean delay. Consistent with sufficient: no such arm, and two different hands that promote the "
-    "property shorten the delay by more than a factor of {ratio:g} (level {alpha:g}, Holm over arms). Else inconclusive."
+    "property shorten the delay by more than that factor (level {alpha:g}, Holm over arms). Else inconclusive."
 )
 
 OPENINGS = {
