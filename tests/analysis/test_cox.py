@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import optimize
 from statsmodels.duration.hazard_regression import PHReg
 
 from grokscape.analysis.cox import RiskSets, concordance, fit
@@ -48,6 +49,16 @@ def test_time_varying_covariates_are_those_of_statsmodels_with_entry_times():
     sets = RiskSets(np.concatenate(run), np.concatenate(event), np.r_[0, np.cumsum(sizes)[:-1]].astype(np.int64))
     values = x[sets.run, np.concatenate(step) - 1][:, None]
     assert fit(sets, values, ridge=0.0) == pytest.approx(reference.params, rel=1e-5)
+
+
+def test_the_ridge_is_a_penalty_on_the_partial_likelihood():
+    x, _, _, sets = cohort(np.random.default_rng(5), 30, np.array([0.9, -0.4]))
+    rows = np.split(np.arange(len(sets.run)), sets.starts[1:])
+
+    def penalised(beta):
+        score = x[sets.run] @ beta
+        return sum(np.log(np.exp(score[one]).sum()) - score[one][sets.event[one]].sum() for one in rows) + beta @ beta
+    assert fit(sets, x[sets.run], ridge=2.0) == pytest.approx(optimize.minimize(penalised, np.zeros(2)).x, abs=1e-4)
 
 
 def test_a_covariate_that_ranks_perfectly_stays_finite():

@@ -110,6 +110,21 @@ def test_who_is_not_followed_for_twice_the_baseline_s_delay_is_not_intact(steps,
     assert effects(record)[0].call == call
 
 
+def test_one_run_that_was_not_followed_for_twice_the_baseline_s_delay_leaves_it_open():
+    one = of("a") & (pl.col("seed") == 0)
+    below = pl.when(one).then(pl.min_horizontal("test/accuracy", 0.94)).otherwise(pl.col("test/accuracy"))
+    record = made(change=lambda f: f.filter(~one | (pl.col("step") <= 800)).with_columns(below.alias("test/accuracy")),
+                  spread=0.05)
+    (found,) = effects(record)
+    assert found.ratio["high"] < 1.5
+    assert found.call == "unclear"
+
+
+def test_controls_whose_outcome_differs_by_design_are_not_compared():
+    assert [item.arm.name for item in effects(synthetic.study().record())] == [
+        "flatness-held-30", "bound-held-2000", "collapse-held", "loss-held"]
+
+
 def test_a_delay_beyond_the_margin_is_not_intact_because_one_run_was_cut_short():
     """Times are cut where the shortest run ends, the allowed ones too: else long delays would pass for allowed ones."""
     arm = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, delay_factor=2.1)

@@ -2,6 +2,8 @@
 
 import numpy as np
 import polars as pl
+import pytest
+from scipy import stats
 
 import synthetic
 from grokscape.analysis.hazard import hazard, hazard_table, last_seen, moments
@@ -53,6 +55,21 @@ def test_a_planted_predictor_ranks_first_and_noise_does_not_foretell():
     assert rows["train/hint"]["p_adjusted"] < 0.05
     assert all(rows[f"train/noise_{k}"]["p_adjusted"] > 0.05 for k in range(3))
     assert all(0.2 < rows[f"train/noise_{k}"]["concordance"] < 0.8 for k in range(3))
+
+
+def test_the_p_value_goes_with_the_interval_and_minds_the_number_of_measures():
+    made = synthetic.study([BASELINE], seeds=10, every=50, extra_measures=5, seed=1)
+    keys = ["replica", "arm", "seed", "step", "train/accuracy", "test/accuracy", "train/loss"]
+
+    def table(count):
+        frame = made.frame.select(*keys, *(f"train/noise_{k}" for k in range(count)))
+        return {row["column"]: row for row in hazard_table(made.record(frame))}
+    alone = table(1)["train/noise_0"]
+    low, value, high = (np.log(alone["ratio"][key]) for key in ("low", "value", "high"))
+    error = (high - low) / 2 / stats.t.ppf(0.975, 9)
+    assert alone["p"] == pytest.approx(2 * stats.t.sf(abs(value) / error, 9))
+    single = [hazard_table(made.record(made.frame.select(*keys, f"train/noise_{k}")))[0]["p"] for k in range(5)]
+    assert min(row["p"] for row in table(5).values()) == pytest.approx(min(1.0, 5 * min(single)))
 
 
 def test_noise_is_called_a_predictor_at_the_level_at_most():

@@ -7,7 +7,7 @@ from scipy import stats
 
 from grokscape.analysis.lead_lag import lead_lag
 from grokscape.analysis.record import Record
-from grokscape.analysis.transitions import change_points, transitions
+from grokscape.analysis.transitions import change_points, parting, transitions
 
 GRID = np.arange(0, 2001, 10)
 
@@ -46,6 +46,24 @@ def test_a_spike_after_the_transition_does_not_move_it():
     values[:, GRID == 700] = 100.0  # a slingshot after
     record = Record.of(frame_of([900] * 6, {"train/cdnv": values}))
     assert transitions(record, "train/cdnv").step.tolist() == [400] * 6
+
+
+def test_parting_leaves_the_fewest_on_the_wrong_side():
+    generator = np.random.default_rng(0)
+    met, steps = generator.random((50, 9)) < np.linspace(0.1, 0.9, 9), np.arange(10.0, 100, 10) * np.ones((50, 1))
+    step, lower = parting(met, steps)
+    for row, found, before in zip(met, step, lower):
+        wrong = [row[:place].sum() + (~row[place:]).sum() for place in range(9)]
+        best = np.flatnonzero(np.array(wrong) == min(wrong))
+        assert found == 10 + 5 * (best[0] + best[-1])
+        assert np.isnan(before) if best[0] == 0 else before == found - 10
+
+
+@pytest.mark.parametrize(("count", "moved"), [(5, False), (6, True)])
+def test_a_few_evaluations_show_no_transition(count, moved):
+    values = step_down([1000.0] * 5)
+    values[:, ~np.isin(GRID, np.linspace(200, 1800, count).round(-1))] = np.nan
+    assert transitions(Record.of(frame_of([900] * 5, {"train/cdnv": values})), "train/cdnv").moved.all() == moved
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(-200, "leads"), (200, "lags")])
@@ -150,6 +168,7 @@ def test_a_measure_that_moves_between_the_same_evaluations_is_neither_before_nor
     generalised = np.array([500, 600, 700, 800, 900])
     item = finding(frame_of(generalised, {"train/cdnv": step_down(generalised)}), "train/cdnv")
     assert (item.data["leads"], item.data["lags"], item.data["sign_p"]) == (0, 0, 1)
+    assert item.data["enough"]  # five
 
 
 def test_runs_that_never_generalise_count_in_the_sign_test_only():

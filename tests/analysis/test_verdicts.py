@@ -245,6 +245,7 @@ def test_an_arm_that_was_unplugged_is_judged_while_it_acted():
     found = effects(record)[0]
     assert found.arm.until == 400
     assert found.generalised["value"] < 0.5  # while it acted, though all generalise in the end
+    assert found.accuracy["value"] < -0.5
     assert record.results.filter(arm="a")["generalised"].count() == 8
 
 
