@@ -276,11 +276,22 @@ class RunFolder:
         return self
 
     def trajectory(self) -> pl.DataFrame:
-        """All parts as one frame, sorted by replica and step; the keys without rows if nothing was measured yet."""
+        """All parts as one frame, sorted by replica and step; the keys without rows if nothing was measured yet.
+
+        Raises:
+            RunFolderError: a part is damaged, or two hold the same rows.
+        """
         parts = self.parts()
         if not parts:
             return pl.DataFrame(schema={key: pl.String if key == "arm" else pl.Int64 for key in KEYS})
         frame = pl.concat([_read_part(part) for part in parts], how="diagonal_relaxed")
+        twice = frame.filter(pl.struct("replica", "step").is_duplicated())
+        if len(twice):
+            replica, step = twice.select("replica", "step").row(0)
+            raise RunFolderError(
+                f"{self.path / 'trajectory'} holds step {step} of replica {replica} twice; was a file copied into it? "
+                f"Expected each part-*.parquet to have rows of its own: remove those that do not belong there"
+            )
         return frame.sort("replica", "step")
 
     def columns(self) -> dict[str, dict[str, Any]]:

@@ -238,6 +238,21 @@ def test_a_part_that_no_run_wrote_is_named(grokscape, finished):
     assert "replica" in outcome.err
 
 
+def test_a_part_that_is_there_twice_is_not_counted_twice(grokscape, finished):
+    part = next((finished / "trajectory").iterdir())
+    (finished / "trajectory" / "part-99999.parquet").write_bytes(part.read_bytes())
+    outcome = grokscape("show", finished)
+    assert outcome.code == 1
+    assert "holds step 0 of replica 0 twice" in outcome.err
+    assert "remove those that do not belong there" in outcome.err
+
+
+def test_a_file_that_is_no_json_is_told_how_specifications_are_given(grokscape):
+    outcome = grokscape("run", "mine.toml")
+    assert outcome.code == 1
+    assert "A specification of your own is a path that ends in .json" in outcome.err
+
+
 def test_stopping_before_there_is_a_folder_says_so(grokscape, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
