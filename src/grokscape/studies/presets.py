@@ -77,7 +77,7 @@ def _quickstart() -> StudySpec:
         description=(
             "Quadratic MLP on x + y mod 31, half of the 961 pairs for training, 8 arms × 8 paired seeds in one batched "
             "run; under 2 minutes on 2 CPU cores. Flatness and collapse are each promoted and held back at two doses; "
-            "a last arm brings κ to the higher dose by another hand, the training loss. `necessity` has 19 more."
+            "a last arm brings κ to the higher dose by another hand, the training loss. `necessity` has 20 more."
         ),
         arms=(
             BASELINE,
@@ -99,7 +99,7 @@ def _necessity() -> StudySpec:
         title="Flatness and collapse, each moved by several hands",
         question="Is it the property that generalisation needs, or is it the hand that moved it?",
         description=(
-            "The testbed of `quickstart` with 27 arms × 8 paired seeds. A clamp moves more than its measure, so each "
+            "The testbed of `quickstart` with 28 arms × 8 paired seeds. A clamp moves more than its measure, so each "
             "property is brought to the same levels in different ways: flatness through κ, through its surrogate κ̄ and "
             "through the training loss; collapse through CDNV, NC1, the scatter ratio, RNC1 and ILDR. Controls: "
             "random labels, rescaled weights, a faster optimiser. About six minutes on 2 CPU cores."
@@ -116,6 +116,7 @@ def _necessity() -> StudySpec:
             _loss_held(2e-3, "loss-0.002", "Loss ≥ 0.002"),
             _loss_held(2e-2, "loss-0.02", "Loss ≥ 0.02"),
             _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
+            _loss_held(6e-1, "loss-0.6", "Loss ≥ 0.6", strength=3.0),
             *_controls(lr=2e-2, weight_decay=2.0),
         ),
         **_quick_testbed(),
