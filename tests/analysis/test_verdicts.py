@@ -235,7 +235,15 @@ def test_lost_memorisation_says_nothing():
 def test_why_no_arm_says_something_is_said():
     found, _ = verdict(harmed("a", 80.0), seeds=3)
     assert found.verdict == "inconclusive"
-    assert "“A” says nothing, for it has 3 seeds, and a verdict needs 5" in found.statement
+    assert found.statement.endswith("; “A” says nothing, for it has 3 seeds, and a verdict needs 5.")
+
+
+@pytest.mark.parametrize(("names", "others"), [("ab", "“B” says"), ("abc", "“B” and “C” say"),
+                                               ("abcd", "3 other arms say")])
+def test_a_reason_is_given_once(names, others):
+    found, _ = verdict(*(harmed(name, 80.0) for name in names), seeds=3)
+    assert found.statement.endswith(f"; “A” says nothing, for it has 3 seeds, and a verdict needs 5; {others} nothing "
+                                    "for the same reason.")
 
 
 def test_an_arm_that_was_unplugged_is_judged_while_it_acted():

@@ -230,9 +230,7 @@ def necessity(record: Record, target: Target, found: list[Effect], failed: list[
     if failed:
         verdict, why = "inconclusive", f"a control failed ({', '.join(failed)}); without it the reading would be: {why}"
     if not deciding:
-        mute = [item for item in found if item.arm.role == "manipulation" and not item.check.valid
-                and item.arm.is_to("block", target.property_name)]
-        why += "".join(f"; “{item.arm.title}” says nothing, for {', '.join(item.check.reasons)}" for item in mute)
+        why += _mute([item for item in found if item.arm.is_to("block", target.property_name)])
     also = _also_blocked(record, target, found, deciding)
     apart = [other for other in also if other.property_name != target.property_name]
     if apart and any(level.effect.call == "harmed" for level in deciding):
@@ -284,6 +282,21 @@ def doses(record: Record, target: Target, found: list[Effect]) -> list[dict[str,
                        "level_per_seed": values[rows], "final_accuracy_per_seed": accuracy[rows],
                        "seeds": record.panel.seeds[rows], "effect": item.summary() if item else None})
     return result
+
+
+def _mute(found: list[Effect]) -> str:
+    """Which manipulations say nothing, and why; each reason once."""
+    arms: dict[str, list[str]] = {}
+    for item in found:
+        if item.arm.role == "manipulation" and not item.check.valid:
+            arms.setdefault(", ".join(item.check.reasons), []).append(f"“{item.arm.title}”")
+    text = ""
+    for reason, (first, *others) in arms.items():
+        text += f"; {first} says nothing, for {reason}"
+        if others:
+            named = " and ".join(others) if len(others) <= 2 else f"{len(others)} other arms"
+            text += f"; {named} say{'s' * (len(others) == 1)} nothing for the same reason"
+    return text
 
 
 def _also_blocked(record: Record, target: Target, found: list[Effect], deciding: list[Level]) -> list[Target]:
