@@ -55,7 +55,9 @@ def test_unplug_ends_the_arm_s_interventions():
     both = arm(clamp("cdnv", 1.2), clamp("loss", 0.1, until=300), {"kind": "unplug", "step": 500})
     assert [aim.until for aim in both.aims] == [500, 300]
     assert both.until == 500
+    assert [aim.until for aim in arm(clamp("cdnv", 1.2, until=700), {"kind": "unplug", "step": 500}).aims] == [500]
     assert arm(clamp("cdnv", 1.2)).until is None
+    assert arm(clamp("cdnv", 1.2), clamp("loss", 0.1, until=300)).until is None  # one goes on
 
 
 def test_hands_are_measures_caps_and_settings_but_not_doses():

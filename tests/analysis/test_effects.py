@@ -102,6 +102,38 @@ def test_a_delay_is_judged_by_the_margin_of_a_factor_of_two(factor, call):
         assert found.p_harmed == pytest.approx(2 * slower_than(own, base, 2.0))
 
 
+def test_a_shorter_delay_hastens_though_the_time_from_the_start_shrinks_by_less_than_the_margin():
+    train = pl.when(pl.col("step") < 300).then(0.1).otherwise("train/accuracy")  # of about 540 steps in the baseline
+    arm = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, delay_factor=0.65)
+    (found,) = effects(made(arm, spread=0.05, change=lambda f: f.with_columns(train.alias("train/accuracy"))))
+    assert found.ratio["high"] < 0.5
+    assert found.call == "hastened"
+
+
+@pytest.mark.parametrize(("falls", "call"), [
+    ([0.1] * 8, "harmed"), ([0.03] * 8, "intact"), ([-0.2] * 8, "intact"),  # better is not harm
+    ([0.0, 0.0, 0.0, 0.0, 0.1, 0.15, 0.25, 0.3], "unclear")])
+def test_accuracy_alone_is_judged_by_its_margin(falls, call):
+    fall = pl.when(of("a")).then(pl.col("seed").replace_strict(dict(enumerate(falls)))).otherwise(0.0)
+    less = pl.when(pl.col("step") > 1200).then(0.75 - fall + 1e-3 * (pl.col("seed") % 3)).otherwise("test/accuracy")
+    assert effects(made(change=lambda f: f.with_columns(less.alias("test/accuracy"))))[0].call == call
+
+
+def test_a_baseline_that_was_followed_for_less_time_is_compared_at_that_time_and_a_run_that_diverged_at_the_end():
+    (short,) = effects(made(change=lambda f: f.filter(of("a") | (pl.col("step") <= 300))))
+    assert short.accuracy["value"] == pytest.approx(0, abs=0.05)
+    (gone,) = effects(made(ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, diverge=[0])))
+    assert gone.accuracy["value"] == pytest.approx(-(1 - 1 / 31) / 8, abs=0.01)  # it had not generalised
+
+
+@pytest.mark.parametrize(("seeds", "clock"), [(3, "delay"), (4, "time")])
+def test_times_take_the_place_of_delays_where_half_of_the_baseline_s_runs_have_none(seeds, clock):
+    soon = of("baseline") & (pl.col("seed") < seeds)
+    record = made(change=lambda f: f.with_columns(
+        pl.when(soon).then("train/accuracy").otherwise("test/accuracy").alias("test/accuracy")))
+    assert effects(record)[0].clock == clock
+
+
 @pytest.mark.parametrize(("steps", "call"), [(900, "unclear"), (1500, "harmed")])
 def test_who_is_not_followed_for_twice_the_baseline_s_delay_is_not_intact(steps, call):
     below = pl.when(of("a")).then(pl.min_horizontal("test/accuracy", 0.94)).otherwise(pl.col("test/accuracy"))

@@ -23,8 +23,8 @@ def arm(name, level, hand=FLAT, **truth):
     return ArmTruth(name, interventions=[clamp(hand, goal)], floor=floor, **control, **truth)
 
 
-def harmed(name, level, hand=FLAT):
-    return arm(name, level, hand, never=True, final_accuracy=0.6)
+def harmed(name, level, hand=FLAT, **truth):
+    return arm(name, level, hand, never=True, final_accuracy=0.6, **truth)
 
 
 def record_of(*arms, **options):
@@ -34,6 +34,12 @@ def record_of(*arms, **options):
 def verdict(*arms, **options):
     found = {item.id: item for item in findings_of(record_of(*arms, **options))}
     return found["necessity/flatness"], found
+
+
+def judged(*arms, **options):
+    """The verdict on flatness, without the rest of the analysis."""
+    record = record_of(*arms, **options)
+    return necessity(record, targets(record, "block")[0], effects(record), [])[0]
 
 
 def test_two_hands_that_harm_at_one_level_are_consistent_with_necessary():
@@ -92,9 +98,37 @@ def test_a_second_hand_of_unclear_effect_is_not_denied():
 def test_harm_that_another_hand_does_not_do_belongs_to_the_manipulation():
     found, all_found = verdict(harmed("a", 80.0), arm("b", 85.0, "loss"))
     assert found.verdict == "belongs to the manipulation"
+    assert found.p <= 0.05  # of harm by the one, of none by the other
     assert all_found["convergence/flatness"].verdict == "hands disagree"
     assert "by “A” and at 8" in all_found["convergence/flatness"].statement
     assert "belongs to the manipulation and not to the level" in found.statement
+
+
+@pytest.mark.parametrize(("one", "two", "expected"), [
+    (harmed("a", 80.0), harmed("b", 150.0, "relative_flatness_bound"), "consistent with necessary"),
+    (harmed("a", 80.0), harmed("b", 175.0, "relative_flatness_bound"), "inconclusive"),  # more than a factor of two
+    (harmed("a", 80.0, extra={"optimizer": {"lr": 5e-3}}), arm("b", 85.0), "belongs to the manipulation"),  # a part does
+    (harmed("a", 80.0), arm("b", 85.0), "inconclusive"),  # two doses of one hand
+    (harmed("a", 80.0), arm("b", 85.0, "loss", delay_factor=0.3), "belongs to the manipulation")])  # better than intact
+def test_what_two_arms_say_depends_on_how_near_their_levels_are_and_what_their_hands_share(one, two, expected):
+    assert judged(one, two).verdict == expected
+
+
+def test_a_property_that_only_one_of_the_deciding_arms_kept_from_arising_can_be_told_apart():
+    one = ArmTruth("b", interventions=[clamp("relative_flatness_bound", 4000.0)], never=True, final_accuracy=0.6,
+                   floor={FLAT: 80.0, "relative_flatness_bound": 4000.0, "cdnv": 1.5})
+    found = judged(harmed("a", 80.0), one, ArmTruth("c", interventions=[clamp("cdnv", 1.2)], floor={"cdnv": 1.2}))
+    assert found.verdict == "consistent with necessary"
+    assert "from arising as well" not in found.statement
+
+
+@pytest.mark.parametrize(("factor", "alike"), [(1.8, True), (1 / 1.8, True), (2.3, False), (1 / 2.3, False)])
+def test_train_losses_are_alike_within_the_factor_of_levels(factor, alike):
+    made = synthetic.study([BASELINE, harmed("a", 80.0), harmed("b", 80.0, "relative_flatness_bound")], seeds=5)
+    loss = pl.when(pl.col("arm") == "b").then(2e-3 * factor).otherwise(2e-3)
+    record = made.record(made.frame.with_columns(loss.alias("train/loss")))
+    pairs = necessity(record, targets(record, "block")[0], effects(record), [])[0].data["pairs"]
+    assert {pair["matched_loss"] for pair in pairs} == {alike}
 
 
 def test_an_intact_hand_far_beyond_the_level_contradicts_as_well():
@@ -207,10 +241,12 @@ def test_what_an_arm_was_to_hold_is_said_beside_where_it_settled(intervention, w
     assert f"A: Relative flatness κ{words} settled at " in statement
 
 
-def test_too_little_blocked_says_nothing_about_need():
-    found, _ = verdict(arm("a", 0.3), seeds=12)
-    assert found.verdict == "inconclusive"
-    assert "too little of it was blocked" in found.statement
+@pytest.mark.parametrize(("level", "factor", "expected"), [
+    (1.8, 1.0, "inconclusive"), (3.4, 1.0, "not necessary"), (3.4, 0.3, "not necessary")])
+def test_half_of_the_way_must_be_taken_back_to_speak_about_need(level, factor, expected):
+    found = judged(arm("a", level, delay_factor=factor), seeds=12)  # the way is from 60 to 0.1
+    assert found.verdict == expected
+    assert ("too little of it was blocked" in found.statement) == (expected == "inconclusive")
 
 
 def test_a_clamp_that_the_baseline_meets_by_itself_is_idle():
@@ -311,11 +347,14 @@ def test_doses_run_from_the_least_blocked_one_though_that_blocks_less_than_the_b
 
 
 def test_holm_is_over_all_arms_of_the_study():
-    one = effects(record_of(arm("a", 80.0)))[0]
-    three = effects(record_of(arm("a", 80.0), arm("b", 80.0), arm("c", 80.0)))
-    assert len(three) == 3
-    assert one.p_intact < 0.05
-    assert min(item.p_intact for item in three) >= one.p_intact
+    alone = effects(record_of(arm("a", 80.0)))[0].p_intact
+    others = [ArmTruth(name, role="control", control=name) for name in
+              ("random-labels", "rescaling", "no-delay", "no-grokking")]  # differ by design
+    idle = ArmTruth("idle", interventions=[clamp(FLAT, 0.05)])  # says nothing
+    three = effects(record_of(arm("a", 80.0), arm("b", 1000.0, never=True, final_accuracy=0.6), harmed("c", 80.0),
+                              idle, *others))
+    assert [item.arm.name for item in three] == ["a", "b", "c", "idle"]
+    assert three[0].p_intact == pytest.approx(3 * alone)
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0])

@@ -105,7 +105,7 @@ def _clock(record: Record) -> Literal["delay", "time"]:
     assert record.baseline is not None
     delays = record.moment("delay")[record.panel.rows(record.baseline.name)]
     known = delays[~np.isnan(delays)]
-    return "delay" if not len(known) or np.median(known) > 0 else "time"
+    return "delay" if not len(known) or np.mean(known > 0) > 0.5 else "time"
 
 
 def _accuracy_gaps(record: Record, own: Rows, base: Rows, end: float | None) -> Array:

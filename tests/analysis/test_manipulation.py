@@ -1,0 +1,146 @@
+"""Whether a manipulation was one: each rule of docs/verdicts.md on both of its sides, on runs that are drawn by hand."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from grokscape.analysis.manipulation import at_memorisation, check, manipulation_finding, settled
+from grokscape.analysis.record import Record
+from synthetic import clamp
+
+CDNV = "train/cdnv"
+SUPPRESS, PROMOTE = ({"kind": kind, "measure": "cdnv"} for kind in ("suppress", "promote"))
+
+
+def plan(*interventions):
+    return {"arms": [{"name": "baseline", "role": "baseline"}, {"name": "a", "interventions": list(interventions)}]}
+
+
+def study(*interventions, seeds=10, own=None, base=None, diverged=(), **verdict):
+    """Runs that memorise at step 20 and generalise at 100, evaluated every 10 steps until 200.
+
+    `own` and `base` replace columns of the arm and of the baseline: name → function of seed and step, of arrays.
+    """
+    seed, step = (each.ravel() for each in np.meshgrid(np.arange(seeds), np.arange(0, 201, 10), indexing="ij"))
+    frames = []
+    for place, (arm, change) in enumerate((("baseline", base), ("a", own))):
+        columns = {"train/accuracy": np.where(step >= 20, 1.0, 0.1), "test/accuracy": np.where(step >= 100, 1.0, 0.1),
+                   CDNV: np.where(step >= 100, 0.5, 2.0), "train/rnc1": np.ones(len(step))}
+        columns |= {name: np.broadcast_to(np.asarray(of(seed, step), float), step.shape)
+                    for name, of in (change or {}).items()}
+        frames.append(pl.DataFrame({"arm": arm, "seed": seed, "replica": seed + place * seeds, "step": step, **columns}))
+    gone = [{"replica": seeds + one, "arm": "a", "seed": one, "diverged_at": 190} for one in diverged]
+    return Record.of(pl.concat(frames), plan(*interventions) | {"verdict": verdict}, status={"replicas": gone})
+
+
+def state(record):
+    return check(record, record.arm("a")).state
+
+
+@pytest.mark.parametrize(("until", "generalises", "over"), [
+    (None, 100, (100, 200)), (None, 999, (20, 200)), (160, 100, (100, 150)), (60, 100, (20, 50)),
+    (100, 100, (20, 90)), (110, 100, (100, 100))])
+def test_a_level_settles_from_generalisation_on_or_from_memorisation_to_the_end_of_the_intervention(
+        until, generalises, over):
+    column = {CDNV: lambda _, step: step + 1, "test/accuracy": lambda _, step: step >= generalises}
+    record = study(clamp("cdnv", 1.0, until=until), own=column, base={CDNV: column[CDNV]})
+    expected = np.exp(np.median(np.log(np.arange(over[0], over[1] + 1, 10) + 1)))
+    assert settled(record, CDNV)[record.panel.rows("a")] == pytest.approx(expected)
+    assert settled(record, CDNV, 20)[record.panel.rows("a")] == pytest.approx(expected / 21)  # of its value at step 20
+    assert settled(record, CDNV)[record.panel.rows("baseline")] == pytest.approx(151)  # nothing was done to it
+
+
+def test_the_level_at_memorisation_is_the_first_measured_from_then_on_and_a_relative_one_starts_at_the_first_crossing():
+    record = study(own={"train/accuracy": lambda _, step: (step == 20) | (step >= 60),
+                        CDNV: lambda _, step: np.where(np.isin(step, (20, 60)), np.nan, step)})
+    rows = record.panel.rows("a")
+    assert at_memorisation(record, CDNV)[rows] == pytest.approx(70)
+    relative = record.series(CDNV, "memorisation")[rows]
+    assert relative[:, 3] == pytest.approx(1)  # step 30: the first measured after training notices
+    assert relative[:, 6:8] == pytest.approx(np.array([[np.nan, 70 / 30]] * 10), nan_ok=True)
+
+
+@pytest.mark.parametrize(("seeds", "lost", "speaks"), [(20, 5, True), (20, 6, False), (5, 0, True), (4, 0, False)])
+def test_three_quarters_of_the_seeds_must_keep_memorisation_and_there_must_be_five(seeds, lost, speaks):
+    held = {CDNV: lambda *_: 3.0}
+    for how in ({"own": held | {"train/accuracy": lambda seed, step: np.where(seed < lost, 0.95, 1.0) * (step >= 20)}},
+                {"own": held | {"train/accuracy": lambda seed, step: np.where((seed < lost) & (step > 90), 0.93, 1)}},
+                {"own": held, "diverged": range(lost)}):
+        record = study(clamp("cdnv", 3.0), seeds=seeds, held_fraction=0.5, **how)
+        assert check(record, record.arm("a")).valid is speaks, how
+    slack = {"train/accuracy": lambda _, step: np.where(step > 90, 0.95, 1.0)}  # 0.04 under the threshold
+    assert check(record := study(clamp("cdnv", 3.0), own=held | slack), record.arm("a")).valid
+
+
+@pytest.mark.parametrize(("lost", "speaks"), [(2, True), (3, False)])
+def test_five_seeds_must_keep_memorisation_in_the_arm_and_in_the_baseline(lost, speaks):
+    forget = [lambda seed, _, low=low: np.where((low <= seed) & (seed < low + lost), 0.1, 1.0) for low in (0, 4)]
+    record = study(clamp("cdnv", 3.0), seeds=9, memorised_fraction=0.6, held_fraction=0.5,
+                   base={"train/accuracy": forget[1]}, own={CDNV: lambda *_: 3.0, "train/accuracy": forget[0]})
+    assert check(record, record.arm("a")).valid is speaks
+
+
+@pytest.mark.parametrize(("evaluations", "seeds", "expected"), [
+    (8, 8, "held"), (7, 8, "not held"), (8, 7, "not held")])
+@pytest.mark.parametrize("goal", [{"until": 120}, {"start": 50, "until": 150}, {"start": 110}])
+def test_a_goal_is_met_at_four_fifths_of_the_evaluations_at_which_it_is_a_goal_in_four_fifths_of_the_seeds(
+        goal, evaluations, seeds, expected):
+    first = max(20, goal.get("start", 0))  # ten evaluations follow
+    met = {CDNV: lambda seed, step: np.where(
+        (seed < seeds) & (step >= first) & (step < first + 10 * evaluations), 3.0, 0.1)}
+    assert state(study(clamp("cdnv", 3.0, **goal), own=met)) == expected
+
+
+def test_runs_in_which_the_measure_was_not_taken_while_it_was_held_did_not_hold_it():
+    taken = {CDNV: lambda seed, step: np.where((seed < 3) & (step < 120), np.nan, 3.0)}
+    assert state(study(clamp("cdnv", 3.0, until=120), own=taken)) == "not held"
+
+
+@pytest.mark.parametrize(("goal", "before", "after", "expected"), [
+    ({"at_least": 0.5}, 2.0, 0.5, "idle"), ({"at_least": 0.55}, 2.0, 0.5, "held"),  # a goal just beyond is a goal
+    ({"at_most": 1.0}, 2.0, 0.5, "held"), ({"at_most": 1.0}, 1.0, 2.0, "idle")])  # promoted: before it generalises
+def test_a_clamp_is_idle_where_the_baseline_comes_to_meet_its_goal(goal, before, after, expected):
+    own = {CDNV: lambda *_: next(iter(goal.values()))}
+    base = {CDNV: lambda _, step: np.where(step >= 100, after, before)}
+    assert state(study(clamp("cdnv", **goal), own=own, base=base)) == expected
+
+
+@pytest.mark.parametrize(("seeds", "expected"), [(8, "idle"), (7, "held")])
+def test_a_clamp_is_idle_where_four_fifths_of_the_baseline_s_seeds_meet_its_goal(seeds, expected):
+    base = {CDNV: lambda seed, _: np.where(seed < seeds, 3.0, 0.1)}
+    assert state(study(clamp("cdnv", 3.0), own={CDNV: lambda *_: 3.0}, base=base)) == expected
+
+
+@pytest.mark.parametrize(("second", "expected"), [
+    (clamp("rnc1", 0.9), "idle"), (clamp("rnc1", 2.0), "held"), ({"kind": "suppress", "measure": "rnc1"}, "held"),
+    (clamp("nc1", 2.0), "unmeasured")])
+def test_an_arm_with_two_goals_is_idle_if_both_are_and_unmeasured_if_one_is(second, expected):
+    record = study(clamp("cdnv", 0.5), second, own={"train/rnc1": lambda *_: 2.0})
+    assert state(record) == expected
+
+
+@pytest.mark.parametrize(("push", "factor", "first", "last", "expected"), [
+    (SUPPRESS, 1.3, 20, 130, "held"), (SUPPRESS, 1.2, 20, 130, "not held"), (SUPPRESS, 0.7, 20, 130, "not held"),
+    (PROMOTE, 0.77, 20, 130, "held"), (PROMOTE, 0.82, 20, 130, "not held"), (SUPPRESS, 1.3, 140, 200, "held"),
+    (SUPPRESS | {"until": 80}, 1.3, 20, 70, "held"), (SUPPRESS | {"until": 80}, 1.3, 80, 200, "not held")])
+def test_a_push_moves_the_measure_by_a_quarter_before_or_after_the_baseline_generalises(
+        push, factor, first, last, expected):
+    own = {CDNV: lambda _, step: np.where((step >= first) & (step <= last), factor, 1.0),
+           "test/accuracy": lambda *_: 0.1}  # whenever it does so itself
+    base = {CDNV: lambda *_: 1.0, "test/accuracy": lambda _, step: step >= 140}
+    assert state(study(push, own=own, base=base)) == expected
+
+
+def test_levels_are_medians_over_seeds():
+    record = study(clamp("cdnv", 3.0), own={CDNV: lambda seed, _: np.where(seed == 0, 1e6, 3.0)})
+    assert manipulation_finding(record, record.arm("a")).estimates[f"level {CDNV}"]["value"] == pytest.approx(3)
+
+
+@pytest.mark.parametrize(("until", "count"), [(120, 0), (130, 10)])
+def test_what_happened_before_an_intervention_ended_needs_all_its_evaluations_before_it(until, count):
+    assert study().results_before(until).filter(arm="a")["generalised"].count() == count
+
+
+def test_a_run_that_diverged_after_the_intervention_ended_had_not_diverged_by_then():
+    record = study(diverged=[3])
+    assert (record.results_before(150)["diverged"].sum(), record.results["diverged"].sum()) == (0, 1)
