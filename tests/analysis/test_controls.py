@@ -86,6 +86,52 @@ def test_no_delay_passes_when_the_delay_is_gone():
     assert states == {"baseline": "nothing to hold", "quick": "unmeasured", "slow": "unmeasured"}
 
 
+@pytest.mark.parametrize(("kind", "accuracy", "memorised", "generalised", "expected"), [
+    ("random-labels", 1 / 31, 6, 0, "passed"), ("random-labels", 1 / 31, 5, 0, "inconclusive"),
+    ("random-labels", 1 / 31 + 0.04, 8, 0, "passed"), ("random-labels", 1 / 31 + 0.07, 8, 0, "failed"),
+    ("random-labels", 1 / 31, 8, 1, "failed"), ("no-grokking", 0.5, 6, 0, "passed"),
+    ("no-grokking", 0.5, 5, 0, "inconclusive"), ("no-grokking", 0.5, 8, 1, "failed")])
+def test_runs_that_are_not_to_generalise_memorise_and_stay_at_chance(kind, accuracy, memorised, generalised, expected):
+    own, seed = pl.col("arm") == "a", pl.col("seed")
+    test = accuracy + 1e-3 * seed * (1.0 if accuracy < 1 / 31 + 0.05 else -1.0)
+    record = record_of(ArmTruth("a", role="control", control=kind), change={
+        "train/accuracy": pl.when(own & (seed >= memorised)).then(0.5).otherwise("train/accuracy"),
+        "test/accuracy": pl.when(own & (seed < generalised) & (pl.col("step") < 200)).then(1.0).when(own).then(
+            test).otherwise("test/accuracy")})
+    assert control(record, "a").verdict == expected
+
+
+@pytest.mark.parametrize(("factor", "lost", "expected"), [
+    (0.3, 0, "passed"), (0.3, 3, "inconclusive"), (0.7, 0, "failed")])
+def test_a_delay_is_gone_if_it_is_shorter_by_more_than_the_margin_where_memorisation_is_intact(factor, lost, expected):
+    quick = ArmTruth("a", role="control", control="no-delay", delay_factor=factor)
+    forget = (pl.col("arm") == "a") & (pl.col("seed") < lost) & (pl.col("step") > 1000)
+    record = record_of(quick, spread=0.05, change={
+        "train/accuracy": pl.when(forget).then(0.5).otherwise("train/accuracy")})
+    assert control(record, "a").verdict == expected
+
+
+@pytest.mark.parametrize(("flat", "accuracy", "step", "expected"), [
+    (1.04, 0.0, 0, "passed"), (1.06, 0.0, 0, "failed"), (1 / 1.06, 0.0, 0, "failed"), (1.0, 0.06, 0, "failed"),
+    (1.06, 0.0, 10, "passed"),  # later on it may go its own way
+    (1.04, 0.0, None, "passed")])  # the arm was first measured later: compared is what both were measured at
+def test_rescaling_may_change_little_at_the_first_evaluation(flat, accuracy, step, expected):
+    arm = ArmTruth("a", role="control", control="rescaling")
+    own = (pl.col("arm") == "a") & (pl.col("seed") == 2)
+    here = own & (pl.col("step") == (step or 0))
+    made = synthetic.study([BASELINE, arm])
+    even = made.frame.with_columns(pl.lit(0.2).alias("test/accuracy"), (1.0 + pl.col("step")).alias(FLAT))
+    change = {FLAT: pl.col(FLAT) * pl.when(here).then(flat).otherwise(1.0),
+              "test/accuracy": pl.col("test/accuracy") + pl.when(here).then(accuracy).otherwise(0.0)}
+    record = made.record(even.with_columns(**change).filter(~own | (pl.col("step") > 0) | (step is not None)))
+    assert control(record, "a").verdict == expected
+
+
+def test_a_control_that_the_baseline_matches_by_itself_is_no_failure():
+    idle = ArmTruth("a", role="control", control="matched-level", interventions=[clamp("cdnv", 0.01)])
+    assert control(record_of(idle), "a").verdict == "inconclusive"
+
+
 def test_a_task_that_never_groks_passes():
     never = ArmTruth("hard", role="control", control="no-grokking", never=True, final_accuracy=0.5)
     assert control(record_of(never), "hard").verdict == "passed"
@@ -118,6 +164,24 @@ def test_which_runs_have_the_property_without_generalising(accuracy, factor, apa
     more = pl.when(pl.col("seed") < apart).then(3.0).otherwise(factor)
     record = record_of(HELD, ArmTruth("a", never=True, geometry=True, final_accuracy=accuracy), seeds=10, change={
         "train/cdnv": pl.col("train/cdnv") * pl.when(pl.col("arm") == "a").then(more).otherwise(1.0)})
+    (target,) = targets(record, "block")
+    assert [item["arm"] for item in counterexamples(record, target)] == ["a"] * counts
+
+
+@pytest.mark.parametrize(("seeds", "generalise", "fell", "broken", "lost", "counts"), [
+    (10, 2, 0, 0, 0, True), (10, 3, 0, 0, 0, False), (5, 0, 0, 0, 0, True), (4, 0, 0, 0, 0, False),
+    (10, 0, 3, 0, 0, False),  # they had generalised, whatever became of it
+    (5, 0, 0, 1, 0, False), (5, 0, 0, 0, 1, False)])  # training broke down, or nothing was memorised: not a case
+def test_which_runs_count_among_those_that_have_the_property(seeds, generalise, fell, broken, lost, counts):
+    own, seed, step = pl.col("arm") == "a", pl.col("seed"), pl.col("step")
+    peak = own & ((seed < generalise) & (step > 1000) | (seed < fell) & (step > 1000) & (step < 1200))
+    made = synthetic.study([BASELINE, HELD, ArmTruth("a", never=True, geometry=True, final_accuracy=0.8)], seeds=seeds)
+    gone = [{**one, "diverged_at": 1490 if one["arm"] == "a" and one["seed"] < broken else None}
+            for one in made.status["replicas"]]
+    record = synthetic.Study(made.frame.with_columns(
+        pl.when(peak).then(1.0).otherwise("test/accuracy").alias("test/accuracy"),
+        pl.when(own & (seed < lost)).then(0.5).otherwise("train/accuracy").alias("train/accuracy")),
+        made.columns, made.spec, {"replicas": gone}).record()
     (target,) = targets(record, "block")
     assert [item["arm"] for item in counterexamples(record, target)] == ["a"] * counts
 

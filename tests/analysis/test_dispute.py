@@ -4,7 +4,9 @@ import polars as pl
 import pytest
 
 import synthetic
-from grokscape.analysis.dispute import CLAIMS
+from grokscape.analysis.dispute import CLAIMS, _side
+from grokscape.analysis.estimation import estimate
+from grokscape.analysis.finding import Finding
 from grokscape.analysis.pipeline import findings_of
 
 
@@ -59,6 +61,39 @@ def test_a_claim_about_a_measure_that_was_not_taken_stays_undecided():
     found = {item.id: item for item in findings_of(made.record(made.frame.drop("test/ildr")))}
     assert found["dispute/held-out-ratio-leads"].verdict == "undecided"
     assert "not measured" in found["dispute/held-out-ratio-leads"].statement
+
+
+@pytest.mark.parametrize(("claim", "verdict", "answer"), [
+    ("flatness-necessary", "consistent with necessary", "agrees"), ("flatness-necessary", "not necessary", "disagrees"),
+    ("flatness-necessary", "belongs to the manipulation", "disagrees"),
+    ("flatness-necessary", "inconclusive", "undecided"),
+    ("collapse-not-necessary", "not necessary", "agrees"), ("collapse-not-necessary", "inconclusive", "undecided"),
+    ("collapse-not-necessary", "consistent with necessary", "disagrees"),
+    ("collapse-not-necessary", "belongs to the manipulation", "undecided")])  # harm that is not the level's
+def test_a_claim_about_need_is_held_against_the_verdict(claim, verdict, answer):
+    name = claim.split("-")[0]
+    found = {f"necessity/{name}": Finding(f"necessity/{name}", "necessity", {}, "", verdict)}
+    assert next(item for item in CLAIMS if item.name == claim).judge(found)[0] == answer
+
+
+@pytest.mark.parametrize(("changes", "position", "expected"), [
+    ({}, (0.9, 0.6, 1.2), "generalisation"), ({}, (0.9, 0.4, 1.4), "unknown"), ({}, (0.1, -0.2, 0.4), "memorisation"),
+    ({}, (0.1, -0.5, 0.7), "unknown"), ({}, (0.9, None, None), "unknown"), ({"fell": 5}, (0.9, 0.6, 1.2), "neither"),
+    ({"fell": 6}, (0.9, 0.6, 1.2), "generalisation"), ({"enough": False}, (0.9, 0.6, 1.2), "unknown"),
+    ({"verdict": "does not move"}, (None, None, None), "memorisation")])
+def test_what_falls_with_generalisation_falls_and_lies_above_one_half_interval_included(changes, position, expected):
+    changes = dict(changes)
+    verdict = changes.pop("verdict", "lags")
+    data = {"enough": True, "judged": 10, "started": 10, "fell": 10, "moved": 10} | changes
+    assert _side(Finding("", "lead_lag", {}, "", verdict, {"position": estimate(*position)}, data=data))[0] == expected
+
+
+@pytest.mark.parametrize(("verdict", "answer"), [
+    ("leads", "agrees"), ("lags", "disagrees"), ("no clear order", "undecided"), ("does not move", "undecided")])
+def test_a_claim_about_order_is_held_against_lead_and_lag(verdict, answer):
+    data = {"enough": True, "judged": 10, "started": 10, "fell": 10, "moved": 10}
+    found = {"lead_lag/test/ildr": Finding("", "lead_lag", {}, "", verdict, data=data)}
+    assert next(item for item in CLAIMS if item.name == "held-out-ratio-leads").judge(found)[0] == answer
 
 
 def test_the_ranking_holds_all_disputed_measures_on_the_same_seeds():

@@ -69,6 +69,30 @@ def test_text_columns_without_a_split_are_left_alone():
     assert analyze_frame(pl.DataFrame(MINIMAL | {"note": ["x"] * 5}))
 
 
+@pytest.mark.parametrize(("column", "values", "broken"), [
+    ("train/loss", [1.0, 1.0, 1.0, 1.0, np.nan], True), ("train/accuracy", [0.1, 1.0, 1.0, 1.0, np.nan], True),
+    ("train/loss", [np.inf, 1.0, 1.0, 1.0, 1.0], False), ("train/loss", [1.0, 1.0, 1.0, 1.0, None], False),
+    ("test/accuracy", [0.1, 0.2, 0.96, 0.97, np.nan], False)])
+def test_a_run_broke_down_if_its_last_training_loss_or_accuracy_is_not_finite(column, values, broken):
+    assert Panel.of(pl.DataFrame(MINIMAL | {column: values})).diverged.tolist() == [broken]
+
+
+def test_a_run_diverged_from_step_zero_on_and_one_that_is_listed_without_rows_did_only_if_it_says_so():
+    listed = [{"replica": 0, "diverged_at": 0}, {"replica": 1, "seed": 1, "diverged_at": None},
+              {"replica": 2, "seed": 2, "diverged_at": 5}]
+    panel = Panel.of(pl.DataFrame(MINIMAL), {"replicas": listed})
+    assert panel.replicas.select("seed", "diverged").rows() == [(0, True), (2, True)]
+
+
+def test_runs_without_a_seed_are_paired_in_the_order_of_their_replica_and_runs_are_told_by_seed():
+    frame = pl.DataFrame({"arm": ["a", "a", "b", "b"], "replica": [7, 3, 5, 9], "step": [0] * 4,
+                          "train/accuracy": [0.7, 0.3, 0.5, 0.9], "test/accuracy": [0.0] * 4})
+    panel = Panel.of(frame)
+    assert panel["train/accuracy"][panel.paired("a", "b")][:, :, 0].tolist() == [[0.3, 0.7], [0.5, 0.9]]
+    panel = Panel.of(frame.with_columns(seed=pl.Series([1, 2, 2, 1])))
+    assert panel["train/accuracy"][panel.rows("a")][:, 0].tolist() == [0.7, 0.3]
+
+
 def test_pairs_are_the_seeds_that_both_arms_have():
     frame = pl.DataFrame({"arm": ["a", "a", "b", "b"], "seed": [1, 2, 2, 3], "step": [0] * 4,
                           "train/accuracy": [0.0] * 4, "test/accuracy": [0.0] * 4})

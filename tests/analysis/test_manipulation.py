@@ -1,12 +1,14 @@
-"""Whether a manipulation was one: each rule of docs/verdicts.md on both of its sides, on runs that are drawn by hand."""
+"""Whether a manipulation was one: each rule of docs/verdicts.md on both of its sides, on runs drawn by hand."""
 
 import numpy as np
 import polars as pl
 import pytest
 
-from grokscape.analysis.manipulation import at_memorisation, check, manipulation_finding, settled
+import synthetic
+from grokscape.analysis.manipulation import at_memorisation, check, goal_share, manipulation_finding, settled
+from grokscape.analysis.pipeline import findings_of
 from grokscape.analysis.record import Record
-from synthetic import clamp
+from synthetic import BASELINE, ArmTruth, clamp
 
 CDNV = "train/cdnv"
 SUPPRESS, PROMOTE = ({"kind": kind, "measure": "cdnv"} for kind in ("suppress", "promote"))
@@ -28,7 +30,8 @@ def study(*interventions, seeds=10, own=None, base=None, diverged=(), **verdict)
                    CDNV: np.where(step >= 100, 0.5, 2.0), "train/rnc1": np.ones(len(step))}
         columns |= {name: np.broadcast_to(np.asarray(of(seed, step), float), step.shape)
                     for name, of in (change or {}).items()}
-        frames.append(pl.DataFrame({"arm": arm, "seed": seed, "replica": seed + place * seeds, "step": step, **columns}))
+        keys = {"arm": arm, "seed": seed, "replica": seed + place * seeds, "step": step}
+        frames.append(pl.DataFrame(keys | columns))
     gone = [{"replica": seeds + one, "arm": "a", "seed": one, "diverged_at": 190} for one in diverged]
     return Record.of(pl.concat(frames), plan(*interventions) | {"verdict": verdict}, status={"replicas": gone})
 
@@ -144,3 +147,34 @@ def test_what_happened_before_an_intervention_ended_needs_all_its_evaluations_be
 def test_a_run_that_diverged_after_the_intervention_ended_had_not_diverged_by_then():
     record = study(diverged=[3])
     assert (record.results_before(150)["diverged"].sum(), record.results["diverged"].sum()) == (0, 1)
+
+
+@pytest.mark.parametrize("moment", ["memorisation", 60])
+@pytest.mark.parametrize(("share", "state"), [(0.8, "held"), (0.2, "not held")])
+def test_a_level_relative_to_a_moment_is_checked_against_each_run_s_own_value(moment, share, state):
+    """κ is kept at a share of what it was at the moment, seed by seed."""
+    def kept(frame):
+        start = pl.col("train/relative_flatness").filter(pl.col("step") >= 60).first().over("replica", order_by="step")
+        held = (pl.col("arm") == "a") & (pl.col("step") > 60)
+        level = pl.when(held).then(start * share).otherwise(pl.col("train/relative_flatness"))
+        return frame.with_columns(level.alias("train/relative_flatness"))
+    a = ArmTruth("a", interventions=[clamp("relative_flatness", 0.8, relative_to=moment)])
+    made = synthetic.study([BASELINE, a])
+    found = {item.id: item for item in findings_of(made.record(kept(made.frame)))}
+    assert found["manipulation/a"].data["state"] == state
+    when = moment if isinstance(moment, str) else f"step {moment}"
+    assert f"held ≥ 0.8 × its value at {when}, settled at {share:.2g}" in found["manipulation/a"].statement
+    assert found["necessity/flatness"].verdict == ("not necessary" if state == "held" else "inconclusive")
+
+
+@pytest.mark.parametrize(("goal", "level", "share"), [
+    ({"at_least": 10.0}, 8.1, 1), ({"at_least": 10.0}, 7.9, 0),
+    ({"at_most": 10.0}, 11.9, 1), ({"at_most": 10.0}, 12.1, 0),
+    ({"at_least": -10.0}, -11.9, 1), ({"at_least": -10.0}, -12.1, 0),
+    ({"at_most": -10.0}, -8.1, 1), ({"at_most": -10.0}, -7.9, 0)])
+def test_a_goal_may_be_missed_by_a_fifth_of_its_size_and_no_more(goal, level, share):
+    held = ArmTruth("a", interventions=[clamp("cdnv", **goal)])
+    made = synthetic.study([BASELINE, held])
+    record = made.record(made.frame.with_columns(pl.lit(level).alias("train/cdnv")))
+    (aim,) = next(arm.aims for arm in record.arms if arm.name == "a")
+    assert goal_share(record, aim, record.panel.rows("a")) == pytest.approx(share)

@@ -5,12 +5,15 @@ import json
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 from statsmodels.stats.meta_analysis import combine_effects
 
 import synthetic
 from grokscape.analysis import FrameError, analyze
 from grokscape.analysis.estimation import estimate, mean_interval
+from grokscape.analysis.finding import Finding
 from grokscape.analysis.pooled import _error, joined, pooled, random_effects
+from grokscape.analysis.record import Record
 
 
 def folder_of(tmp_path, name, seed, **options):
@@ -69,6 +72,45 @@ def test_one_study_in_two_runs_becomes_one_with_all_seeds():
     assert record.results["generalised"].count() == sum(one.results["generalised"].count() for one in records)
 
 
+def test_runs_with_another_network_optimiser_or_batch_are_not_joined_nor_are_logs_without_a_plan():
+    for name, other in (("model", {"kind": "mlp"}), ("optimizer", {"kind": "sgd"}), ("testbed", {}), ("batch_size", 8)):
+        first, second = synthetic.study([synthetic.BASELINE], seeds=2), synthetic.study([synthetic.BASELINE], seeds=2)
+        second.spec[name] = other
+        assert len(joined([first.record(), second.record()])) == 2, name
+    assert len(joined([Record.of(first.frame), Record.of(first.frame)])) == 2
+
+
+def test_arms_and_breakdowns_of_either_run_are_kept():
+    arms = [synthetic.ArmTruth(name, diverge=[0]) for name in ("a", "b")]
+    first, second = (synthetic.study([synthetic.BASELINE, arm], seeds=2) for arm in arms)
+    frames = [made.frame.filter(pl.col("train/accuracy").is_not_nan()) for made in (first, second)]
+    (record,) = joined([first.record(frames[0]), second.record(frames[1].with_columns(pl.col("seed") + 2))])
+    assert [arm.title for arm in record.arms] == ["Baseline", "A", "B"]
+    assert record.results.filter("diverged").select("arm", "seed").rows() == [("a", 0), ("b", 2)]
+
+
+@pytest.mark.parametrize(("verdicts", "expected"), [
+    (("not necessary", "not necessary", "inconclusive"), "not necessary"),
+    (("not necessary", "inconclusive"), "inconclusive"),  # one testbed alone is no agreement
+    (("inconclusive", "inconclusive"), "inconclusive"), (("not necessary", "consistent with necessary"), "mixed")])
+def test_the_pooled_verdict_is_the_one_that_all_clear_verdicts_share(verdicts, expected):
+    record = synthetic.study([synthetic.BASELINE], seeds=2).record()
+    subject = {"property": "collapse", "measure": "cdnv"}
+    doses = {f"accuracy difference, {name}": estimate(value, value - 0.1, value + 0.1)
+             for name, value in (("weak", 0.2), ("strong", -0.3))}
+    (found,) = pooled([(record, [Finding("necessity/collapse", "necessity", subject, "", verdict, doses, 8)])
+                       for verdict in verdicts])
+    assert found.verdict == expected
+    assert found.estimates["accuracy difference"]["value"] == pytest.approx(-0.3)  # of the strongest dose
+
+
+def test_one_testbed_without_spread_and_testbeds_all_alike_leave_an_interval():
+    errors = [0.1, 0.4, 0.0]
+    found = random_effects([0.3, 0.3, 0.3], errors)  # no narrower than the testbeds' own errors allow
+    least = 1 / np.sqrt(sum(1 / error**2 for error in (0.1, 0.4, 0.1)))
+    assert found["high"] - found["value"] == pytest.approx(stats.t.ppf(0.975, 2) * least)
+
+
 def test_the_same_seed_twice_is_refused():
     made = synthetic.study(seeds=3)
     record = made.record()
@@ -76,10 +118,12 @@ def test_the_same_seed_twice_is_refused():
         joined([record, record])
 
 
-def test_one_study_under_other_rules_is_refused():
-    first, second = synthetic.study(seeds=3), synthetic.study(seeds=3, verdict={"alpha": 0.01})
+@pytest.mark.parametrize(("name", "other"), [("verdict", {"alpha": 0.01}), ("onset", {"hold": 2}), ("steps", 3000)])
+def test_one_study_under_other_rules_or_for_another_length_is_refused(name, other):
+    first, second = synthetic.study(seeds=3), synthetic.study(seeds=3)
+    second.spec[name] = other
     apart = second.frame.with_columns(pl.col("seed") + 3)
-    with pytest.raises(FrameError, match="differ in verdict"):
+    with pytest.raises(FrameError, match=f"differ in {name}"):
         joined([first.record(), second.record(apart)])
 
 

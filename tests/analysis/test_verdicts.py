@@ -6,7 +6,6 @@ import pytest
 
 import synthetic
 from grokscape.analysis.effects import effects
-from grokscape.analysis.manipulation import goal_share
 from grokscape.analysis.necessity import necessity, targets
 from grokscape.analysis.pipeline import findings_of
 from grokscape.analysis.record import Record
@@ -107,7 +106,7 @@ def test_harm_that_another_hand_does_not_do_belongs_to_the_manipulation():
 @pytest.mark.parametrize(("one", "two", "expected"), [
     (harmed("a", 80.0), harmed("b", 150.0, "relative_flatness_bound"), "consistent with necessary"),
     (harmed("a", 80.0), harmed("b", 175.0, "relative_flatness_bound"), "inconclusive"),  # more than a factor of two
-    (harmed("a", 80.0, extra={"optimizer": {"lr": 5e-3}}), arm("b", 85.0), "belongs to the manipulation"),  # a part does
+    (harmed("a", 80.0, extra={"optimizer": {"lr": 5e-3}}), arm("b", 85.0), "belongs to the manipulation"),  # a part
     (harmed("a", 80.0), arm("b", 85.0), "inconclusive"),  # two doses of one hand
     (harmed("a", 80.0), arm("b", 85.0, "loss", delay_factor=0.3), "belongs to the manipulation")])  # better than intact
 def test_what_two_arms_say_depends_on_how_near_their_levels_are_and_what_their_hands_share(one, two, expected):
@@ -120,6 +119,12 @@ def test_a_property_that_only_one_of_the_deciding_arms_kept_from_arising_can_be_
     found = judged(harmed("a", 80.0), one, ArmTruth("c", interventions=[clamp("cdnv", 1.2)], floor={"cdnv": 1.2}))
     assert found.verdict == "consistent with necessary"
     assert "from arising as well" not in found.statement
+
+
+def test_a_verdict_rests_on_the_seeds_of_the_arm_that_has_the_fewest():
+    made = synthetic.study([BASELINE, harmed("a", 80.0), harmed("b", 80.0, "relative_flatness_bound")])
+    record = made.record(made.frame.filter((pl.col("arm") != "b") | (pl.col("seed") < 6)))
+    assert necessity(record, targets(record, "block")[0], effects(record), [])[0].n == 6
 
 
 @pytest.mark.parametrize(("factor", "alike"), [(1.8, True), (1 / 1.8, True), (2.3, False), (1 / 2.3, False)])
@@ -350,10 +355,9 @@ def test_holm_is_over_all_arms_of_the_study():
     alone = effects(record_of(arm("a", 80.0)))[0].p_intact
     others = [ArmTruth(name, role="control", control=name) for name in
               ("random-labels", "rescaling", "no-delay", "no-grokking")]  # differ by design
-    idle = ArmTruth("idle", interventions=[clamp(FLAT, 0.05)])  # says nothing
-    three = effects(record_of(arm("a", 80.0), arm("b", 1000.0, never=True, final_accuracy=0.6), harmed("c", 80.0),
-                              idle, *others))
-    assert [item.arm.name for item in three] == ["a", "b", "c", "idle"]
+    lost = ArmTruth("lost", interventions=[clamp(FLAT, 80.0)], memorise=False, never=True)  # says nothing
+    three = effects(record_of(arm("a", 80.0), harmed("b", 1000.0), harmed("c", 80.0), lost, *others))
+    assert [item.arm.name for item in three] == ["a", "b", "c", "lost"]
     assert three[0].p_intact == pytest.approx(3 * alone)
 
 
@@ -379,37 +383,6 @@ def test_verdicts_are_wrong_at_their_level_at_most(factor):
         assert wrong["not necessary"] / draws <= allowed
     else:
         assert wrong["not necessary"] / draws > 0.5
-
-
-@pytest.mark.parametrize("moment", ["memorisation", 60])
-@pytest.mark.parametrize(("share", "state"), [(0.8, "held"), (0.2, "not held")])
-def test_a_level_relative_to_a_moment_is_checked_against_each_run_s_own_value(moment, share, state):
-    """κ is kept at a share of what it was at the moment, seed by seed."""
-    def kept(frame):
-        start = pl.col("train/relative_flatness").filter(pl.col("step") >= 60).first().over("replica", order_by="step")
-        held = (pl.col("arm") == "a") & (pl.col("step") > 60)
-        level = pl.when(held).then(start * share).otherwise(pl.col("train/relative_flatness"))
-        return frame.with_columns(level.alias("train/relative_flatness"))
-    a = ArmTruth("a", interventions=[clamp(FLAT, 0.8, relative_to=moment)])
-    made = synthetic.study([BASELINE, a])
-    found = {item.id: item for item in findings_of(made.record(kept(made.frame)))}
-    assert found["manipulation/a"].data["state"] == state
-    when = moment if isinstance(moment, str) else f"step {moment}"
-    assert f"held ≥ 0.8 × its value at {when}, settled at {share:.2g}" in found["manipulation/a"].statement
-    assert found["necessity/flatness"].verdict == ("not necessary" if state == "held" else "inconclusive")
-
-
-@pytest.mark.parametrize(("goal", "level", "share"), [
-    ({"at_least": 10.0}, 8.1, 1), ({"at_least": 10.0}, 7.9, 0),
-    ({"at_most": 10.0}, 11.9, 1), ({"at_most": 10.0}, 12.1, 0),
-    ({"at_least": -10.0}, -11.9, 1), ({"at_least": -10.0}, -12.1, 0),
-    ({"at_most": -10.0}, -8.1, 1), ({"at_most": -10.0}, -7.9, 0)])
-def test_a_goal_may_be_missed_by_a_fifth_of_its_size_and_no_more(goal, level, share):
-    held = ArmTruth("a", interventions=[clamp("cdnv", **goal)])
-    made = synthetic.study([BASELINE, held])
-    record = made.record(made.frame.with_columns(pl.lit(level).alias("train/cdnv")))
-    (aim,) = next(arm.aims for arm in record.arms if arm.name == "a")
-    assert goal_share(record, aim, record.panel.rows("a")) == pytest.approx(share)
 
 
 def test_a_training_loss_that_rounds_to_zero_matches_none():

@@ -106,7 +106,8 @@ def random_effects(effects: Sequence[float], errors: Sequence[float], confidence
     if len(values) < 2 or not (spread > 0).any():
         return {"value": float(values.mean()) if len(values) else None, **nothing}
     spread = np.where(spread > 0, spread, spread[spread > 0].min())
-    result = combine_effects(values, spread**2, method_re="iterated")
+    with np.errstate(divide="ignore"):  # testbeds that are all alike, whose I² is zero
+        result = combine_effects(values, spread**2, method_re="iterated")
     mean, tau2 = float(result.mean_effect_re), max(float(result.tau2), 0.0)
     weights = 1 / (spread**2 + tau2)
     error = np.sqrt((weights * (values - mean) ** 2).sum() / ((len(values) - 1) * weights.sum()))
