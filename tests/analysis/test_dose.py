@@ -1,0 +1,36 @@
+"""Page's trend over the doses of one hand: which arms are doses, and which way accuracy and delay go."""
+
+import polars as pl
+import pytest
+
+import synthetic
+from grokscape.analysis.dose import trend
+from grokscape.analysis.effects import effects
+from grokscape.analysis.necessity import targets
+from synthetic import BASELINE, ArmTruth, clamp
+
+FLAT = "relative_flatness"
+
+
+def dose(name, level, measure=FLAT, **truth):
+    return ArmTruth(name, interventions=[clamp(measure, level)], floor={FLAT: level, measure: level}, **truth)
+
+
+@pytest.mark.parametrize(("factors", "grows"), [((1.5, 2.0), True), ((0.6, 0.3), False)])
+def test_a_trend_is_one_of_delays_that_grow_and_of_a_run_that_never_generalised_as_the_longest(factors, grows):
+    made = synthetic.study([BASELINE, dose("a", 60.0, delay_factor=factors[0]), dose("b", 120.0,
+                            delay_factor=factors[1])], spread=0.05)
+    stopped = (pl.col("arm") == ("b" if grows else "baseline")) & (pl.col("seed") < 3)
+    short = made.frame.with_columns(pl.when(stopped).then(pl.min_horizontal("test/accuracy", 0.94)).otherwise(
+        "test/accuracy").alias("test/accuracy")).filter(~stopped | (pl.col("step") < 300))
+    record = made.record(short)
+    (found,) = trend(record, targets(record, "block")[0], effects(record))
+    assert (found["p_delay"] < 1e-3, found["p_delay"] > 0.999) == (grows, not grows)
+
+
+def test_doses_are_arms_that_say_something_and_hold_this_very_measure():
+    arms = [dose("a", 60.0), dose("b", 120.0), dose("lost", 200.0, memorise=False, never=True),
+            dose("c", 3000.0, "relative_flatness_bound"), dose("d", 6000.0, "relative_flatness_bound")]
+    record = synthetic.study([BASELINE, *arms]).record()
+    (found,) = trend(record, next(one for one in targets(record, "block") if one.measure == FLAT), effects(record))
+    assert found["arms"] == ["baseline", "a", "b"]
