@@ -144,6 +144,8 @@ def test_matched_level_fails_when_it_does_not_hold():
     record = record_of(held, loose)
     assert control(record, "held").verdict == "passed"
     assert control(record, "loose").verdict == "failed"
+    rows = {row["arm"]: row for row in table_of(record).iter_rows(named=True)}
+    assert (rows["held"]["held"], rows["loose"]["held"], rows["loose"]["valid"]) == (1, 0, False)
 
 
 def test_random_labels_with_the_property_make_it_insufficient():

@@ -32,9 +32,11 @@ def test_bootstrap_interval_of_a_mean_covers_at_its_rate(n):
     assert 0.92 <= np.mean([one["low"] <= 4 <= one["high"] for one in found]) <= 0.98
 
 
-def test_bootstrap_is_students_interval_below_eight_seeds():
-    values = np.array([1.0, 2.0, 4.0])
-    assert bootstrap_interval(mean_and_error, values) == pytest.approx(mean_interval(values))
+@pytest.mark.parametrize(("n", "students"), [(3, True), (7, True), (8, False)])
+def test_bootstrap_is_students_interval_below_eight_seeds(n, students):
+    values = 2.0 ** np.arange(n)
+    found, other = bootstrap_interval(mean_and_error, values), mean_interval(values)
+    assert (found["high"] == pytest.approx(other["high"])) is students
 
 
 def test_mean_interval_is_students():

@@ -42,4 +42,7 @@ def test_summary_counts_what_the_arms_did(folder):
     assert rows["flatness-held-30"]["generalised_step"] is None
     assert rows["flatness-held-30"]["state"] == "held"
     assert rows["flatness-held-30"]["level"] >= 30
+    assert rows["flatness-held-30"]["delay"] is None  # half never got there
+    assert rows["loss-held"]["level_at_memorisation"] > 2 * rows["loss-held"]["level"]  # it falls until it is held
     assert rows["baseline"]["measure"] is None
+    assert rows["baseline"]["valid"]
