@@ -120,7 +120,7 @@ def _check_objects(path: Path, values: Sequence[Any], remedy: str, names: Sequen
 
 def _read_part(path: Path) -> pl.DataFrame:
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)  # a folder may be called x*y
         frame.select(KEYS)
     except pl.exceptions.PolarsError as error:
         raise RunFolderError(f"{path} is damaged ({error}); remove it and the parts after it, then go on with: "

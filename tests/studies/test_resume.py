@@ -281,6 +281,11 @@ def test_damaged_parts_are_named(tmp_path):
         folder.trajectory()
 
 
+def test_a_name_with_a_star_reads_no_other_folder(tmp_path):
+    first, second = (run_whole(tmp_path / name, tiny.spec(steps=5)) for name in ("x+y", "x*y"))
+    assert second.trajectory().height == first.trajectory().height
+
+
 def test_settings_that_arms_cannot_differ_in_are_refused(tmp_path):
     changed = tiny.study()
     changed["arms"][1]["optimizer"] = {"betas": [0.9, 0.99]}
