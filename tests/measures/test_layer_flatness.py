@@ -128,21 +128,32 @@ def test_exact_values_equal_the_dense_hessian(name):
 class Graph(nn.Module):  # its nodes are the samples
     def __init__(self):
         super().__init__()
-        self.links = torch.rand(6, 6).double()
+        self.links = torch.rand(8, 8).double()
         self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
 
     def forward(self, x):
         return self.links @ self.second(torch.tanh(self.links @ self.first(x)))
 
 
+class Pairs(nn.Module):  # two views of each input, one after the other
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.first(x))
+        return self.second(hidden + hidden.roll(len(x) // 2, 0).square())
+
+
 @pytest.mark.parametrize(("make", "layers"), [
     (Graph, ("first", "second")),
+    (Pairs, ("first", "second")),
     (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 3)), ("0", "2")),
 ])
 @pytest.mark.parametrize("exact", [True, False])
 def test_samples_that_see_each_other(make, layers, exact):
     torch.manual_seed(0)
-    model, inputs, labels = make().double(), torch.randn(6, 4).double(), torch.arange(6) % 3
+    model, inputs, labels = make().double(), torch.randn(8, 4).double(), torch.arange(8) % 3
     found = layer_flatness(model, (inputs, labels), layers, probes=256, exact=exact)
     for layer in layers:
         expected = dense_kappa(model, f"{layer}.weight", inputs, labels)

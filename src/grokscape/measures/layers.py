@@ -102,16 +102,17 @@ class _Layer:
         return not elsewhere and self._keeps_samples_apart(through)
 
     def _keeps_samples_apart(self, through: Tensor) -> bool:
-        """Whether slopes in the outputs of every second sample have no slope in the outputs of the others.
+        """Whether slopes in the outputs of half of the samples, drawn, have no slope in the outputs of the others.
 
-        They have under batch norm without running statistics, and in networks on graphs.
+        They have under batch norm without running statistics, in networks on graphs, and between views in one batch.
         """
         if self.outputs is None or not through.requires_grad:
             return True
-        signs = rademacher(*through.shape, generator=torch.Generator().manual_seed(0), like=through)
-        along = (through * signs)[::2].sum()
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(through), generator=generator)
+        along = (through * rademacher(*through.shape, generator=generator, like=through))[order[::2]].sum()
         (product,) = torch.autograd.grad(along, self.outputs, retain_graph=True, allow_unused=True)
-        return product is None or not product[1::2].any()
+        return product is None or not product[order[1::2]].any()
 
     def variable(self) -> Tensor:
         """What the route differentiates with respect to."""
