@@ -77,6 +77,18 @@ class Fixed(nn.Module):
         return self.fc((x @ self.body.to(x.dtype)).relu())
 
 
+class Drawn(nn.Module):
+    """Numbers are drawn that it keeps neither as a parameter nor as a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+        self.body = torch.randn(64, 64)
+
+    def forward(self, x):
+        return self.fc((x @ self.body).relu())
+
+
 class Pooled(nn.Module):
     """Its head answers at every position; they are pooled behind it."""
 
@@ -116,6 +128,14 @@ def stacked(network, replicas):
 def batch(task, replicas):
     inputs = torch.stack([task.split(seed).train_inputs[:20] for seed in range(replicas)])
     return inputs.double() if inputs.is_floating_point() else inputs
+
+
+@pytest.mark.parametrize("factory", [Plain, Drawn])
+def test_one_of_it_is_the_module_that_was_trained(factory):
+    network, (inputs,) = network_of(factory, VECTORS), batch(VECTORS, 1).float()
+    parameters = network.init(torch.Generator().manual_seed(1))
+    expected = network.logits({name: value[None] for name, value in parameters.items()}, inputs[None])[0]
+    torch.testing.assert_close(network.single(parameters, {})(inputs), expected)
 
 
 @pytest.mark.parametrize("case", CASES)

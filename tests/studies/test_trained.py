@@ -91,6 +91,24 @@ def test_it_is_a_module_like_any_other(tmp_path):
     assert not torch.equal(model.head.weight, again.head.weight)
 
 
+@pytest.mark.parametrize("arm", ["baseline", *CHANGED])
+def test_it_can_be_saved_and_moved(arm, tmp_path):
+    arms = [{"name": name, "interventions": acts} for name, acts in CHANGED.items()]
+    study = gs.run(specification(["baseline", *arms]), tmp_path / "run", report=False)
+    model, (inputs, _), _, _ = study.trained(arm, 0)
+    logits = model(inputs)
+    torch.save(model, tmp_path / "model.pt")
+    assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=False)(inputs), logits)
+    assert model.head.to("meta")(torch.empty(3, 16, device="meta")).shape == (3, 7)
+
+
+def test_a_replica_that_diverged_is_as_it_was_left(tmp_path):
+    study = gs.run(specification(["baseline", {"name": "diverges", "optimizer": {"lr": 1e200}}]), tmp_path / "run",
+                   report=False)
+    assert study.trained("baseline", 0).step == 40
+    assert study.trained("diverges", 0).step == study.folder.status["replicas"][2]["diverged_at"] < 40
+
+
 def test_what_is_not_there_is_named(tmp_path):
     study = gs.run(specification(), tmp_path / "run", report=False)
     with pytest.raises(ValueError, match="has no arm 'hold'; its arms are baseline, held"):

@@ -245,6 +245,10 @@ class LookupCache:
         self._build = build
         self._known: Any = WeakIdKeyDictionary()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies, and what is pickled, know nothing yet."""
+        return LookupCache, (self._build,)
+
     def __call__(self, inputs: Tensor) -> Any:
         """What `build(inputs)` gives; computed once per tensor, anew if the tensor was written to since."""
         if _of_the_moment() or inputs.is_inference():

@@ -72,6 +72,7 @@ class ModuleNetwork(Network):
     def single(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> nn.Module:
         """See `Network.single`: the module itself, made anew."""
         with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # as the one that was trained: what is drawn need not be a buffer
             module = self._make()
         with torch.no_grad():
             for name, value in (*module.named_parameters(), *module.named_buffers()):

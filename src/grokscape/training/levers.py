@@ -268,11 +268,11 @@ class Levers:
         """Features (r, N, d) of the replicas in `rows`, as the head gets them at this step."""
         radius = self._acting(self._normalise, step, torch.nan)
         if radius is not None:
-            radius = radius[rows, None, None]
+            radius = radius[rows, None, None].to(features.device)
             rests = radius.isnan()  # ones there: slopes of very short features overflow, and 0 · ∞ is no number
             normalised = normalize_features(features.masked_fill(rests, 1), radius.nan_to_num(1.0))
             features = torch.where(rests, features, normalised)
-        return features if self.gain is None else features * self.gain[rows, None, None]
+        return features if self.gain is None else features * self.gain[rows, None, None].to(features.device)
 
     def penalty(
         self, snapshot: Snapshot, step: int, references: Mapping[str, Tensor], chunk: Chunk

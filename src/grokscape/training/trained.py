@@ -1,6 +1,7 @@
 """A replica of a run, taken out of its newest checkpoint: a PyTorch module and the data that it was trained on."""
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ class Trained(NamedTuple):
     Attributes:
         model: inputs → logits, with a linear head, in evaluation mode.
         train, test: inputs as the network sees them (N, …), and labels (N,).
-        step: how many training steps it has made.
+        step: how many training steps it has made; of a replica that diverged, the last whose loss was finite.
     """
 
     model: nn.Module
@@ -48,19 +49,16 @@ def take_out(plan: Plan, folder: RunFolder, row: int) -> Trained:
     (about, packed), engine = found, Engine(plan)
     parameters = {name: value[0] for name, value in engine.layout.view(packed["flat"][row, None]).items()}
     buffers = {name: packed[f"buffers/{name}"][row] for name in engine.state.buffers}
-    model, step = plan.network.single(parameters, buffers).eval(), about["step"]
+    model = plan.network.single(parameters, buffers).eval()
+    step = about["step"] if packed["alive"][row] else int(packed["last_good"][row])
     if any(isinstance(each, NormalizeFeatures | Rescale) for each in plan.replicas[0].interventions):
-        model.get_submodule(plan.network.head_layer).register_forward_pre_hook(_as_it_stands(engine.levers, step))
+        head = model.get_submodule(plan.network.head_layer)
+        head.register_forward_pre_hook(partial(_as_they_stand, engine.levers, step))
     sides = [engine.batches.all(side, _ROW) for side in ("train", "test")]
     train, test = ((engine.batches.seen(inputs, _ROW)[0], labels[0]) for inputs, labels in sides)
     return Trained(model, train, test, step)
 
 
-def _as_it_stands(levers: Levers, step: int) -> Any:
-    """A hook that gives the head features as interventions leave them."""
-
-    def hook(_: nn.Module, arguments: tuple[Tensor]) -> Tensor:
-        """Features (N, d)."""
-        return levers.features(arguments[0][None], step, _ROW)[0]
-
-    return hook
+def _as_they_stand(levers: Levers, step: int, _: nn.Module, arguments: tuple[Tensor]) -> Tensor:
+    """A hook that gives the head features (N, d) as interventions leave them."""
+    return levers.features(arguments[0][None], step, _ROW)[0]
