@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 the input is wrong or something failed, and the message sa
 be understood; 130 stopped by Ctrl-C or a signal, and the message says how to go on.
 """
 
+import atexit
 import io
 import json
 import os
@@ -348,6 +349,11 @@ def _terminated(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _leave_in_peace() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # all is said; Python's own leaving is not to be disturbed
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _warn(message: str) -> None:
     with suppress(OSError):  # nobody looks
         print(f"grokscape: {message}", file=sys.stderr)
@@ -356,6 +362,7 @@ def _warn(message: str) -> None:
 def main() -> None:
     """Entry point of the `grokscape` command."""
     signal.signal(signal.SIGTERM, _terminated)
+    atexit.register(_leave_in_peace)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without κ shows ?, and the run goes on
@@ -369,9 +376,6 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         sys.exit(_explain(error))
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):  # all is said; Python's own leaving is not to be disturbed
-            signal.signal(number, signal.SIG_IGN)
 
 
 def _explain(error: Exception) -> int:

@@ -3,6 +3,8 @@
 import json
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import polars as pl
@@ -140,3 +142,10 @@ def test_stopping_a_run_in_shards_stops_them_all(process, study_file, tmp_path):
     assert status["state"] == "interrupted"
     assert set(status["shards"].values()) == {"interrupted"}
     assert set(RunFolder.open(out).trajectory()["seed"].unique()) == {0, 1}
+
+
+def test_who_calls_it_from_python_can_still_be_stopped():
+    text = "import signal, sys; from grokscape.cli import main; sys.argv = ['grokscape', 'presets']\n" \
+           "try: main()\nexcept SystemExit: pass\nsignal.raise_signal(signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    assert "KeyboardInterrupt" in done.stderr
