@@ -83,7 +83,7 @@ class Study:
         The model is a PyTorch module that takes inputs as its testbed gives them and ends in a linear head, in
         evaluation mode: for `grokscape.measure`, `grokscape.layer_flatness` and code of your own. A module of yours is
         what its factory makes. In networks of this library, layers but the head hold their weights and are not called:
-        hooks on them do not run.
+        hooks on them do not run. `torch.autograd` goes through them to any order, `torch.func` does not.
 
         Args:
             arm: its name.

@@ -14,7 +14,7 @@ class SingleNetwork(nn.Module):
     The network's own function computes the features; then the head, a linear layer, is called. Every other weight lies
     in a layer of the kind that it belongs to, under its own name: linear maps in `nn.Linear`, convolutions in
     `nn.Conv2d`, tables whose rows are looked up in `nn.Embedding`. These hold weights and are not called, so that hooks
-    on them do not run.
+    on them do not run. `torch.autograd` goes through it to any order; `torch.func` does not.
 
     Args:
         network: what computes the features.
