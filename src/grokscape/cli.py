@@ -166,7 +166,7 @@ def run(
     command = shlex.join(["grokscape", *sys.argv[1:]])
     with _stoppable(out), Display(spec, "quiet" if quiet or json else None) as display:
         result = run_study(spec, out, progress=display, report=report, command=command, **settings)
-    _say_where(result.folder, quiet, json)
+    _say_what_came(result.folder, quiet, json)
 
 
 @app.command(help_epilogue="")
@@ -196,11 +196,11 @@ def resume(
     settings, study = where.settings(), load(folder)
     check_where(study, where.device, where.launcher, where.tracker)
     if study.folder.finished and study.report.exists() and study.findings:
-        _say_where(study.folder, quiet, json)
+        _say_what_came(study.folder, quiet, json)
         return
     with _stoppable(folder), Display(study.spec, "quiet" if quiet or json else None) as display:
         result = resume_study(folder, progress=display, report=report, **settings)
-    _say_where(result.folder, quiet, json)
+    _say_what_came(result.folder, quiet, json)
 
 
 @app.command(help_epilogue="")
@@ -318,15 +318,15 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def _say_where(folder: RunFolder, quiet: bool, as_json: bool) -> None:
+def _say_what_came(folder: RunFolder, quiet: bool, as_json: bool) -> None:
     if as_json:
         report = folder.path / "report.html"
         known = {"folder": str(folder.path), "state": folder.status.get("state")}
         _print_json({**known, "report": str(report) if report.exists() else None, "findings": folder.findings})
     elif not quiet:
-        from grokscape.terminal import files
+        from grokscape.terminal import show as show_folder
 
-        print(files(folder).plain)
+        show_folder(folder, Console())
 
 
 @contextmanager

@@ -84,6 +84,12 @@ def test_show_ends_with_verdicts_and_files(grokscape, run_folder):
     assert f"not yet; grokscape report {run_folder.path}" in out
 
 
+def test_a_run_ends_with_what_show_shows(grokscape, study_file, tmp_path):
+    ended = grokscape("run", study_file(steps=8), "--out", tmp_path / "run", "--no-report")
+    assert "Is flatness necessary?" in ended.out
+    assert ended.out.endswith(grokscape("show", tmp_path / "run").out)
+
+
 def test_show_says_that_a_run_was_killed(grokscape, run_folder):
     run_folder.write_status(**{**run_folder.status, "state": "running"})
     out = grokscape("show", run_folder.path).out
