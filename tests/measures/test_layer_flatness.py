@@ -8,30 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dense import dense_kappa
 from grokscape.measures import MeasureWarning, layer_flatness, relative_flatness
-
-
-def dense_kappa(model, parameter_name, inputs, labels, *, groups=1, transposed=False, tied=()):
-    """Σ_{s,t} ⟨w_s, w_t⟩ Tr(H_st) from the whole Hessian of the mean loss in one parameter."""
-    parameters = dict(model.named_parameters())
-    weight = parameters[parameter_name].detach()
-
-    def loss(flat):
-        replaced = {**parameters, parameter_name: flat.reshape(weight.shape)}
-        logits = torch.func.functional_call(model, replaced, (inputs,), tie_weights=True)
-        return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
-
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        hessian = torch.autograd.functional.hessian(loss, weight.flatten())
-    index = torch.arange(weight.numel()).reshape(weight.shape)
-    rows = (index.T if transposed else index.flatten(1))
-    total = 0.0
-    for group in rows.reshape(groups, -1, rows.shape[-1]):
-        for s in group:
-            for t in group:
-                inner = weight.flatten()[s] @ weight.flatten()[t]
-                total += float(inner * hessian[s][:, t].diagonal().sum())
-    return total
 
 
 class Conv1D(nn.Module):
@@ -123,41 +101,6 @@ def test_exact_values_equal_the_dense_hessian(name):
         assert found[layer].exact
         assert found[layer].stderr == 0
         assert found[layer].value == pytest.approx(expected, rel=1e-10, abs=1e-12)
-
-
-class Graph(nn.Module):  # its nodes are the samples
-    def __init__(self):
-        super().__init__()
-        self.links = torch.rand(8, 8).double()
-        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
-
-    def forward(self, x):
-        return self.links @ self.second(torch.tanh(self.links @ self.first(x)))
-
-
-class Pairs(nn.Module):  # two views of each input, one after the other
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
-
-    def forward(self, x):
-        hidden = torch.tanh(self.first(x))
-        return self.second(hidden + hidden.roll(len(x) // 2, 0).square())
-
-
-@pytest.mark.parametrize(("make", "layers"), [
-    (Graph, ("first", "second")),
-    (Pairs, ("first", "second")),
-    (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 3)), ("0", "2")),
-])
-@pytest.mark.parametrize("exact", [True, False])
-def test_samples_that_see_each_other(make, layers, exact):
-    torch.manual_seed(0)
-    model, inputs, labels = make().double(), torch.randn(8, 4).double(), torch.arange(8) % 3
-    found = layer_flatness(model, (inputs, labels), layers, probes=256, exact=exact)
-    for layer in layers:
-        expected = dense_kappa(model, f"{layer}.weight", inputs, labels)
-        assert found[layer].value == pytest.approx(expected, rel=1e-9, abs=4 * found[layer].stderr)
 
 
 @pytest.mark.parametrize("probes", [8, 64, 256])
@@ -346,67 +289,6 @@ def test_a_layer_without_gradients_is_no_number_and_says_so():
     with pytest.warns(MeasureWarning, match="layer '(mix|unused)' is NaN: the loss has no gradient in it"):
         found = layer_flatness(Cut(), (torch.randn(3, 4), torch.tensor([0, 1, 2])))
     assert [math.isnan(found[name].value) for name in ("mix", "unused", "head")] == [True, True, False]
-
-
-def test_a_weight_that_is_used_outside_its_layer_too():
-    class Back(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.encode, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
-
-        def forward(self, x):
-            return self.head(torch.tanh(F.linear(torch.tanh(self.encode(x)), self.encode.weight.T)))
-
-    torch.manual_seed(0)
-    model, inputs, labels = Back().double(), torch.randn(3, 4).double(), torch.tensor([0, 2, 1])
-    found = layer_flatness(model, (inputs, labels), exact=True)
-    for layer in ("encode", "head"):
-        expected = dense_kappa(model, f"{layer}.weight", inputs, labels)
-        assert found[layer].value == pytest.approx(expected, rel=1e-10)
-    assert (found["encode"].probes, found["head"].probes) == (16, 3)
-
-
-def test_a_layer_whose_answer_is_not_used_while_its_weight_is():
-    class Aside(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.head = nn.Linear(4, 4, bias=False), nn.Linear(4, 3)
-
-        def forward(self, x):
-            self.layer(x)
-            return self.head(torch.tanh(F.linear(x, self.layer.weight)))
-
-    torch.manual_seed(0)
-    model, inputs, labels = Aside().double(), torch.randn(3, 4).double(), torch.tensor([0, 2, 1])
-    found = layer_flatness(model, (inputs, labels), layers=["layer"], exact=True)["layer"].value
-    assert found == pytest.approx(dense_kappa(model, "layer.weight", inputs, labels), rel=1e-10)
-
-
-class UsedElsewhere(nn.Module):
-    """A layer whose weight enters once more, by hand and with little effect."""
-
-    def __init__(self, effect):
-        super().__init__()
-        self.effect, self.layer, self.head = effect, nn.Linear(4, 4, bias=False), nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.layer(x)) + self.effect * torch.tanh(F.linear(x.flip(1), self.layer.weight)))
-
-
-@pytest.mark.parametrize("effect", [1e-2, 1e-5])
-def test_a_weight_with_little_effect_elsewhere_is_seen(effect):
-    torch.manual_seed(0)
-    model, x, y = UsedElsewhere(effect).double(), torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
-    found = layer_flatness(model, [(x, y)], layers=["layer"], exact=True)["layer"].value
-    assert found == pytest.approx(dense_kappa(model, "layer.weight", x, y), rel=1e-10)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rounding_does_not_keep_a_layer_from_the_short_route(dtype):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(32, 48), nn.Tanh(), nn.Linear(48, 5)).to(dtype)
-    x, y = torch.randn(500, 32, dtype=dtype), torch.randint(5, (500,))
-    assert layer_flatness(model, [(x, y)], layers=["0"], probes=32)["0"].exact  # in the weight it takes 1024 products
 
 
 @pytest.mark.parametrize(("labels", "loss", "text"), [
