@@ -1,4 +1,4 @@
-"""One replica of a network as a PyTorch module: for whatever works on modules, from hooks to layer-wise flatness."""
+"""One replica of a network as a PyTorch module: for whatever works on modules, such as layer-wise flatness."""
 
 from typing import TYPE_CHECKING
 
