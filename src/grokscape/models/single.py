@@ -27,8 +27,8 @@ class SingleNetwork(nn.Module):
         values = {name: nn.Parameter(value.detach().clone()) for name, value in parameters.items()}
         self._places: dict[str, tuple[nn.Module, str]] = {}
         for name, value in values.items():
-            layer, attribute = self._layer(name, value, network.specs[name].table), name.rpartition(".")[2]
-            attribute = attribute if "." in name else "weight"
+            path, _, attribute = name.rpartition(".") if "." in name else (name, "", "weight")
+            layer = self._layer(path, value, network.specs[name].table)
             setattr(layer, attribute, value)
             self._places[name] = layer, attribute
         weight = values[network.head[0]]
@@ -36,11 +36,11 @@ class SingleNetwork(nn.Module):
             self.head = _linear(weight)
             self.head.weight = weight
 
-    def _layer(self, name: str, value: Tensor, table: bool) -> nn.Module:
-        """The layer that holds a parameter, made for the first of its parameters."""
-        *path, last = (name.rpartition(".")[0] or name).split(".")
+    def _layer(self, path: str, value: Tensor, table: bool) -> nn.Module:
+        """The layer of that name, made for the first of its parameters."""
+        *above, last = path.split(".")
         parent: nn.Module = self
-        for part in path:
+        for part in above:
             if not hasattr(parent, part):
                 parent.add_module(part, nn.Module())
             parent = getattr(parent, part)
