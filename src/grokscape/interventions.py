@@ -24,7 +24,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from grokscape.measures import MEASURES, Measure, MeasureWarning, Snapshot
+from grokscape.measures import MEASURES, OF_LAYER, Measure, MeasureWarning, Snapshot, find_measure
 from grokscape.measures.checks import warn_if_nan
 from grokscape.measures.functional import why_nan
 from grokscape.numerics import holds
@@ -46,13 +46,14 @@ Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _differentiable_measure(name: str) -> Measure:
-    if name not in MEASURES:
+    row = find_measure(name)
+    if row is None:
         near = difflib.get_close_matches(name, MEASURES, n=3) or sorted(MEASURES)
         raise ValueError(f"expected the name of a measure, got {name!r}; near: {', '.join(near)}")
-    if not MEASURES[name].differentiable:
+    if not row.differentiable:
         usable = sorted(row.name for row in MEASURES.values() if row.differentiable)
         raise ValueError(f"{name!r} is not differentiable and cannot be a penalty; choose one of {', '.join(usable)}")
-    return MEASURES[name]
+    return row
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -73,8 +74,12 @@ class _Scheduled:
 
 @dataclass(frozen=True, config=_FROZEN)
 class _Penalty(_Scheduled):
-    def _check_measure(self) -> Measure:
-        return _differentiable_measure(self.measure)  # type: ignore[attr-defined]
+    @property
+    def _row(self) -> Measure:
+        name, temperature = self.measure, self.temperature  # type: ignore[attr-defined]
+        if name.startswith(OF_LAYER) and temperature != 1:
+            raise ValueError(f"{name!r} is taken with the loss itself and knows no temperature; leave temperature out")
+        return _differentiable_measure(name)
 
     def value(self, snapshot: Snapshot) -> Tensor:
         """The measure that the penalty is about, at the penalty's temperature."""
@@ -101,7 +106,7 @@ class _Linear(_Penalty):
 
     @model_validator(mode="after")
     def _has_direction(self) -> "_Linear":
-        if self._check_measure().direction == "neither":
+        if self._row.direction == "neither":
             raise ValueError(
                 f"{self.measure!r} has no direction to promote or suppress; use Clamp with at_least or at_most"
             )
@@ -110,7 +115,7 @@ class _Linear(_Penalty):
     @property
     def signed_strength(self) -> float:
         """Factor of the measure in the loss."""
-        lower_is_better = MEASURES[self.measure].direction == "lower"
+        lower_is_better = self._row.direction == "lower"
         return self.strength * (1 if lower_is_better == self._promotes else -1)  # type: ignore[attr-defined]
 
     def __call__(self, snapshot: Snapshot, *, step: int = 0) -> Tensor:
@@ -197,7 +202,7 @@ class Clamp(_Penalty):
 
     @model_validator(mode="after")
     def _has_levels(self) -> "Clamp":
-        if not self._check_measure().positive:
+        if not self._row.positive:
             raise ValueError(
                 f"{self.measure!r} can be negative, a clamp works on its logarithm; use Promote or Suppress"
             )

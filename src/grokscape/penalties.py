@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grokscape.measures import MEASURES, Snapshot
+from grokscape.measures import Snapshot, find_measure
 from grokscape.numerics import holds
 
 
@@ -23,7 +23,9 @@ def measure_at(name: str, snapshot: Snapshot, temperature: float = 1.0) -> Tenso
     """A measure of the snapshot with its logits divided by a temperature, shape (...)."""
     if temperature != 1:
         snapshot = replace(snapshot, logits=snapshot.logits / temperature)
-    return MEASURES[name](snapshot)
+    row = find_measure(name)
+    assert row is not None, name
+    return row(snapshot)
 
 
 def _known_to_be(acts: Tensor, value: bool) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from grokscape.interventions import Clamp, Intervention, NormalizeFeatures, Promote, Rescale, Suppress, WeightCap
-from grokscape.measures import Probe, Snapshot, evaluate
+from grokscape.measures import Probe, Snapshot, evaluate, layers_of
 from grokscape.measures.locate import has_own_forward
 from grokscape.training.levers import ended, unplug_of
 
@@ -60,7 +60,7 @@ class Applied:
         self._penalties = [i for i in kept if isinstance(i, Promote | Suppress | Clamp)]
         self._normalise = [i for i in kept if isinstance(i, NormalizeFeatures)]
         self._caps = [i for i in kept if isinstance(i, WeightCap)]
-        self.probe = Probe(model, head)
+        self.probe = Probe(model, head, layers=layers_of(penalty.measure for penalty in self._penalties))
         if self._caps and not _has_plain_weight(self.probe.head.module):
             raise ValueError(
                 f"WeightCap needs a torch.nn.Linear with a weight of its own as head, got "

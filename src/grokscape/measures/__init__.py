@@ -15,13 +15,15 @@ from grokscape.measures.measuring import measure
 from grokscape.measures.probe import Probe
 from grokscape.measures.representativeness import GapDecomposition, decompose_gap, feature_robustness
 from grokscape.measures.snapshot import Measure, Snapshot
-from grokscape.measures.table import DEFAULT, MEASURES, evaluate
+from grokscape.measures.table import DEFAULT, MEASURES, OF_LAYER, OF_LAYER_ERROR, evaluate, find_measure, layers_of
 from grokscape.measures.theory import CollapseTheory, collapse_flatness, collapse_flatness_bound, collapse_theory
 from grokscape.numerics import Estimate
 
 __all__ = [
     "DEFAULT",
     "MEASURES",
+    "OF_LAYER",
+    "OF_LAYER_ERROR",
     "CollapseTheory",
     "Estimate",
     "GapDecomposition",
@@ -38,9 +40,11 @@ __all__ = [
     "decompose_gap",
     "evaluate",
     "feature_robustness",
+    "find_measure",
     "hessian_eigenvalues",
     "hessian_trace",
     "layer_flatness",
+    "layers_of",
     "measure",
     "neural_collapse",
     "relative_flatness",

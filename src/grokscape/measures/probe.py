@@ -3,7 +3,7 @@
 Shapes: B samples or sequences, T positions, M samples that carry a loss, d features, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from grokscape.measures.batches import logits_of
 from grokscape.measures.checks import check_labels
+from grokscape.measures.hidden import HiddenLayers
 from grokscape.measures.locate import LinearHead, is_compiled, linear_layers, locate_head, unwrapped
 from grokscape.measures.model_loss import align
 from grokscape.measures.snapshot import Snapshot
@@ -28,15 +29,17 @@ class Probe:
             loss = F.cross_entropy(model(x), y) + gs.Clamp("cdnv", at_least=1.2)(probe.snapshot(y), step=step)
             loss.backward()
 
-    It draws no random numbers and touches no weight; at the end of the `with` block the model is as it was before.
-    Under mixed precision a snapshot is in float32. A frozen backbone leaves features without a graph, and penalties act
-    on the head alone. Models of `torch.compile` are compiled once more for it.
+    It draws no random numbers from PyTorch's generator and touches no weight; at the end of the `with` block the model
+    is as it was before. Under mixed precision a snapshot is in float32. A frozen backbone leaves features without a
+    graph, and penalties act on the head alone. Models of `torch.compile` are compiled once more for it.
 
     Args:
         model: any module that ends in a linear layer; wrappers such as `DistributedDataParallel` are seen through.
         head: that layer or its name (or a container that ends in it); None to look for it.
         transform: applied to the features before they enter the head, and can be set to another function, or to None,
             at any time.
+        layers: names of hidden layers whose κ snapshots shall have too, as "relative_flatness@NAME": an estimate with
+            one probe for every sample, drawn anew in each pass, whose slopes take several times as long as the loss's.
 
     Attributes:
         head: the head, with its name.
@@ -46,7 +49,12 @@ class Probe:
     """
 
     def __init__(
-        self, model: nn.Module, head: str | nn.Module | None = None, *, transform: Transform | None = None
+        self,
+        model: nn.Module,
+        head: str | nn.Module | None = None,
+        *,
+        transform: Transform | None = None,
+        layers: Sequence[str] = (),
     ) -> None:
         if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise ValueError(
@@ -55,6 +63,9 @@ class Probe:
             )
         self._outer, self._model = model, unwrapped(model)
         self.head: LinearHead = locate_head(model, head)
+        if layers and is_compiled(model):
+            raise ValueError("κ of hidden layers takes three derivatives, and compiled models have one: do not compile")
+        self._hidden = HiddenLayers(self._model, layers)
         self._transform = transform
         self._seen: tuple[tuple[Tensor, Tensor], ...] = ()
         self._output: Any = None
@@ -80,6 +91,7 @@ class Probe:
         if self._undo:
             raise RuntimeError("this Probe is active already; leave its `with` block first, or make a second one")
         self._forget()
+        self._undo.append(self._hidden.watch())
         self._watch_model()
         if is_compiled(self._outer):
             self._swap_class()
@@ -98,6 +110,7 @@ class Probe:
 
     def _forget(self) -> None:
         self._seen, self._output = (), None
+        self._hidden.forget()
         if self._slot is not None:
             self.head.module.__dict__[f"{self._slot}_seen"] = ()
 
@@ -206,6 +219,7 @@ class Probe:
             ValueError: the model's logits are not those of the head, or labels do not fit them.
         """
         features, logits = self._last()
+        rows = len(logits)
         if self._output is not None:
             features, logits = self._matched(features, logits)
         labels, features, logits = align(self._model, labels, features, logits)
@@ -218,7 +232,8 @@ class Probe:
         if not self._checked and len(labels):
             self._check_affine(features, logits, weight, bias, eps)
             self._checked = True
-        return Snapshot(features, logits, labels, weight, bias, dict(self._model.named_parameters()))
+        layers = self._hidden.flatness(logits, labels, rows) if len(labels) else {}
+        return Snapshot(features, logits, labels, weight, bias, dict(self._model.named_parameters()), layers)
 
     def _matched(self, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Features and logits of the samples that the model answers for."""

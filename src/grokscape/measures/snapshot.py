@@ -32,6 +32,7 @@ class Snapshot:
         weight: the head's weight, (..., K, d).
         bias: the head's bias, (..., K), or None.
         parameters: every parameter of the network, name → (..., its shape); needed by measures of the whole network.
+        layers: measures of hidden layers that were taken with it, such as "relative_flatness@first" → (...).
 
     Raises:
         TypeError: something that is no tensor.
@@ -43,6 +44,7 @@ class Snapshot:
     weight: Tensor
     bias: Tensor | None = None
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_tensors(**{name: getattr(self, name) for name in ("features", "logits", "labels", "weight", "bias")})
@@ -58,8 +60,10 @@ def with_float64(snapshot: Snapshot) -> Snapshot:
     if has_float64(snapshot.features.device):
         return snapshot
     names = ("features", "logits", "labels", "weight", "bias")
-    moved = {name: value.cpu() for name in names if (value := getattr(snapshot, name)) is not None}
-    return replace(snapshot, **moved, parameters={name: value.cpu() for name, value in snapshot.parameters.items()})
+    moved: dict[str, Any] = {name: value.cpu() for name in names if (value := getattr(snapshot, name)) is not None}
+    for name in ("parameters", "layers"):
+        moved[name] = {key: value.cpu() for key, value in getattr(snapshot, name).items()}
+    return replace(snapshot, **moved)
 
 
 def _widened(snapshot: Snapshot) -> Snapshot:

@@ -4,7 +4,7 @@ A measure is a row here and a function: columns of trajectories, interventions, 
 contract tests all follow from the row.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -146,12 +146,51 @@ _ROWS = (
 MEASURES: dict[str, Measure] = {row.name: row for row in _ROWS}
 """Every measure of a snapshot by name; the names are those of trajectory columns and of interventions."""
 
+OF_LAYER = "relative_flatness@"
+OF_LAYER_ERROR = "relative_flatness_stderr@"
+
+
+def _taken_with(layers: Mapping[str, Tensor], *, name: str) -> Tensor:
+    """A measure of a hidden layer, out of those of a snapshot."""
+    if name not in layers:
+        raise ValueError(
+            f"expected a snapshot with {name}, got one with {', '.join(layers) or 'no hidden layer'}; name the layer "
+            f"in Probe(layers=…), or in the measures of a run; for a trained model take layer_flatness"
+        )
+    return layers[name]
+
+
+def find_measure(name: str) -> Measure | None:
+    """The row of a measure, hidden layers' too; None if there is none.
+
+    "relative_flatness@LAYER" is κ of a hidden layer, estimated with a probe for every sample, and
+    "relative_flatness_stderr@LAYER" the standard error of that estimate where it is measured.
+
+    >>> find_measure("relative_flatness@layers.0").title
+    'relative flatness κ of layers.0'
+    """
+    kind, _, layer = name.partition("@")
+    if not layer or f"{kind}@" not in (OF_LAYER, OF_LAYER_ERROR):
+        return MEASURES.get(name)
+    function = partial(_taken_with, name=name)
+    if f"{kind}@" == OF_LAYER:
+        return _flatness(name, function, "layers", f"relative flatness κ of {layer}", "> 0 near a minimum", _PETZKA)
+    title = f"standard error of relative flatness κ of {layer}"
+    return _flatness(name, function, "layers", title, "≥ 0", _OURS, direction="neither", differentiable=False)
+
+
 DEFAULT = (
     "loss", "accuracy", "relative_flatness", "relative_flatness_bound", "relative_flatness_per_loss", "cdnv",
     "within_variance", "between_distance", "nc1", "nc1_ratio", "rnc1", "nc2_equinorm", "nc2_equiangular", "nc2_etf",
     "nc3", "nc4", "ildr", "margin", "head_norm", "weight_norm",
 )
 """What is measured when nobody says what to measure."""
+
+
+def layers_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Hidden layers that measures are about, each once."""
+    layers = [name.partition("@")[2] for name in names if name.startswith((OF_LAYER, OF_LAYER_ERROR))]
+    return tuple(dict.fromkeys(layers))
 
 
 def evaluate(
@@ -180,10 +219,11 @@ def evaluate(
         quantities = quantities.measured_around(Quantities.of(around))
     values = {}
     for name in names:
-        if name not in MEASURES:
+        row = find_measure(name)
+        if row is None:
             raise KeyError(f"no measure is called {name!r}; there are {', '.join(MEASURES)}")
-        if around is not None and not MEASURES[name].around:
+        if around is not None and not row.around:
             able = ", ".join(row.name for row in MEASURES.values() if row.around)
             raise ValueError(f"{name!r} has no meaning around other class means; these have: {able}")
-        values[name] = MEASURES[name].of(quantities)
+        values[name] = row.of(quantities)
     return values

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from grokscape.models.network import ParameterSpec, SpecifiedNetwork
+from grokscape.perturbations import UNPERTURBED, Perturbation, Perturbations
 from grokscape.testbeds.types import InputSpec
 
 
@@ -70,7 +71,9 @@ class CNNNetwork(SpecifiedNetwork):
             specs["head.bias"] = ParameterSpec((num_classes,), "constant", 0.0)
         super().__init__(specs, head=("head.weight", "head.bias" if config.bias else None))
 
-    def features(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    def features(
+        self, parameters: dict[str, Tensor], inputs: Tensor, perturbations: Perturbations = UNPERTURBED
+    ) -> Tensor:
         """See `Network.features`; d = the last convolution's channels."""
         replicas, samples = inputs.shape[:2]
         x = inputs.to(parameters["convolutions.0.weight"].dtype).transpose(0, 1).flatten(1, 2)
@@ -79,5 +82,17 @@ class CNNNetwork(SpecifiedNetwork):
             assert weight is not None
             x = F.max_pool2d(x, 2) if layer else x
             bias = None if bias is None else bias.flatten()
-            x = F.relu(F.conv2d(x, weight.flatten(0, 1), bias, padding=1, groups=replicas))
+            outputs = F.conv2d(x, weight.flatten(0, 1), bias, padding=1, groups=replicas)
+            if f"convolutions.{layer}" in perturbations:
+                outputs = outputs + _change(perturbations[f"convolutions.{layer}"], weight, x)
+            x = F.relu(outputs)
         return x.mean((-2, -1)).view(samples, replicas, -1).transpose(0, 1)
+
+
+def _change(perturbation: Perturbation, weight: Tensor, x: Tensor) -> Tensor:
+    """What a perturbation adds to a convolution of weights (R, o, c, 3, 3), inputs (N, R·c, h, w): (N, R·o, h, w)."""
+    samples, (height, width) = len(x), x.shape[-2:]
+    patches = F.unfold(x.unflatten(1, (len(weight), -1)).flatten(0, 1), 3, padding=1)  # (N·R, c·9, h·w)
+    patches = patches.unflatten(0, (samples, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+    change = perturbation(weight.flatten(2), patches).unflatten(1, (samples, height, width))
+    return change.permute(1, 0, 4, 2, 3).flatten(1, 2)

@@ -11,6 +11,7 @@ from torch import Tensor
 from grokscape.models.linear import linear
 from grokscape.models.lookup import Lookup, LookupCache
 from grokscape.models.network import ParameterSpec, SpecifiedNetwork
+from grokscape.perturbations import UNPERTURBED, Perturbations, perturbed, perturbed_table
 from grokscape.testbeds.types import InputSpec
 
 
@@ -92,22 +93,36 @@ class MLPNetwork(SpecifiedNetwork):
         position = torch.arange(tokens.shape[-1], device=tokens.device) * self._vocabulary
         return Lookup.of(tokens + position, self._vocabulary * tokens.shape[-1])
 
-    def features(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    def features(
+        self, parameters: dict[str, Tensor], inputs: Tensor, perturbations: Perturbations = UNPERTURBED
+    ) -> Tensor:
         """See `Network.features`; d = the last hidden width."""
         activate = F.relu if self.config.activation == "relu" else F.gelu
-        x = activate(self._first(parameters, inputs))
-        for layer in range(1, len(self.config.widths)):
-            x = activate(linear(x, parameters[f"layers.{layer}.weight"], parameters.get(f"layers.{layer}.bias")))
-        return x
 
-    def _first(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        """The first hidden layer before its activation."""
-        weight, bias = parameters["layers.0.weight"], parameters.get("layers.0.bias")
+        def layer(number: int, x: Tensor) -> Tensor:
+            """A hidden layer before its activation."""
+            name = f"layers.{number}"
+            weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+            return perturbed(linear(x, weight, bias), name, weight, x, perturbations)
+
         if self._one_hot:
-            x = self._lookups(inputs)(weight)
-            return x if bias is None else x + bias.unsqueeze(1)
-        if self.config.embedding:
-            x = self._lookups(inputs)(parameters["embedding"]).unflatten(1, inputs.shape[1:]).flatten(2)
+            x = self._one_hot_layer(parameters, inputs, perturbations)
         else:
-            x = inputs.flatten(2).to(weight.dtype)
-        return linear(x, weight, bias)
+            x = layer(0, self._entering(parameters, inputs))
+        for number in range(1, len(self.config.widths)):
+            x = layer(number, activate(x))
+        return activate(x)
+
+    def _one_hot_layer(
+        self, parameters: dict[str, Tensor], tokens: Tensor, perturbations: Perturbations
+    ) -> Tensor:
+        """The first layer of one-hot tokens, before its activation."""
+        table, bias = parameters["layers.0.weight"], parameters.get("layers.0.bias")
+        x = perturbed_table(self._lookups(tokens)(table), "layers.0", table, tokens.shape[-1], perturbations)
+        return x if bias is None else x + bias.unsqueeze(1)
+
+    def _entering(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        """What enters the first layer: numbers, or embedded tokens side by side."""
+        if self.config.embedding:
+            return self._lookups(inputs)(parameters["embedding"]).unflatten(1, inputs.shape[1:]).flatten(2)
+        return inputs.flatten(2).to(parameters["layers.0.weight"].dtype)

@@ -1,8 +1,11 @@
 """Features of any `nn.Module`, for stacked parameters: batched where `torch.func` can, one by one where it cannot."""
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +13,7 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grokscape.models.network import Network
+from grokscape.perturbations import UNPERTURBED, Perturbations, can_be_perturbed, perturbed_module
 from grokscape.testbeds.types import InputSpec
 
 
@@ -44,7 +48,7 @@ class ModuleNetwork(Network):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self._module = make().train()
-            probe = _probe(input_spec)
+            self._probe = probe = _probe(input_spec)
         _check_parameters(self._module)
         self._head = _find_head(self._module, head, num_classes)
         self.head_layer = head
@@ -53,6 +57,11 @@ class ModuleNetwork(Network):
         self.head = (names[self._head.weight], bias)
         self.shapes = {name: parameter.shape for name, parameter in self._module.named_parameters()}
         self.features_dim = self._head.in_features
+        self.layers = {
+            name: math.prod(layer.weight.shape[1:])
+            for name, layer in self._module.named_modules()
+            if layer is not self._head and f"{name}.weight" in self.shapes and can_be_perturbed(layer)
+        }
         self.buffers: dict[str, Tensor] = {}
         self._rows = slice(None)
         _refuse_dropout(self._module)
@@ -101,12 +110,49 @@ class ModuleNetwork(Network):
             self._module.train()
             self._rows = slice(None)
 
-    def features(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    def features(
+        self, parameters: dict[str, Tensor], inputs: Tensor, perturbations: Perturbations = UNPERTURBED
+    ) -> Tensor:
         """See `Network.features`."""
         weight = parameters[self.head[0]]
         inputs = inputs.to(weight.dtype) if inputs.is_floating_point() else inputs
         buffers = self._buffers_for(weight)
-        return (self._all_at_once if self.batched else self._one_by_one)(parameters, buffers, inputs)
+        return (self._all_at_once if self.batched else self._one_by_one)(parameters, buffers, inputs, perturbations)
+
+    def check_layer(self, name: str) -> None:
+        """See `Network.check_layer`; where samples see each other, none can be perturbed."""
+        super().check_layer(name)
+        parameters = dict(self._module.named_parameters())
+        seen: list[int] = []
+
+        def cut(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            """Note the call, and let no gradient through."""
+            seen.append(len(inputs[0]) if inputs else 0)
+            return output.detach()
+
+        def features(inputs: Tensor) -> Tensor:
+            """Features without a trace in the buffers."""
+            own: dict[str, Tensor] = dict(parameters)
+            return self._one(own, {key: value.clone() for key, value in self._module.named_buffers()}, inputs)
+
+        whole, half = features(self._probe[0]), features(self._probe[0, :2])
+        if not torch.allclose(whole[:2], half, rtol=1e-3, atol=1e-5):
+            raise ValueError(
+                f"κ of layer {name!r} cannot be taken in a run: every sample needs a perturbation of its own, but in "
+                f"this network samples of a batch see each other while it trains (BatchNorm?); use another norm"
+            )
+        handle = self._module.get_submodule(name).register_forward_hook(cut)
+        try:
+            rest = features(self._probe[0])
+        finally:
+            handle.remove()
+        weight = parameters[f"{name}.weight"]
+        used = rest.requires_grad and torch.autograd.grad(rest.square().sum(), weight, allow_unused=True)[0] is not None
+        if seen != [self._probe.shape[1]] or used:
+            raise ValueError(
+                f"κ of layer {name!r} cannot be taken in a run: it must be called once, on one row of inputs for each "
+                f"sample, and its weight used nowhere else; choose another of {', '.join(self.layers)}"
+            )
 
     def _buffers_for(self, like: Tensor) -> dict[str, Tensor]:
         """The buffers of the replicas whose parameters `like` is one of."""
@@ -120,7 +166,13 @@ class ModuleNetwork(Network):
             )
         return chosen
 
-    def _one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    def _one(
+        self,
+        parameters: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        inputs: Tensor,
+        perturbations: Perturbations = UNPERTURBED,
+    ) -> Tensor:
         """What enters the head of one replica, (N, d)."""
         seen: list[Tensor] = []
 
@@ -130,27 +182,52 @@ class ModuleNetwork(Network):
                 if buffer is not buffers[name]:
                     buffers[name].copy_(buffer.detach())
 
-        handle = self._head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-        kept = self._module.register_forward_hook(keep_buffers)
+        handles = [
+            self._head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0])),
+            self._module.register_forward_hook(keep_buffers),
+        ]
+        for name, perturbation in perturbations.items():
+            layer = self._module.get_submodule(name)
+            handles.append(layer.register_forward_hook(partial(perturbed_module, perturbation)))
         try:
             with sdpa_kernel(SDPBackend.MATH):  # fused attention can neither be batched nor differentiated twice
                 functional_call(self._module, (parameters, buffers), (inputs,))
         finally:
-            handle.remove()
-            kept.remove()
+            for handle in handles:
+                handle.remove()
         if not seen:
             raise ValueError("expected the module's forward pass to call its head, but it never did")
         return seen[-1]
 
-    def _all_at_once(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        return vmap(self._one)(parameters, buffers, inputs)
+    def _all_at_once(
+        self,
+        parameters: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        inputs: Tensor,
+        perturbations: Perturbations = UNPERTURBED,
+    ) -> Tensor:
+        def one(
+            parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, sizes: dict[str, Tensor]
+        ) -> Tensor:
+            """One replica, with its own sizes."""
+            own = {name: replace(perturbations[name], size=size) for name, size in sizes.items()}
+            return self._one(parameters, buffers, inputs, own)
 
-    def _one_by_one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        return vmap(one)(parameters, buffers, inputs, {name: each.size for name, each in perturbations.items()})
+
+    def _one_by_one(
+        self,
+        parameters: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        inputs: Tensor,
+        perturbations: Perturbations = UNPERTURBED,
+    ) -> Tensor:
         rows = (
             self._one(
                 {name: value[r] for name, value in parameters.items()},
                 {name: value[r] for name, value in buffers.items()},
                 inputs[r],
+                {name: replace(each, size=each.size[r]) for name, each in perturbations.items()},
             )
             for r in range(len(inputs))
         )

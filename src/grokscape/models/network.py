@@ -4,7 +4,9 @@ Shapes: R replicas, N samples, d features, K classes. A network holds no paramet
 leading replica axis. On a CPU, no replica's result depends on what the others hold.
 """
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from grokscape.models.linear import linear
 from grokscape.models.single import SingleNetwork
+from grokscape.perturbations import UNPERTURBED, Perturbations
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Network(ABC):
         head: names of the head's weight (K, d) and bias (K,); None where it has no bias.
         head_layer: name of the linear layer that is the head, in what `single` gives.
         features_dim: d, the width of what enters the head.
+        layers: hidden layers that can be perturbed, name → number of inputs of its weight as a matrix.
         batched: whether replicas run as one batched computation; if not, they run one after another.
         reason: one line that says why.
     """
@@ -57,6 +61,7 @@ class Network(ABC):
     head: tuple[str, str | None]
     head_layer: str = "head"
     features_dim: int
+    layers: Mapping[str, int]
     batched: bool = True
     reason: str = "written over a replica axis"
 
@@ -70,16 +75,30 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def features(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    def features(
+        self, parameters: dict[str, Tensor], inputs: Tensor, perturbations: Perturbations = UNPERTURBED
+    ) -> Tensor:
         """What enters the head.
 
         Args:
             parameters: name → (R, *shape).
             inputs: (R, N, *input_shape), int64 tokens or floating point.
+            perturbations: of hidden layers, for their relative flatness.
 
         Returns:
-            (R, N, d), differentiable (twice) in the parameters.
+            (R, N, d), differentiable (twice) in the parameters, and in the sizes of the perturbations.
         """
+
+    def check_layer(self, name: str) -> None:
+        """Refuse a hidden layer that cannot be perturbed.
+
+        Raises:
+            ValueError: there is none of that name, or its weight does more than this layer alone.
+        """
+        if name not in self.layers:
+            raise ValueError(
+                f"expected a hidden layer of the network, got {name!r}; it has {', '.join(self.layers) or 'none'}"
+            )
 
     def prepare(self, replicas: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
         """Make and give out the state of R replicas that is no parameter, name → (R, *shape); most networks have none.
@@ -113,13 +132,21 @@ class Network(ABC):
 
 
 class SpecifiedNetwork(Network):
-    """A network whose parameters are all drawn from a table of `ParameterSpec`s, in the table's order."""
+    """A network whose parameters are all drawn from a table of `ParameterSpec`s, in the table's order.
+
+    Its hidden layers are the weights of two or more dimensions that are called "….weight", but for the head.
+    """
 
     def __init__(self, specs: dict[str, ParameterSpec], head: tuple[str, str | None]) -> None:
         self.specs = specs
         self.shapes = {name: torch.Size(spec.shape) for name, spec in specs.items()}
         self.head = head
         self.features_dim = self.shapes[head[0]][1]
+        self.layers = {
+            name.removesuffix(".weight"): spec.shape[0] if spec.table else math.prod(spec.shape[1:])
+            for name, spec in specs.items()
+            if name.endswith(".weight") and len(spec.shape) > 1 and name != head[0]
+        }
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """See `Network.init`."""

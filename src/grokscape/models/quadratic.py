@@ -9,6 +9,7 @@ from torch import Tensor
 from grokscape.models.linear import linear
 from grokscape.models.lookup import Lookup, LookupCache
 from grokscape.models.network import ParameterSpec, SpecifiedNetwork
+from grokscape.perturbations import UNPERTURBED, Perturbations, perturbed, perturbed_table
 from grokscape.testbeds.types import InputSpec
 
 
@@ -69,11 +70,14 @@ class QuadraticNetwork(SpecifiedNetwork):
         position = torch.arange(tokens.shape[-1], device=tokens.device) * self._vocabulary
         return Lookup.of(tokens + position, self._rows)
 
-    def features(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    def features(
+        self, parameters: dict[str, Tensor], inputs: Tensor, perturbations: Perturbations = UNPERTURBED
+    ) -> Tensor:
         """See `Network.features`; d = width."""
         first = parameters["first.weight"]
         if self._vocabulary:
-            hidden = self._lookups(inputs)(first)
+            hidden = perturbed_table(self._lookups(inputs)(first), "first", first, inputs.shape[-1], perturbations)
         else:
-            hidden = linear(inputs.flatten(2).to(first.dtype), first.mT)
+            x = inputs.flatten(2).to(first.dtype)
+            hidden = perturbed(linear(x, first.mT), "first", first.mT, x, perturbations)
         return _Square.apply(hidden)

@@ -1,6 +1,7 @@
 """A small decoder transformer for token tasks, answering at its last position."""
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from grokscape.models.attention import SHORT, Gathered, Grid
 from grokscape.models.linear import linear, relu_layers
 from grokscape.models.lookup import Lookup, LookupCache
 from grokscape.models.network import ParameterSpec, SpecifiedNetwork
+from grokscape.perturbations import UNPERTURBED, Perturbations, perturbed
 from grokscape.testbeds.types import InputSpec
 
 Norm = Literal["pre", "post", "none"]
@@ -119,7 +121,8 @@ class TransformerNetwork(SpecifiedNetwork):
     """See `Transformer`. Shapes in here: S positions, U tokens in the vocabulary, M rows.
 
     Two things make it fast and change no result: the last block answers at the last position only, and states that
-    depend on one operand alone are computed once per token instead of once per sample (`share`, where U < N).
+    depend on one operand alone are computed once per token instead of once per sample (`share`, where U < N). A
+    perturbation differs from sample to sample, and so do then all states.
     """
 
     def __init__(self, config: Transformer, input_spec: InputSpec, num_classes: int) -> None:
@@ -128,22 +131,22 @@ class TransformerNetwork(SpecifiedNetwork):
         self.config = config
         self.share = input_spec.shape[0] == 2
         self._vocabulary = input_spec.vocabulary
-        self._places = LookupCache(self._find_places)
+        self._places = {shared: LookupCache(partial(self._find_places, shared)) for shared in (False, True)}
 
-    def features(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    def features(
+        self, parameters: dict[str, Tensor], inputs: Tensor, perturbations: Perturbations = UNPERTURBED
+    ) -> Tensor:
         """See `Network.features`; d = width, at the last position."""
-        places = self._places(inputs)
-        rows = self._embed_tokens(parameters) if self._shares(inputs) else self._embed(parameters, inputs)
+        shared = self.share and inputs.shape[1] > self._vocabulary and not perturbations
+        places = self._places[shared](inputs)
+        rows = self._embed_tokens(parameters) if shared else self._embed(parameters, inputs)
         for layer in range(self.config.layers):
-            rows = self._block(parameters, layer, rows, places)
+            rows = self._block(parameters, layer, rows, places, perturbations)
         return self._norm(parameters, "final_norm", rows, "pre")
 
-    def _shares(self, tokens: Tensor) -> bool:
-        return self.share and tokens.shape[1] > self._vocabulary
-
-    def _find_places(self, tokens: Tensor) -> Grid | Gathered:
+    def _find_places(self, shared: bool, tokens: Tensor) -> Grid | Gathered:
         layers, heads, positions = self.config.layers, self.config.heads, self.shapes["positions"][0]
-        if self._shares(tokens):
+        if shared:
             return Gathered.per_token(tokens, self._vocabulary, self.config.start, layers, heads)
         if positions <= SHORT:
             return Gathered.per_sample(tokens, positions, layers, heads)
@@ -169,7 +172,14 @@ class TransformerNetwork(SpecifiedNetwork):
         x = torch.cat([signs[:, :, -1:], *parts] if self.config.start else parts, 2)
         return (x + positions.unsqueeze(1)).flatten(1, 2)
 
-    def _block(self, parameters: dict[str, Tensor], layer: int, rows: Tensor, places: Grid | Gathered) -> Tensor:
+    def _block(
+        self,
+        parameters: dict[str, Tensor],
+        layer: int,
+        rows: Tensor,
+        places: Grid | Gathered,
+        perturbations: Perturbations,
+    ) -> Tensor:
         """One block; the last one returns the last position alone."""
         name, width = f"layers.{layer}", self.config.width
         weight, bias = self._folded(parameters, f"{name}.norm1", f"{name}.qkv")
@@ -177,26 +187,36 @@ class TransformerNetwork(SpecifiedNetwork):
         of_query, of_keys_values = (None, None) if bias is None else bias.split([width, 2 * width], 1)
         x = self._standardised(rows)
         keys_values = linear(x, to_keys_values, of_keys_values)
-        if layer == self.config.layers - 1:
+        last = layer == self.config.layers - 1
+        if last:
             rows, query = places.last(rows), linear(places.last(x), to_query, of_query)
         else:
             query = linear(x, to_query, of_query)
             if layer == 0:
                 rows, query = places.spread(rows), places.spread(query)
-        x = places.attend(layer, query, keys_values)
-        x = linear(x, parameters[f"{name}.out.weight"], parameters.get(f"{name}.out.bias"), plus=rows)
+        if (found := perturbations.get(f"{name}.qkv")) is not None:
+            change = found(parameters[f"{name}.qkv.weight"], self._entering(parameters, f"{name}.norm1", x))
+            of_query, of_keys_values = change.split([width, 2 * width], -1)
+            query = query + (places.last(of_query) if last else of_query)
+            keys_values = keys_values + of_keys_values
+        gathered, out = places.attend(layer, query, keys_values), parameters[f"{name}.out.weight"]
+        x = linear(gathered, out, parameters.get(f"{name}.out.bias"), plus=rows)
+        x = perturbed(x, f"{name}.out", out, gathered, perturbations)
         x = self._norm(parameters, f"{name}.norm1", x, "post")
-        return self._norm(parameters, f"{name}.norm2", self._mlp(parameters, name, x), "post")
+        return self._norm(parameters, f"{name}.norm2", self._mlp(parameters, name, x, perturbations), "post")
 
-    def _mlp(self, parameters: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    def _mlp(self, parameters: dict[str, Tensor], name: str, x: Tensor, perturbations: Perturbations) -> Tensor:
         """A block's MLP on top of what enters it."""
         before, (up, up_bias) = self._standardised(x), self._folded(parameters, f"{name}.norm2", f"{name}.up")
         down, down_bias = parameters[f"{name}.down.weight"], parameters.get(f"{name}.down.bias")
-        if self.config.activation == "relu" and up_bias is None:
+        if self.config.activation == "relu" and up_bias is None and not perturbations:
             return relu_layers(before, up, down, x)
         hidden = linear(before, up, up_bias)
+        if f"{name}.up" in perturbations:
+            entering = self._entering(parameters, f"{name}.norm2", before)
+            hidden = perturbed(hidden, f"{name}.up", parameters[f"{name}.up.weight"], entering, perturbations)
         hidden = F.gelu(hidden) if self.config.activation == "gelu" else hidden.relu_()
-        return linear(hidden, down, down_bias, plus=x)
+        return perturbed(linear(hidden, down, down_bias, plus=x), f"{name}.down", down, hidden, perturbations)
 
     def _standardised(self, x: Tensor) -> Tensor:
         """Rows of mean 0 and variance 1 before a sub-layer, if the network has norms there, else `x` itself."""
@@ -206,7 +226,15 @@ class TransformerNetwork(SpecifiedNetwork):
         """Layer norm of rows (R, M, d) if the network has one at this place, else `x` itself."""
         if self.config.norm != where:
             return x
-        x, weight = F.layer_norm(x, x.shape[-1:]), parameters[f"{name}.weight"].unsqueeze(1)
+        return self._scaled(parameters, name, F.layer_norm(x, x.shape[-1:]))
+
+    def _entering(self, parameters: dict[str, Tensor], norm: str, standardised: Tensor) -> Tensor:
+        """What a sub-layer's first map gets, out of standardised rows."""
+        return self._scaled(parameters, norm, standardised) if self.config.norm == "pre" else standardised
+
+    def _scaled(self, parameters: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+        """Standardised rows as a layer norm of this network gives them out."""
+        weight = parameters[f"{name}.weight"].unsqueeze(1)
         return torch.addcmul(parameters[f"{name}.bias"].unsqueeze(1), x, weight) if self.config.bias else x * weight
 
     def _folded(self, parameters: dict[str, Tensor], norm: str, name: str) -> tuple[Tensor, Tensor | None]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from grokscape.measures import MEASURES
+from grokscape.measures import MEASURES, OF_LAYER, Measure, find_measure
 
 ALWAYS = ("accuracy", "loss")
 SPLITS = {
@@ -21,17 +21,23 @@ def measures_of(names: Sequence[str], side: str) -> tuple[str, ...]:
     Raises:
         ValueError: a name is not in the table of measures.
     """
-    unknown = [name for name in names if name not in MEASURES]
+    rows = {name: find_measure(name) for name in (*ALWAYS, *names)}
+    unknown = [name for name, row in rows.items() if row is None]
     if unknown:
         raise ValueError(
-            f"expected names of measures, got {', '.join(unknown)}; there are {', '.join(sorted(MEASURES))}"
+            f"expected names of measures, got {', '.join(unknown)}; there are {', '.join(sorted(MEASURES))}, and "
+            f"{OF_LAYER}LAYER for a hidden layer"
         )
-    names = tuple(dict.fromkeys((*ALWAYS, *names)))
-    of_parameters = {name for name in names if set(MEASURES[name].inputs) <= _HEAD_ONLY}
-    if side == "params":
-        return tuple(name for name in names if name in of_parameters)
-    samples = tuple(name for name in names if name not in of_parameters)
-    return samples if side != "cross" else tuple(name for name in samples if MEASURES[name].around)
+    return tuple(name for name, row in rows.items() if row is not None and _is_taken_on(side, row))
+
+
+def _is_taken_on(side: str, row: Measure) -> bool:
+    """Hidden layers are measured on training samples alone."""
+    if set(row.inputs) <= _HEAD_ONLY:
+        return side == "params"
+    if "layers" in row.inputs:
+        return side == "train"
+    return side in ("train", "test") or (side == "cross" and row.around)
 
 
 def column_table(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -39,7 +45,8 @@ def column_table(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     table = {}
     for side, where in SPLITS.items():
         for name in measures_of(names, side):
-            row = MEASURES[name]
+            row = find_measure(name)
+            assert row is not None
             table[f"{side}/{name}"] = {
                 "measure": name,
                 "split": side,

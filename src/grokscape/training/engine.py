@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from grokscape.measures import Snapshot, evaluate
+from grokscape.measures import Snapshot, evaluate, layers_of
 from grokscape.measures.snapshot import Quantities, with_float64
 from grokscape.models.linear import linear
+from grokscape.perturbations import UNPERTURBED, DifferentiableNorms, Perturbations
 from grokscape.training.batches import Batches
 from grokscape.training.columns import measures_of
+from grokscape.training.hidden import HiddenLayers, cross_entropies, flatness_of
 from grokscape.training.levers import Chunk, Levers, chunks_of, unplug_of
 from grokscape.training.optimisers import Layout, Rates, orthogonal_gradient, sam_gradient
 from grokscape.training.plan import Plan
@@ -82,6 +83,7 @@ class Engine:
         optimizers = [r.optimizer for r in plan.replicas]
         self.optimizer = optimizers[0]
         self.rates = Rates(optimizers, [unplug_of(r.interventions) for r in plan.replicas], plan.steps, like)
+        self._hidden = HiddenLayers(self.network, like)
         self._orthogonal = torch.tensor([[o.orthogonal_gradient] for o in optimizers], device=self.device)
         self._radius = torch.tensor([[o.sam_radius] for o in optimizers], dtype=self.dtype, device=self.device)
         self._any_orthogonal, self._any_sam = bool(self._orthogonal.any()), bool((self._radius > 0).any())
@@ -137,22 +139,34 @@ class Engine:
         return logits if bias is None else logits + bias[:, None], weight, bias
 
     def snapshot(
-        self, parameters: dict[str, Tensor], inputs: Tensor, labels: Tensor, step: int, rows: slice
+        self,
+        parameters: dict[str, Tensor],
+        inputs: Tensor,
+        labels: Tensor,
+        step: int,
+        rows: slice,
+        changes: Perturbations = UNPERTURBED,
     ) -> Snapshot:
         """What the heads of the replicas in `rows` see: features as the interventions of `step` leave them."""
         with self._autocast():
-            features = self._features(parameters, inputs)
+            if changes:  # compiled code cannot be differentiated twice
+                with DifferentiableNorms():
+                    features = self.network.features(parameters, inputs, changes)
+            else:
+                features = self._features(parameters, inputs)
         features = self.levers.features(features.to(self.dtype), step, rows)
         logits, weight, bias = self._head(parameters, features)
         return Snapshot(features, logits, labels, weight, bias, parameters)
 
     def objective(self, flat: Tensor, inputs: Tensor, labels: Tensor, step: int, chunk: Chunk) -> Tensor:
         """Training loss plus penalties of a chunk's replicas, (r,)."""
-        seen = self.snapshot(self.layout.view(flat), inputs, labels, step, chunk.rows)
-        losses = F.cross_entropy(seen.logits.flatten(0, 1), labels.flatten(), reduction="none")
-        loss = losses.view(labels.shape).mean(1)
+        changes = self._hidden.changes(chunk.layers, labels, self._hidden.generators(chunk.layers, step))
+        seen = self.snapshot(self.layout.view(flat), inputs, labels, step, chunk.rows, changes)
+        loss = cross_entropies(seen).mean(1)
         if not self.levers.needs_parameters:
             seen = replace(seen, parameters={})
+        if pressed := self.levers.layers_pressed(step, chunk):
+            seen = replace(seen, layers=flatness_of(loss, changes, pressed))
         penalty = self.levers.penalty(seen, step, self.state.references, chunk)
         return loss if penalty is None else loss + penalty
 
@@ -205,22 +219,40 @@ class Engine:
 
     # --- measuring ---------------------------------------------------------------------------------------------
 
-    def _side(self, side: Literal["train", "test"], step: int, rows: slice) -> Snapshot:
-        """The snapshot of all samples of a side, computed in pieces, of the replicas in `rows`."""
-        parameters = self.layout.view(self.state.flat[rows])
+    def _pieces(self, side: Literal["train", "test"], rows: slice) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels of all samples of a side, a piece at a time."""
         inputs, labels = self.batches.all(side, rows, self.plan.evaluation.max_samples)
         size = max(1, min(_CHUNK, _CHUNK_NUMBERS // inputs[0, 0].numel()) // len(labels))
-        several = inputs.split(size, dim=1) if labels.shape[1] > size else (inputs,)
-        seen = (self.batches.seen(some, rows) for some in several)
-        pieces = [self.snapshot(parameters, some, labels, step, rows) for some in seen]
+        whole = labels.shape[1] <= size  # lookups are remembered by tensor: no new one where there is nothing to split
+        pieces = [(inputs, labels)] if whole else zip(inputs.split(size, 1), labels.split(size, 1), strict=True)
+        return ((self.batches.seen(some, rows), theirs) for some, theirs in pieces)
+
+    def _side(self, side: Literal["train", "test"], step: int, rows: slice) -> Snapshot:
+        """The snapshot of all samples of a side, of the replicas in `rows`."""
+        parameters = self.layout.view(self.state.flat[rows])
+        pieces = [self.snapshot(parameters, *some, step, rows) for some in self._pieces(side, rows)]
         if len(pieces) == 1:
             return pieces[0]
-        features, logits = (torch.cat([getattr(p, name) for p in pieces], 1) for name in ("features", "logits"))
-        return replace(pieces[0], features=features, logits=logits)
+        features, logits, labels = (
+            torch.cat([getattr(piece, name) for piece in pieces], 1) for name in ("features", "logits", "labels")
+        )
+        return replace(pieces[0], features=features, logits=logits, labels=labels)
 
-    def _measure(self, step: int, rows: slice) -> tuple[dict[str, Tensor], Snapshot]:
+    def _layers(self, step: int, chunk: Chunk) -> dict[str, Tensor]:
+        """Measures of hidden layers on training samples: those of the run, and those that levels are relative to."""
+        layers = dict.fromkeys((*layers_of(self._measures["train"]), *self.levers.layers_awaited(chunk)))
+        parameters = self.layout.view(self.state.flat[chunk.rows])
+
+        def losses(changes: Perturbations, inputs: Tensor, labels: Tensor) -> Tensor:
+            """Cross-entropies of perturbed networks."""
+            return cross_entropies(self.snapshot(parameters, inputs, labels, step, chunk.rows, changes))
+
+        return self._hidden.measured(tuple(layers), step, losses, lambda: self._pieces("train", chunk.rows))
+
+    def _measure(self, step: int, chunk: Chunk) -> tuple[dict[str, Tensor], Snapshot]:
+        rows = chunk.rows
         with self.network.working_on(rows, training=False):
-            here = self._side("train", step, rows)
+            here = replace(self._side("train", step, rows), layers=self._layers(step, chunk))
             train, test = (Quantities(with_float64(side)) for side in (here, self._side("test", step, rows)))
         names = self._measures
         values = {
@@ -236,7 +268,7 @@ class Engine:
         """Every measured column, one value a replica, at fixed weights."""
         parts = []
         for chunk in self._measuring_chunks:
-            values, train = self._measure(step, chunk.rows)
+            values, train = self._measure(step, chunk)
             self._note(values, torch.arange(chunk.rows.start, chunk.rows.stop, device=self.device))
             self._take_levels(train, step, chunk, torch.ones_like(self.state.moving))
             parts.append(values)
@@ -259,7 +291,7 @@ class Engine:
         for chunk in self._training_chunks:
             due = chosen[chunk.rows].nonzero()[:, 0]
             if len(due):
-                values, train = self._measure(step, chunk.rows)
+                values, train = self._measure(step, chunk)
                 values = {name: column[due] for name, column in values.items()}
                 self._note(values, due + chunk.rows.start)
                 self._take_levels(train, step, chunk, chosen)

@@ -20,7 +20,7 @@ from grokscape.interventions import (
     Unplug,
     WeightCap,
 )
-from grokscape.measures import MEASURES, Snapshot
+from grokscape.measures import Snapshot, find_measure, layers_of
 from grokscape.penalties import (
     Gate,
     cap_factor,
@@ -150,6 +150,11 @@ class Block:
     stop: int
     penalties: tuple[StackedPenalty, ...]
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Hidden layers that its penalties are about."""
+        return layers_of(penalty.measure for penalty in self.penalties)
+
 
 def _penalties(interventions: Sequence[Intervention]) -> list[Penalty]:
     return [i for i in interventions if isinstance(i, Promote | Suppress | Clamp)]
@@ -169,22 +174,29 @@ def _blocks(arms: Sequence[Sequence[Intervention]], like: Tensor, most: int) -> 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Neighbouring blocks, `first` to before `last`, whose replicas go through the network together."""
+    """Neighbouring blocks, `first` to before `last`, whose replicas go through the network together.
+
+    Attributes:
+        first, last: the blocks.
+        rows: their replicas.
+        layers: hidden layers that their penalties are about; the same for all, as they change how a pass is computed.
+    """
 
     first: int
     last: int
     rows: slice
+    layers: tuple[str, ...] = ()
 
 
 def chunks_of(blocks: Sequence[Block], most: int) -> list[Chunk]:
     """As many neighbouring blocks in a chunk as fit into `most` replicas; at least one."""
     chunks: list[Chunk] = []
     for index, block in enumerate(blocks):
-        if chunks and block.stop - chunks[-1].rows.start <= most:
+        if chunks and block.stop - chunks[-1].rows.start <= most and block.layers == chunks[-1].layers:
             last = chunks.pop()
-            chunks.append(Chunk(last.first, index + 1, slice(last.rows.start, block.stop)))
+            chunks.append(Chunk(last.first, index + 1, slice(last.rows.start, block.stop), last.layers))
         else:
-            chunks.append(Chunk(index, index + 1, slice(block.start, block.stop)))
+            chunks.append(Chunk(index, index + 1, slice(block.start, block.stop), block.layers))
     return chunks
 
 
@@ -196,10 +208,12 @@ def cut(snapshot: Snapshot, blocks: Sequence[Block]) -> list[Snapshot]:
     names = [n for n in ("features", "logits", "labels", "weight", "bias") if getattr(snapshot, n) is not None]
     fields = {name: getattr(snapshot, name).split(sizes) for name in names}
     parameters = {name: tensor.split(sizes) for name, tensor in snapshot.parameters.items()}
+    layers = {name: tensor.split(sizes) for name, tensor in snapshot.layers.items()}
     return [
         Snapshot(
             **{name: pieces[i] for name, pieces in fields.items()},
             parameters={name: pieces[i] for name, pieces in parameters.items()},
+            layers={name: pieces[i] for name, pieces in layers.items()},
         )
         for i in range(len(blocks))
     ]
@@ -233,7 +247,9 @@ class Levers:
         self.replicas = len(arms)
         self.blocks = _blocks(arms, like, most)
         penalties = [penalty for block in self.blocks for penalty in block.penalties]
-        self.needs_parameters = any("parameters" in MEASURES[p.measure].inputs for p in penalties)
+        self.needs_parameters = any(
+            row is not None and "parameters" in row.inputs for row in (find_measure(p.measure) for p in penalties)
+        )
         self._like = like
         self._awaited = _awaited(arms, like.device)
         factors = [math.prod(i.factor for i in arm if isinstance(i, Rescale)) for arm in arms]
@@ -273,6 +289,16 @@ class Levers:
             normalised = normalize_features(features.masked_fill(rests, 1), radius.nan_to_num(1.0))
             features = torch.where(rests, features, normalised)
         return features if self.gain is None else features * self.gain[rows, None, None].to(features.device)
+
+    def layers_pressed(self, step: int, chunk: Chunk) -> tuple[str, ...]:
+        """Hidden layers whose measures a chunk's penalties need at this step."""
+        penalties = [penalty for block in self.blocks[chunk.first : chunk.last] for penalty in block.penalties]
+        return layers_of(penalty.measure for penalty in penalties if penalty.active(step))
+
+    def layers_awaited(self, chunk: Chunk) -> tuple[str, ...]:
+        """Hidden layers whose measures a chunk's levels are relative to."""
+        penalties = [penalty for block in self.blocks[chunk.first : chunk.last] for penalty in block.penalties]
+        return layers_of(penalty.measure for penalty in penalties if penalty.is_relative)
 
     def penalty(
         self, snapshot: Snapshot, step: int, references: Mapping[str, Tensor], chunk: Chunk

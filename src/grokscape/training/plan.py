@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from grokscape.interventions import Intervention, Rescale
+from grokscape.measures import layers_of
 from grokscape.models import Network
 from grokscape.testbeds import Split
 from grokscape.training.optimisers import SGD, AdamW
@@ -138,8 +139,11 @@ class Plan:
                 f"got {' and '.join(sorted(shared))}; use one run each"
             )
         train = sizes.pop()[0]
+        pressed = [getattr(i, "measure", "") for r in self.replicas for i in r.interventions]
         if self.batch_size is not None and not 1 <= self.batch_size <= train:
             raise ValueError(f"expected 1 ≤ batch_size ≤ {train} training samples, got {self.batch_size}")
+        for layer in layers_of((*self.evaluation.measures, *pressed)):
+            self.network.check_layer(layer)
         if any(isinstance(i, Rescale) for r in self.replicas for i in r.interventions):
             _check_head_is_nothing_else(self.network, self.replicas[0].split)
 

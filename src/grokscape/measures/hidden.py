@@ -1,0 +1,117 @@
+"""κ of hidden layers during the forward passes of somebody's own training loop."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from grokscape.measures.table import OF_LAYER
+from grokscape.perturbations import (
+    DifferentiableNorms,
+    Perturbation,
+    can_be_perturbed,
+    curvatures,
+    perturbed_module,
+)
+
+
+class HiddenLayers:
+    """Perturbs layers of a model in every forward pass that has a graph.
+
+    Args:
+        model: the model, without wrappers.
+        names: of layers, as in `named_modules()`: linear ones, and plain 2-D convolutions.
+
+    Raises:
+        ValueError: there is no such layer, its weight belongs to another one too, or samples see each other.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self._model = model
+        self._layers = {name: _found(model, name) for name in names}
+        self._generator = torch.Generator().manual_seed(0)
+        self._seen: dict[str, list[Perturbation]] = {}
+
+    def watch(self) -> Callable[[], None]:
+        """Begin, and give what ends it."""
+        stack = ExitStack()
+        if self._layers:  # what κ is differentiated through: attention and norms have no third derivatives of their own
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(DifferentiableNorms())
+        for name, layer in self._layers.items():
+            stack.callback(layer.register_forward_hook(self._hook(name)).remove)
+        return stack.close
+
+    def forget(self) -> None:
+        """Before the next forward pass."""
+        self._seen = {}
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+        def perturb(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            """Add a change of size zero."""
+            if not torch.is_grad_enabled() or not inputs:
+                return None
+            self._refuse_batch_norm(name)
+            weight = layer.weight
+            assert isinstance(weight, Tensor)
+            size = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
+            width = math.prod(weight.shape[1:])
+            perturbation = Perturbation.draw(size, len(inputs[0]), width, self._generator)
+            self._seen.setdefault(name, []).append(perturbation)
+            return perturbed_module(perturbation, layer, inputs, output)
+
+        return perturb
+
+    def _refuse_batch_norm(self, name: str) -> None:
+        for path, module in self._model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+                raise ValueError(
+                    f"κ of layer {name!r} cannot be taken in this pass: every sample has a perturbation of its own, "
+                    f"but in {path!r} ({type(module).__name__}, in training mode) samples see each other; put it in "
+                    f"evaluation mode, or take another norm"
+                )
+
+    def flatness(self, logits: Tensor, labels: Tensor, rows: int) -> Mapping[str, Tensor]:
+        """κ of each layer with a graph, by name of the measure; nothing for a pass without one.
+
+        Args:
+            logits, labels: of the samples that carry a loss, (M, K) and (M,).
+            rows: of the batch, samples or sequences.
+
+        Raises:
+            RuntimeError: a layer was not called just once in the last forward pass, on a row for each of the batch's.
+        """
+        if not self._layers or not logits.requires_grad:
+            return {}
+        for name in self._layers:
+            calls = self._seen.get(name, [])
+            if len(calls) != 1 or len(calls[0].columns) != rows:
+                on = " and ".join(f"{len(call.columns)} rows" for call in calls) or "nothing"
+                raise RuntimeError(
+                    f"κ of layer {name!r} needs it to be called once in a forward pass, on one row of inputs for each "
+                    f"of the {rows} in the batch; it was called on {on}"
+                )
+        perturbations = {name: calls[0] for name, calls in self._seen.items()}
+        found = curvatures(F.cross_entropy(logits, labels), perturbations, differentiable=True)
+        return {OF_LAYER + name: value for name, value in found.items()}
+
+
+def _found(model: nn.Module, name: str) -> nn.Module:
+    modules = dict(model.named_modules())
+    able = [each for each, module in modules.items() if can_be_perturbed(module)]
+    if name not in able:
+        what = f"a {type(modules[name]).__name__}" if name in modules else "nothing"
+        raise ValueError(
+            f"expected the name of a linear layer or a plain 2-D convolution, got {name!r}, which is {what}; the model "
+            f"has {', '.join(able) or 'none'}"
+        )
+    weight = modules[name].weight
+    owners = [path for path, module in modules.items() if any(each is weight for each in module.parameters(False))]
+    if len(owners) > 1:
+        raise ValueError(f"the weight of layer {name!r} is used in {' and '.join(owners)}; name a layer of its own")
+    return modules[name]

@@ -1,0 +1,175 @@
+"""Relative flatness κ of a hidden layer inside a loss: a second derivative along random changes of its weight.
+
+κ = Σ_{s,s'} ⟨w_s, w_s'⟩ Tr(H_{s,s'}) of a weight W is E[d²L/dt²] at t = 0 where W becomes W + t·(W r₁) r₂ᵀ, r₁ and r₂
+of independent signs. Where samples do not see each other, the Hessian of the mean loss is a mean over samples, and each
+may have r₁ and r₂ of its own: one probe for all of them then has an error that falls with their number. In place of the
+weight the layer's outputs change: by t·(W r₁)(r₂·φ) at every position φ of the sample. Where a sample has one position,
+r₂ = φ/‖φ‖ takes the mean over r₂ exactly.
+
+Shapes: `...` replicas, N samples, P positions of each, i inputs and o outputs of the layer.
+
+Source: Petzka et al., NeurIPS 2021, Definition 3; Hutchinson's trace identity.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from grokscape.numerics import rademacher
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """A change of a layer's weight for every sample, of a size that is zero and differentiated.
+
+    Attributes:
+        size: t, (...).
+        columns: r₁, (N, i).
+        rows: r₂, (N, i).
+    """
+
+    size: Tensor
+    columns: Tensor
+    rows: Tensor
+
+    @classmethod
+    def draw(cls, size: Tensor, samples: int, inputs: int, generator: torch.Generator) -> "Perturbation":
+        """With signs from a generator, the same in all replicas."""
+        columns, rows = rademacher(2, samples, inputs, generator=generator, like=size)
+        return cls(size, columns, rows)
+
+    def __call__(self, weight: Tensor, inputs: Tensor) -> Tensor:
+        """What the change adds to a layer's outputs.
+
+        Args:
+            weight: (..., o, i).
+            inputs: (..., N·P, i), sample by sample.
+
+        Returns:
+            (..., N·P, o), all of it zero.
+        """
+        along = inputs.unflatten(-2, (len(self.columns), -1))
+        response = (along * self._rows(along)).sum(-1, keepdim=True) * (self.columns @ weight.mT).unsqueeze(-2)
+        return self.size[..., None, None] * response.flatten(-3, -2)
+
+    def _rows(self, inputs: Tensor) -> Tensor:
+        """r₂ for inputs (..., N, P, i)."""
+        if inputs.shape[-2] > 1:
+            return self.rows.unsqueeze(-2)
+        inputs = inputs.detach()
+        norm = torch.linalg.vector_norm(inputs, dim=-1, keepdim=True)
+        return inputs / norm.where(norm > 0, 1)
+
+
+Perturbations = Mapping[str, Perturbation]
+"""Layer name → its perturbation."""
+UNPERTURBED: Perturbations = {}
+
+
+class DifferentiableNorms(TorchFunctionMode):
+    """Inside, layer and instance norms are written out, so that κ has the slopes that it should have.
+
+    They are third derivatives, and PyTorch's own of these norms are wrong without a word (pytorch/pytorch#175754).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Put something else in the place of two functions."""
+        if func in (F.layer_norm, torch.layer_norm):
+            return _layer_norm(*args, **(kwargs or {}))
+        if func is F.instance_norm:
+            return _instance_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    x = _standardised(input, tuple(range(-len(normalized_shape), 0)), eps)
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if running_mean is not None:
+        raise ValueError("κ of a hidden layer needs instance norms without running statistics; use GroupNorm")
+    x, places = _standardised(input, tuple(range(2, input.dim())), eps), (-1, *[1] * (input.dim() - 2))
+    x = x if weight is None else x * weight.view(places)
+    return x if bias is None else x + bias.view(places)
+
+
+def _standardised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    x = x - x.mean(dims, keepdim=True)
+    return x * (x.square().mean(dims, keepdim=True) + eps).rsqrt()
+
+
+def perturbed(outputs: Tensor, name: str, weight: Tensor, inputs: Tensor, perturbations: Perturbations) -> Tensor:
+    """Outputs (..., N·P, o) of a layer, plus what its perturbation adds if it has one."""
+    found = perturbations.get(name)
+    return outputs if found is None else outputs + found(weight, inputs)
+
+
+def perturbed_table(outputs: Tensor, name: str, table: Tensor, ones: int, perturbations: Perturbations) -> Tensor:
+    """The same for a layer whose inputs are zeros and so many `ones`: outputs (..., N, o), table (..., i, o)."""
+    found = perturbations.get(name)
+    return outputs if found is None else outputs + found.size[..., None, None] * ones**0.5 * (found.columns @ table)
+
+
+def can_be_perturbed(layer: nn.Module) -> bool:
+    """Whether `perturbed_module` knows the layer."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return isinstance(layer, nn.Linear)
+
+
+def perturbed_module(
+    perturbation: Perturbation, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+) -> Tensor:
+    """Output of a layer for inputs (N, …), plus what its perturbation adds; with the first argument given, a hook."""
+    x = inputs[0]
+    if isinstance(layer, nn.Conv2d):
+        assert not isinstance(layer.padding, str)
+        patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT  # (N, P, i)
+        change = perturbation(layer.weight.flatten(1), patches.flatten(0, 1))
+        return output + change.unflatten(0, (len(x), -1)).mT.view_as(output)
+    assert isinstance(layer, nn.Linear)
+    change = perturbation(layer.weight, x.reshape(-1, layer.in_features))
+    return output + change.view_as(output)
+
+
+def curvatures(loss: Tensor, perturbations: Perturbations, *, differentiable: bool = False) -> dict[str, Tensor]:
+    """κ of every perturbed layer, name → (...): d²L/dt², an unbiased estimate.
+
+    Args:
+        loss: mean over samples of each replica, (...), of a network that was perturbed.
+        perturbations: of its layers.
+        differentiable: whether the results have a graph of their own.
+    """
+    if not perturbations:
+        return {}
+    with torch.enable_grad():
+        sizes = [perturbation.size for perturbation in perturbations.values()]
+        slopes = torch.autograd.grad(loss.sum(), sizes, create_graph=True)
+        results = [
+            torch.autograd.grad(slope.sum(), size, create_graph=differentiable, retain_graph=True)[0]
+            for slope, size in zip(slopes, sizes, strict=True)
+        ]
+    return dict(zip(perturbations, results, strict=True))

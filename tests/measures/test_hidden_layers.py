@@ -1,0 +1,171 @@
+"""κ of hidden layers in somebody's own loop: what a Probe gives out is what layer flatness says, with slopes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import grokscape as gs
+from grokscape.measures import find_measure
+
+KAPPA = "relative_flatness@first"
+
+
+class Net(nn.Module):
+    def __init__(self, norm=None):
+        super().__init__()
+        self.first, self.norm, self.second, self.head = (
+            nn.Linear(4, 6), norm or nn.LayerNorm(6), nn.Linear(6, 5), nn.Linear(5, 3))
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.second(torch.tanh(self.norm(self.first(x))))))
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.first = nn.Embedding(7, 4), nn.Linear(4, 4)
+        self.block, self.head = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.block(torch.tanh(self.first(self.table(x)))))
+
+
+def data(samples=64):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(samples, 4, generator=generator, dtype=torch.float64)
+    return x, (x[:, 0] > 0).long() + (x[:, 1] > 0)
+
+
+def made(kind=Net, *args):
+    torch.manual_seed(0)
+    return kind(*args).double()
+
+
+def test_snapshots_have_the_flatness_of_layers():
+    model, (x, y) = made(), data()
+    expected = gs.layer_flatness(model, (x, y), ["first", "second"], exact=True)
+    with gs.Probe(model, head="head", layers=["first", "second"]) as probe:
+        plain = model(x)
+        probes = []
+        for _ in range(100):
+            model(x)
+            probes.append(probe.snapshot(y).layers)
+    for layer in ("first", "second"):
+        values = torch.stack([found[f"relative_flatness@{layer}"] for found in probes]).detach()
+        assert abs(values.mean() - expected[layer].value) <= 4 * values.std() / 10
+    torch.testing.assert_close(plain, model(x), rtol=1e-12, atol=1e-12)
+    assert not model.first._forward_hooks
+
+
+def test_sequences_are_one_sample_each():
+    model = made(Tokens)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(7, (32, 5), generator=generator)
+    y = torch.where(torch.rand(32, 5, generator=generator) < 0.3, -100, x % 3)
+    expected = gs.layer_flatness(model, (x, y), ["first", "block.linear1"], exact=True)
+    with gs.Probe(model, head="head", layers=["first", "block.linear1"]) as probe:
+        probes = []
+        for _ in range(200):
+            model(x)
+            probes.append(probe.snapshot(y).layers)
+    for layer in ("first", "block.linear1"):
+        values = torch.stack([found[f"relative_flatness@{layer}"] for found in probes]).detach()
+        assert abs(values.mean() - expected[layer].value) <= 4 * values.std() / 200**0.5
+
+
+def test_a_clamp_holds_it():
+    def trained(clamp):
+        model, (x, y) = made(), data()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        with gs.Probe(model, head="head", layers=["first"]) as probe:
+            for step in range(600):
+                loss = F.cross_entropy(model(x), y)
+                loss = loss + clamp(probe.snapshot(y), step=step) if clamp else loss
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return gs.layer_flatness(model, (x, y), ["first"], exact=True)["first"].value, float(loss.detach())
+
+    free, _ = trained(None)
+    held, loss = trained(gs.Clamp(KAPPA, at_least=3 * free, strength=1.0, start=100))
+    assert held > 0.8 * 3 * free
+    assert loss < 0.1
+
+
+def test_slopes_go_through_norms():
+    """PyTorch's own third derivatives of a layer norm are wrong."""
+    model, (x, y) = made(), data(8)
+    weight = model.first.weight.detach().clone()
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def value(step):
+        with torch.no_grad():
+            model.first.weight.copy_(weight + step * direction)
+        with gs.Probe(model, head="head", layers=["first"]) as probe:
+            model(x)
+            return probe.snapshot(y).layers[KAPPA]
+
+    (slope,) = torch.autograd.grad(value(0.0), model.first.weight)
+    difference = (value(1e-5) - value(-1e-5)).detach() / 2e-5
+    torch.testing.assert_close((slope * direction).sum(), difference, rtol=1e-5, atol=1e-7)
+
+
+def test_passes_without_a_graph_are_left_alone():
+    model, (x, y) = made(), data()
+    with gs.Probe(model, head="head", layers=["first"]) as probe, torch.no_grad():
+        expected = Net.forward(model, x)
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+        seen = probe.snapshot(y)
+    assert not seen.layers
+    with pytest.raises(ValueError, match=r"expected a snapshot with relative_flatness@first, got one with no hidden"):
+        find_measure(KAPPA)(seen)
+
+
+@pytest.mark.parametrize(("layers", "message"), [
+    (["third"], r"got 'third', which is nothing; the model has first, second, head"),
+    (["norm"], r"got 'norm', which is a LayerNorm; the model has first"),
+])
+def test_no_such_layer(layers, message):
+    with pytest.raises(ValueError, match=message):
+        gs.Probe(made(), head="head", layers=layers)
+
+
+def test_a_weight_of_two_layers():
+    model = made()
+    model.second = nn.Linear(6, 6).double()
+    model.third = nn.Linear(6, 6).double()
+    model.third.weight = model.second.weight
+    with pytest.raises(ValueError, match="used in second and third"):
+        gs.Probe(model, head="head", layers=["second"])
+
+
+def test_samples_that_see_each_other():
+    model, (x, _) = made(Net, nn.BatchNorm1d(6)), data()
+    with gs.Probe(model, head="head", layers=["first"]):
+        with pytest.raises(ValueError, match=r"'norm' \(BatchNorm1d, in training mode\) samples see each other"):
+            model(x)
+        model.eval()
+        model(x)
+
+
+def test_a_layer_that_is_called_twice():
+    class Twice(Net):
+        def forward(self, x):
+            return super().forward(x + self.first(x).mean(-1, keepdim=True))
+
+    model, (x, y) = made(Twice), data()
+    with gs.Probe(model, head="head", layers=["first"]) as probe:
+        model(x)
+        with pytest.raises(RuntimeError, match="it was called on 64 rows and 64 rows"):
+            probe.snapshot(y)
+
+
+def test_compiled_models():
+    with pytest.raises(ValueError, match="do not compile"):
+        gs.Probe(torch.compile(made(), backend="eager"), head="head", layers=["first"])
+
+
+def test_no_temperature():
+    with pytest.raises(ValueError, match="knows no temperature"):
+        gs.Clamp(KAPPA, at_least=1, temperature=2)
