@@ -29,15 +29,47 @@ class Pairs(nn.Module):  # two views of each input, one after the other
         return self.second(hidden + hidden.roll(len(x) // 2, 0).square())
 
 
-@pytest.mark.parametrize(("make", "layers"), [
-    (Graph, ("first", "second")),
-    (Pairs, ("first", "second")),
-    (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 3)), ("0", "2")),
+class Across(nn.Module):  # sequences go along the first axis, and there are as many as positions
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.first(x.unflatten(1, (2, 2)).repeat(1, 4, 2))
+        return self.second(F.scaled_dot_product_attention(*3 * [x.transpose(0, 1)]).mean(1))
+
+
+def normed(convolution, norm):
+    return nn.Sequential(convolution, norm(4, track_running_stats=False), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))
+
+
+def windows():  # a layer that acts on two windows of each sample, where the other half of the samples sees them
+    return nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Linear(2, 3), Crossed(), nn.Flatten(), nn.Linear(6, 3))
+
+
+class Crossed(nn.Module):
+    def forward(self, x):
+        return torch.tanh(x) * x.roll(len(x) // 2, 0)
+
+
+@pytest.mark.parametrize(("make", "layers", "shape"), [
+    (Graph, ("first", "second"), (8, 4)),
+    (Pairs, ("first", "second"), (8, 4)),
+    (Pairs, ("first", "second"), (4, 4)),
+    (Pairs, ("first", "second"), (2, 4)),
+    (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 3)), ("0", "2"),
+     (8, 4)),
+    (lambda: normed(nn.Conv1d(2, 4, 2), nn.BatchNorm1d), ("0",), (8, 2, 4)),
+    (lambda: normed(nn.Conv2d(2, 4, 2), nn.BatchNorm2d), ("0",), (4, 2, 3, 3)),
+    (windows, ("1",), (4, 4)),
+    (windows, ("1",), (6, 4)),
+    (Across, ("first",), (8, 4)),
 ])
 @pytest.mark.parametrize("exact", [True, False])
-def test_samples_that_see_each_other(make, layers, exact):
+def test_samples_that_see_each_other(make, layers, shape, exact):
     torch.manual_seed(0)
-    model, inputs, labels = make().double(), torch.randn(8, 4).double(), torch.arange(8) % 3
+    model, inputs, labels = make().double(), torch.randn(*shape).double(), torch.arange(shape[0]) % 3
+    model.train()(inputs)  # makes what is lazy
     found = layer_flatness(model, (inputs, labels), layers, probes=256, exact=exact)
     for layer in layers:
         expected = dense_kappa(model, f"{layer}.weight", inputs, labels)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import grokscape as gs
+from dense import dense_kappa
 
 transformers = pytest.importorskip("transformers")
 
@@ -100,3 +101,29 @@ def test_layers_of_a_language_model_with_a_tied_head():
         "transformer.h.0.attn.c_attn", "transformer.h.0.attn.c_proj", "transformer.h.0.mlp.c_fc",
         "transformer.h.0.mlp.c_proj", "lm_head",
     }
+
+
+class Predictions(torch.nn.Module):
+    """Logits of a language model at the positions that have a next one."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens):
+        return self.model(input_ids=tokens).logits[:, :-1]
+
+
+@pytest.mark.parametrize(("layer", "cost"), [("attn.c_attn", 8 * 8), ("attn.c_proj", 8), ("mlp.c_fc", 8)])
+def test_layers_of_a_language_model_with_masked_positions(layer, cost):
+    model, inputs = gpt2("GPT2LMHeadModel", tie_word_embeddings=False).double(), tokens(5)
+    torch.nn.init.normal_(model.transformer.h[0].get_submodule(layer).weight)
+    labels, name = inputs.clone(), f"transformer.h.0.{layer}"
+    labels[:3, :2], labels[4, 3:] = -100, -100
+    data = {"input_ids": inputs, "labels": labels}
+    expected = dense_kappa(Predictions(model), f"model.{name}.weight", inputs, labels[:, 1:], transposed=True)
+    sure = gs.layer_flatness(model, data, [name], exact=True)[name]
+    assert sure.value == pytest.approx(expected, rel=1e-8)
+    assert sure.probes == cost
+    found = gs.layer_flatness(model, data, [name], 400, exact=False, batch_size=2)[name]
+    assert abs(found.value - expected) <= 4 * found.stderr < 0.5 * abs(expected)

@@ -1,13 +1,18 @@
 """Relative flatness of any linear layer of a network: κ = Σ_{s,s'} ⟨w_s, w_s'⟩ Tr(H_{s,s'}) for the rows of its weight.
 
-Two routes, chosen for each layer:
+Three routes, chosen for each layer:
 
-* a linear layer that acts once per sample: κ = mean_i ‖φ_i‖² E_r[(Wr)ᵀ G_i (Wr)], r of independent signs, G_i the
-  Hessian of sample i's loss in the layer's output. One Hessian-vector product in the output serves the whole batch,
-  with other signs for each sample. Exact with the d_in unit vectors for r.
-* every other weight (convolutions, attention, layers used at many positions or tied, samples that see each other):
-  κ = E[vec(V)ᵀ H vec(V)] with V = (W r₁) r₂ᵀ. One Hessian-vector product in the weight for each probe. Exact with unit
-  vectors for r₂ and the principal directions of W for Wr₁, rank × d_in products.
+* in the outputs of a linear layer whose positions do not see each other (it acts once per sample, or nothing after it
+  mixes positions): κ = mean_i ‖φ_i‖² E_r[(Wr)ᵀ G_i (Wr)], r of independent signs, G_i the Hessian of the loss in the
+  outputs at i. One Hessian-vector product in the outputs serves the whole batch, with other signs for each position.
+  Exact with the principal directions of W for Wr, rank products.
+* in the outputs of a linear layer or a convolution at positions that do see each other, in samples that do not:
+  κ = mean_n E[δ_nᵀ G_n δ_n] with δ_n what V_n = (W r₁) r₂ᵀ in place of the weight makes of sample n, G_n the Hessian of
+  its loss in all its outputs. One product in the outputs serves the whole batch, with other signs for each sample.
+* in every other weight (attention's stacked projection, embeddings, tied weights, layers that are called more than
+  once, samples that see each other): κ = E[vec(V)ᵀ H vec(V)] with one V for the batch. One Hessian-vector product in
+  the weight for each probe. Exact with unit vectors for r₂ and the principal directions of W for Wr₁, rank × d_in
+  products; exact values of the second route go this way too.
 
 A weight is a matrix (outputs, inputs): convolutions flatten what one output sees, GPT-2's Conv1D and the table of an
 embedding are transposed, and a grouped convolution is one matrix for each group, whose κ add up. Away from a minimum
@@ -30,103 +35,11 @@ from torch.nn.utils import parametrize
 from grokscape.measures import model_loss
 from grokscape.measures.batches import as_batch, batches, differentiable, eagerly, evaluating, placement
 from grokscape.measures.checks import MeasureWarning
-from grokscape.measures.locate import bare, has_own_forward, unwrapped
+from grokscape.measures.layer_probes import CONVOLUTIONS
+from grokscape.measures.layer_routes import Layer
+from grokscape.measures.locate import bare, unwrapped
 from grokscape.measures.losses import Loss
-from grokscape.numerics import Estimate, full_precision, in_float64, rademacher, widen
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-@dataclass
-class _Layer:
-    """One weight, how it is a matrix, and what was gathered about it.
-
-    Attributes:
-        weight: of the last forward pass; of a parametrised layer, what its parametrisation makes of the parameters.
-        attribute: name of the weight in the module.
-        calls, inputs, outputs: of the module in the forward pass of the current batch.
-        per_sample: whether the first route applies; decided at the first batch.
-        sums: sums over samples, one for each probe, or a single exact one.
-        reached: whether the loss of any batch had a gradient in it.
-    """
-
-    name: str
-    module: nn.Module
-    weight: Tensor
-    attribute: str = "weight"
-    groups: int = 1
-    transposed: bool = False
-    calls: int = 0
-    inputs: Tensor | None = None
-    outputs: Tensor | None = None
-    per_sample: bool | None = None
-    sums: Tensor | None = None
-    reached: bool = False
-
-    def matrix(self) -> Tensor:
-        """The weight as (groups, outputs per group, inputs), in float32 at least."""
-        weight = widen(self.weight.detach())
-        flat = weight.T if self.transposed else weight.flatten(1)
-        return flat.reshape(self.groups, -1, flat.shape[-1])
-
-    def shaped(self, matrix: Tensor) -> Tensor:
-        """A matrix (groups, outputs, inputs) in the shape of the weight."""
-        flat = matrix.flatten(0, 1)
-        return flat.T if self.transposed else flat.reshape(self.weight.shape)
-
-    def decide(self, samples: int, total: Tensor) -> None:
-        """Choose the route, once; `total` is the loss of the first batch."""
-        if self.per_sample is None:
-            self.per_sample = self._acts_once(samples) and self._acts_nowhere_else(total)
-
-    def _acts_once(self, samples: int) -> bool:
-        """Whether the module is a linear layer that was called once, on one row for each sample."""
-        return (
-            isinstance(self.module, nn.Linear)
-            and not has_own_forward(self.module)
-            and not self.module._forward_hooks
-            and self.calls == 1
-            and self.outputs is not None
-            and self.outputs.shape == (samples, self.module.out_features)
-        )
-
-    def _acts_nowhere_else(self, total: Tensor) -> bool:
-        """Whether all of the loss's gradient in the weight comes through the outputs of the module, up to rounding."""
-        slope, through = _slopes(total, [self.weight, self.outputs])
-        if slope is None or through is None:
-            return slope is None
-        assert self.inputs is not None
-        through, inputs = widen(through), widen(self.inputs)
-        apart = widen(slope) - through.T @ inputs
-        elsewhere = apart.norm() > 4 * torch.finfo(slope.dtype).eps * (through.abs().T @ inputs.abs()).norm()
-        return not elsewhere and self._keeps_samples_apart(through)
-
-    def _keeps_samples_apart(self, through: Tensor) -> bool:
-        """Whether slopes in the outputs of half of the samples, drawn, have no slope in the outputs of the others.
-
-        They have under batch norm without running statistics, in networks on graphs, and between views in one batch.
-        """
-        if self.outputs is None or not through.requires_grad:
-            return True
-        generator = torch.Generator().manual_seed(0)
-        half = torch.randperm(len(through), generator=generator)[:, None].remainder(2).to(through)
-        along = (through * half * rademacher(*through.shape, generator=generator, like=through)).sum()
-        (product,) = torch.autograd.grad(along, self.outputs, retain_graph=True, allow_unused=True)
-        return product is None or not (product * (1 - half)).any()
-
-    def variable(self) -> Tensor:
-        """What the route differentiates with respect to."""
-        return self.outputs if self.per_sample and self.outputs is not None else self.weight
-
-    def exact_cost(self) -> int:
-        """How many products with the Hessian an exact value takes."""
-        groups, outputs, inputs = self.matrix().shape
-        rank = min(outputs, inputs)
-        return rank if self.per_sample else groups * rank * inputs
-
-    def add(self, sums: Tensor) -> None:
-        """Add a batch's sums."""
-        self.sums = sums if self.sums is None else self.sums + sums
+from grokscape.numerics import Estimate, full_precision
 
 
 @dataclass(frozen=True)
@@ -137,7 +50,7 @@ class _Plan:
     exact: bool | None
     generator: torch.Generator
 
-    def is_exact(self, layer: _Layer) -> bool:
+    def is_exact(self, layer: Layer) -> bool:
         """Whether a layer is computed exactly: as asked for, or where that costs no more than the probes."""
         return self.exact if self.exact is not None else layer.exact_cost() <= self.probes
 
@@ -205,16 +118,16 @@ def layer_flatness(
                 progress(f"layer flatness: batch {number}, {samples} samples, {len(chosen)} layers")
     if samples == 0:
         raise ValueError("there are no samples to measure: the data is empty, or every label is ignored")
-    return {layer.name: _estimate(layer, samples, plan) for layer in chosen}
+    return {layer.name: _estimate(layer, samples) for layer in chosen}
 
 
-def _find(model: nn.Module, names: Sequence[str] | None) -> list[_Layer]:
+def _find(model: nn.Module, names: Sequence[str] | None) -> list[Layer]:
     """Layers by name, each weight once."""
     modules = dict(unwrapped(model).named_modules())
     for name in names or ():
         if name not in modules:
             raise ValueError(f"the model has no layer {name!r}; named_modules() has {', '.join(filter(None, modules))}")
-    found: list[_Layer] = []
+    found: list[Layer] = []
     seen: set[int] = set()
     for name in modules if names is None else names:
         layer = _as_layer(name, modules[name])
@@ -233,30 +146,30 @@ def _find(model: nn.Module, names: Sequence[str] | None) -> list[_Layer]:
     return found
 
 
-def _as_layer(name: str, module: nn.Module) -> _Layer | None:
+def _as_layer(name: str, module: nn.Module) -> Layer | None:
     if isinstance(module, nn.Linear):
-        return _Layer(name, module, module.weight)
-    if isinstance(module, _CONVOLUTIONS):
-        return _Layer(name, module, module.weight, groups=module.groups)
+        return Layer(name, module, module.weight)
+    if isinstance(module, CONVOLUTIONS):
+        return Layer(name, module, module.weight, groups=module.groups)
     if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-        return _Layer(name, module, module.in_proj_weight, "in_proj_weight")
+        return Layer(name, module, module.in_proj_weight, "in_proj_weight")
     if isinstance(module, nn.Embedding):
-        return _Layer(name, module, module.weight, transposed=True)
+        return Layer(name, module, module.weight, transposed=True)
     weight = getattr(module, "weight", None)
     if type(module).__name__ == "Conv1D" and isinstance(weight, nn.Parameter):
-        return _Layer(name, module, weight, transposed=True)
+        return Layer(name, module, weight, transposed=True)
     return None
 
 
 @contextmanager
-def _watched(layers: Sequence[_Layer]) -> Iterator[None]:
+def _watched(layers: Sequence[Layer]) -> Iterator[None]:
     """Note inputs, outputs and weights of layers during one forward pass.
 
     What goes on is a copy of the output, so that an activation in place leaves the noted one alone. A weight that is
     made from other parameters (weight norm and the like) is made once for all looks at it, and has a graph.
     """
 
-    def hook(layer: _Layer) -> Callable[..., Tensor | None]:
+    def hook(layer: Layer) -> Callable[..., Tensor | None]:
         """What notes inputs and outputs of one layer."""
 
         def note(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
@@ -271,8 +184,7 @@ def _watched(layers: Sequence[_Layer]) -> Iterator[None]:
 
     for layer in layers:
         layer.calls, layer.inputs, layer.outputs = 0, None, None
-    linear = [layer for layer in layers if isinstance(layer.module, nn.Linear)]
-    handles = [layer.module.register_forward_hook(hook(layer)) for layer in linear]
+    handles = [layer.module.register_forward_hook(hook(layer)) for layer in layers if layer.maps_its_inputs]
     try:
         with parametrize.cached():
             yield
@@ -283,23 +195,24 @@ def _watched(layers: Sequence[_Layer]) -> Iterator[None]:
             handle.remove()
 
 
-def _add_batch(layers: Sequence[_Layer], total: Tensor, samples: int, plan: _Plan) -> None:
+def _add_batch(layers: Sequence[Layer], total: Tensor, samples: int, plan: _Plan) -> None:
     """Add what one batch contributes to every layer; `total` is the sum of its losses."""
-    for layer in layers:
-        layer.decide(samples, total)
-    variables = [layer.variable() for layer in layers]
-    slopes = _slopes(total, variables)
-    for layer, variable, slope in zip(layers, variables, slopes, strict=True):
+    weights, outputs = [layer.weight for layer in layers], [layer.outputs for layer in layers]
+    slopes = _slopes(total, [*weights, *outputs])
+    for layer, slope, through in zip(layers, slopes[: len(layers)], slopes[len(layers) :], strict=True):
         layer.reached |= slope is not None
+        layer.decide(samples, slope, through)
         exact = plan.is_exact(layer)
+        variable = layer.variable(exact)
+        slope = slope if variable is layer.weight else through
         sums = torch.zeros(1 if exact else plan.probes, dtype=torch.float64)
         if slope is not None and slope.requires_grad:
-            for index, direction in enumerate(_directions(layer, exact, plan, samples)):
+            for index, direction in enumerate(_directions(layer, exact, plan)):
                 along = (slope * direction).sum()
                 (product,) = torch.autograd.grad(along, variable, retain_graph=True, allow_unused=True)
                 if product is not None:
-                    sums[0 if exact else index] += _weighted(layer, direction * product)
-        layer.add(sums)
+                    sums[0 if exact else index] += layer.weighted(direction * product)
+        layer.add(sums, exact)
 
 
 def _slopes(total: Tensor, variables: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -310,46 +223,16 @@ def _slopes(total: Tensor, variables: Sequence[Tensor | None]) -> list[Tensor | 
     return [found.get(id(variable)) for variable in variables]
 
 
-def _directions(layer: _Layer, exact: bool, plan: _Plan, samples: int) -> Iterator[Tensor]:
-    """What is multiplied with the Hessian: unit or random directions, in the layer's outputs or in its weight."""
-    matrix = layer.matrix()
+def _directions(layer: Layer, exact: bool, plan: _Plan) -> Iterator[Tensor]:
+    """What is multiplied with the Hessian."""
     if exact:
-        left, sizes, _ = torch.linalg.svd(matrix, full_matrices=False)
-        yield from _exact_directions(layer, left * sizes[:, None, :])
+        yield from layer.exact_directions()
         return
-    groups, _, inputs = matrix.shape
     for _ in range(plan.probes):
-        if layer.per_sample:
-            yield rademacher(samples, inputs, generator=plan.generator, like=matrix) @ matrix[0].T
-        else:
-            column = matrix @ rademacher(groups, inputs, 1, generator=plan.generator, like=matrix)
-            yield layer.shaped(column * rademacher(groups, 1, inputs, generator=plan.generator, like=matrix))
+        yield layer.random_direction(plan.generator)
 
 
-def _exact_directions(layer: _Layer, principal: Tensor) -> Iterator[Tensor]:
-    """Directions whose squares add up to the exact value; `principal` holds those of each group in its columns."""
-    groups, outputs, rank = principal.shape
-    inputs = layer.matrix().shape[-1]
-    for group in range(groups):
-        for index in range(rank):
-            if layer.per_sample:
-                yield principal[group, :, index].expand(1, outputs)
-                continue
-            for position in range(inputs):
-                direction = principal.new_zeros(groups, outputs, inputs)
-                direction[group, :, position] = principal[group, :, index]
-                yield layer.shaped(direction)
-
-
-def _weighted(layer: _Layer, products: Tensor) -> Tensor:
-    """Sum of the products, for the first route weighted with the samples' squared input norms."""
-    if not layer.per_sample or layer.inputs is None:
-        return in_float64(products).sum().cpu()
-    norms = torch.linalg.vector_norm(layer.inputs, dim=-1).square()
-    return (in_float64(products.sum(-1)) * in_float64(norms)).sum().cpu()
-
-
-def _estimate(layer: _Layer, samples: int, plan: _Plan) -> Estimate:
+def _estimate(layer: Layer, samples: int) -> Estimate:
     if not layer.reached:
         warnings.warn(
             f"relative flatness of layer {layer.name!r} is NaN: the loss has no gradient in it; it takes no part in "
@@ -358,6 +241,6 @@ def _estimate(layer: _Layer, samples: int, plan: _Plan) -> Estimate:
         )
         return Estimate(math.nan, math.nan, 0)
     assert layer.sums is not None
-    if plan.is_exact(layer):
+    if layer.exact:
         return Estimate(float(layer.sums[0]) / samples, 0.0, layer.exact_cost(), exact=True)
     return Estimate.of(layer.sums / samples)

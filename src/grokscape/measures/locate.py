@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from grokscape.measures.layer_probes import CONVOLUTIONS
+
 _WRAPPED = ("_orig_mod", "module")
 _ADAPTED = ("base_layer", "original_module", "base", "original", "linear")
 _ADDING = (nn.Sequential, nn.Dropout, nn.Identity, nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
@@ -66,8 +68,10 @@ def without_probes(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """Whether a subclass of `nn.Linear` computes something else than W φ + b, such as W φ + B A φ + b."""
-    return isinstance(module, nn.Linear) and without_probes(type(module)).forward is not nn.Linear.forward
+    """Whether a subclass of `nn.Linear` or a convolution computes something else, such as W φ + B A φ + b."""
+    kinds = (nn.Linear, *CONVOLUTIONS)
+    forward = without_probes(type(module)).forward
+    return any(isinstance(module, kind) and forward is not kind.forward for kind in kinds)
 
 
 def is_adapter(module: nn.Module) -> bool:
