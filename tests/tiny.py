@@ -23,6 +23,10 @@ ARMS: dict[str, list[dict[str, Any]]] = {
         {"kind": "unplug", "step": 20, "lr": 0.003, "cosine": True, "weight_decay": 0.1},
     ],
     "spectral": [{"kind": "weight_cap", "at_most": 1.5, "norm": "spectral", "start": 5}],
+    "hidden layer": [{"kind": "clamp", "measure": "relative_flatness@first", "at_least": 3.0, "start": 10}],
+    "hidden layer, since memorisation": [
+        {"kind": "clamp", "measure": "relative_flatness@first", "at_least": 0.9, "relative_to": "memorisation"}
+    ],
     "loss": [{"kind": "clamp", "measure": "loss", "at_least": 0.02}],
 }
 

@@ -6,7 +6,8 @@ may have r₁ and r₂ of its own: one probe for all of them then has an error t
 weight the layer's outputs change: by t·(W r₁)(r₂·φ) at every position φ of the sample. Where a sample has one position,
 r₂ = φ/‖φ‖ takes the mean over r₂ exactly.
 
-Shapes: `...` replicas, N samples, P positions of each, i inputs and o outputs of the layer.
+Shapes: `...` replicas, N samples, P positions of each, i inputs and o outputs of the layer; of a convolution, what one
+output sees.
 
 Source: Petzka et al., NeurIPS 2021, Definition 3; Hutchinson's trace identity.
 """
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from grokscape.numerics import rademacher
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,13 @@ class Perturbation:
         """r₂ for inputs (..., N, P, i)."""
         if inputs.shape[-2] > 1:
             return self.rows.unsqueeze(-2)
-        inputs = inputs.detach()
-        norm = torch.linalg.vector_norm(inputs, dim=-1, keepdim=True)
-        return inputs / norm.where(norm > 0, 1)
+        return unit(inputs.detach())
+
+
+def unit(inputs: Tensor) -> Tensor:
+    """Every row φ as φ/‖φ‖; zero as zero."""
+    norm = torch.linalg.vector_norm(inputs, dim=-1, keepdim=True)
+    return inputs / norm.where(norm > 0, 1)
 
 
 Perturbations = Mapping[str, Perturbation]
@@ -133,26 +140,71 @@ def perturbed_table(outputs: Tensor, name: str, table: Tensor, ones: int, pertur
     return outputs if found is None else outputs + found.size[..., None, None] * ones**0.5 * (found.columns @ table)
 
 
+def response(module: Any, inputs: Tensor, rows: Tensor) -> Tensor:
+    """r_n · φ_{n,p}: rows of their own for each sample, applied to what one output of the layer sees at each position.
+
+    Args:
+        module: a convolution (any stride, padding, dilation and groups), or a linear layer at any number of positions.
+        inputs: of the layer, (N, channels, …) or (N, …, i).
+        rows: (N, groups, k) or (N, i).
+
+    Returns:
+        (N, groups, …) with the positions of the outputs, or (N, …); differentiable.
+    """
+    if not isinstance(module, CONVOLUTIONS):
+        positions = inputs.reshape(len(inputs), -1, inputs.shape[-1])
+        return (positions @ rows.reshape(len(rows), -1, 1)).reshape(inputs.shape[:-1])
+    samples, channels, *sizes = inputs.shape
+    kernels = rows.reshape(samples * module.groups, -1, *module.kernel_size)
+    found = convolved(module, inputs.reshape(1, samples * channels, *sizes), kernels, groups=len(kernels))
+    return found.reshape(samples, module.groups, *found.shape[2:])
+
+
+def convolved(module: Any, inputs: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """Inputs (N, channels, …) under a convolution with another weight and no bias."""
+    convolution = (F.conv1d, F.conv2d, F.conv3d)[len(module.kernel_size) - 1]
+    padding = module.padding
+    if module.padding_mode != "zeros":
+        inputs, padding = F.pad(inputs, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
+    return convolution(inputs, weight, None, module.stride, padding, module.dilation, groups)
+
+
+def is_convolution_1d(layer: nn.Module) -> bool:
+    """Whether it is what transformers calls Conv1D: a linear layer with its weight the other way round."""
+    return type(layer).__name__ == "Conv1D" and isinstance(getattr(layer, "weight", None), Tensor)
+
+
+def matrix_of(layer: Any) -> Tensor:
+    """The weight of a linear layer or a convolution as (groups, outputs of a group, inputs)."""
+    weight = layer.weight.T if is_convolution_1d(layer) else layer.weight.flatten(1)
+    return weight.unflatten(0, (getattr(layer, "groups", 1), -1))
+
+
+def signs_of(layer: Any) -> int:
+    """How many signs r₁ and r₂ have for one sample."""
+    groups, _, inputs = matrix_of(layer).shape
+    return groups * inputs
+
+
 def can_be_perturbed(layer: nn.Module) -> bool:
     """Whether `perturbed_module` knows the layer."""
-    if isinstance(layer, nn.Conv2d):
-        return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return isinstance(layer, nn.Linear)
+    return isinstance(layer, (nn.Linear, *CONVOLUTIONS)) or is_convolution_1d(layer)
 
 
-def perturbed_module(
-    perturbation: Perturbation, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
-) -> Tensor:
-    """Output of a layer for inputs (N, …), plus what its perturbation adds; with the first argument given, a hook."""
-    x = inputs[0]
-    if isinstance(layer, nn.Conv2d):
-        assert not isinstance(layer.padding, str)
-        patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT  # (N, P, i)
-        change = perturbation(layer.weight.flatten(1), patches.flatten(0, 1))
-        return output + change.unflatten(0, (len(x), -1)).mT.view_as(output)
-    assert isinstance(layer, nn.Linear)
-    change = perturbation(layer.weight, x.reshape(-1, layer.in_features))
-    return output + change.view_as(output)
+def perturbed_module(perturbation: Perturbation, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Output of a layer for inputs (N, …), plus what its perturbation adds; with the first argument given, a hook.
+
+    The signs are (N, groups·i).
+    """
+    x, matrix = inputs[0], matrix_of(layer)
+    columns, rows = (signs.unflatten(1, (len(matrix), -1)) for signs in (perturbation.columns, perturbation.rows))
+    columns = torch.einsum("goi,ngi->ngo", matrix, columns)
+    if isinstance(layer, CONVOLUTIONS):
+        change = columns.unsqueeze(-1) * response(layer, x, rows).flatten(2).unsqueeze(2)  # (N, groups, o, P)
+    else:
+        rows = rows if x.dim() > 2 else unit(x.detach())
+        change = columns * response(layer, x, rows).reshape(len(x), -1, 1)  # (N, P, o)
+    return output + perturbation.size * change.reshape(output.shape)
 
 
 def curvatures(loss: Tensor, perturbations: Perturbations, *, differentiable: bool = False) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from grokscape.measures.layer_probes import response
+from grokscape.perturbations import response
 
 CONVOLUTIONS = {
     "plain": (nn.Conv2d(4, 6, 3), (5, 7)),

@@ -36,7 +36,7 @@ class Strided(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.norm, self.head = (
-            nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.InstanceNorm2d(3, affine=True), nn.Linear(3, 3))
+            nn.Conv2d(2, 4, 3, 2, 1, groups=2), nn.InstanceNorm2d(4, affine=True), nn.Linear(4, 3))
 
     def forward(self, x):
         return self.head(torch.tanh(self.norm(self.conv(x))).square().mean((-2, -1)))
@@ -104,7 +104,8 @@ def test_equals_the_whole_hessian_in_the_mean(case):
             network.check_layer(layer)
             values = torch.stack([estimate[layer][replica] for estimate in estimates])
             table = isinstance(single.get_submodule(layer), nn.Embedding)
-            expected = dense_kappa(single, f"{layer}.weight", inputs[replica], labels[replica], transposed=table)
+            kind = {"transposed": table, "groups": getattr(single.get_submodule(layer), "groups", 1)}
+            expected = dense_kappa(single, f"{layer}.weight", inputs[replica], labels[replica], **kind)
             apart, error = abs(values.mean() - expected), values.std() / len(values) ** 0.5
             assert apart <= 4 * error + 1e-9 * abs(expected), (layer, values.mean(), expected, error)
 

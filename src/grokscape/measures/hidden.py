@@ -1,6 +1,5 @@
 """κ of hidden layers during the forward passes of somebody's own training loop."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -17,6 +16,7 @@ from grokscape.perturbations import (
     can_be_perturbed,
     curvatures,
     perturbed_module,
+    signs_of,
 )
 
 
@@ -25,7 +25,7 @@ class HiddenLayers:
 
     Args:
         model: the model, without wrappers.
-        names: of layers, as in `named_modules()`: linear ones, and plain 2-D convolutions.
+        names: of layers, as in `named_modules()`: linear ones and convolutions.
 
     Raises:
         ValueError: there is no such layer, its weight belongs to another one too, or samples see each other.
@@ -57,11 +57,8 @@ class HiddenLayers:
             if not torch.is_grad_enabled() or not inputs:
                 return None
             self._refuse_batch_norm(name)
-            weight = layer.weight
-            assert isinstance(weight, Tensor)
             size = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
-            width = math.prod(weight.shape[1:])
-            perturbation = Perturbation.draw(size, len(inputs[0]), width, self._generator)
+            perturbation = Perturbation.draw(size, len(inputs[0]), signs_of(layer), self._generator)
             self._seen.setdefault(name, []).append(perturbation)
             return perturbed_module(perturbation, layer, inputs, output)
 
@@ -107,7 +104,7 @@ def _found(model: nn.Module, name: str) -> nn.Module:
     if name not in able:
         what = f"a {type(modules[name]).__name__}" if name in modules else "nothing"
         raise ValueError(
-            f"expected the name of a linear layer or a plain 2-D convolution, got {name!r}, which is {what}; the model "
+            f"expected the name of a linear layer or a convolution, got {name!r}, which is {what}; the model "
             f"has {', '.join(able) or 'none'}"
         )
     weight = modules[name].weight

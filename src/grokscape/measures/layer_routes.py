@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from grokscape.measures.layer_probes import CONVOLUTIONS, convolved, response
 from grokscape.measures.locate import has_own_forward
 from grokscape.numerics import in_float64, rademacher, widen
+from grokscape.perturbations import CONVOLUTIONS, convolved, response
 
 
 @dataclass

@@ -35,11 +35,11 @@ from torch.nn.utils import parametrize
 from grokscape.measures import model_loss
 from grokscape.measures.batches import as_batch, batches, differentiable, eagerly, evaluating, placement
 from grokscape.measures.checks import MeasureWarning
-from grokscape.measures.layer_probes import CONVOLUTIONS
 from grokscape.measures.layer_routes import Layer
 from grokscape.measures.locate import bare, unwrapped
 from grokscape.measures.losses import Loss
 from grokscape.numerics import Estimate, full_precision
+from grokscape.perturbations import CONVOLUTIONS
 
 
 @dataclass(frozen=True)

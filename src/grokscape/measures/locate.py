@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from grokscape.measures.layer_probes import CONVOLUTIONS
+from grokscape.perturbations import CONVOLUTIONS
 
 _WRAPPED = ("_orig_mod", "module")
 _ADAPTED = ("base_layer", "original_module", "base", "original", "linear")

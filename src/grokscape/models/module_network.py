@@ -1,7 +1,6 @@
 """Features of any `nn.Module`, for stacked parameters: batched where `torch.func` can, one by one where it cannot."""
 
 import contextlib
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +12,7 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grokscape.models.network import Network
-from grokscape.perturbations import UNPERTURBED, Perturbations, can_be_perturbed, perturbed_module
+from grokscape.perturbations import UNPERTURBED, Perturbations, can_be_perturbed, perturbed_module, signs_of
 from grokscape.testbeds.types import InputSpec
 
 
@@ -58,7 +57,7 @@ class ModuleNetwork(Network):
         self.shapes = {name: parameter.shape for name, parameter in self._module.named_parameters()}
         self.features_dim = self._head.in_features
         self.layers = {
-            name: math.prod(layer.weight.shape[1:])
+            name: signs_of(layer)
             for name, layer in self._module.named_modules()
             if layer is not self._head and f"{name}.weight" in self.shapes and can_be_perturbed(layer)
         }

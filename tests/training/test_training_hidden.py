@@ -1,0 +1,105 @@
+"""κ of hidden layers in a run: measured, held, and without effect on replicas that do without."""
+
+import pytest
+import torch
+from torch import nn
+
+import grokscape as gs
+from grokscape.interventions import Clamp
+from grokscape.measures import layer_flatness
+from grokscape.models import MLP, QuadraticMLP, Transformer
+from grokscape.models.module_network import ModuleNetwork
+from grokscape.studies import StudySpec
+from grokscape.testbeds import ModularArithmetic
+from grokscape.testbeds.types import InputSpec
+from grokscape.training import AdamW, Engine, Evaluation, OnsetRule, Plan, Replica
+from tiny import study
+
+SPLIT = ModularArithmetic(operation="x+y", p=7, train_fraction=0.6).split(10)
+QUADRATIC = QuadraticMLP(width=16)
+TRANSFORMER = Transformer(layers=1, heads=2, width=8)
+
+
+def trained(arms, model=QUADRATIC, steps=30, measures=("relative_flatness",), batch_size=None):
+    replicas = tuple(Replica(name, seed, seed, 10, SPLIT, interventions, AdamW(lr=1e-2))
+                     for name, interventions in arms.items() for seed in range(2))
+    plan = Plan(replicas, model.build(SPLIT.input_spec, SPLIT.num_classes), steps, batch_size,
+                Evaluation(measures=measures), OnsetRule(train_threshold=0.5))
+    engine = Engine(plan)
+    with torch.no_grad():
+        for step in range(steps):
+            if step % 10 == 0:
+                engine.measure(step)
+            engine.step(step)
+    return engine
+
+
+def held(layer, level, **more):
+    return (Clamp(f"relative_flatness@{layer}", at_least=level, **more),)
+
+
+def test_measured_as_layer_flatness_does(tmp_path):
+    names = ["relative_flatness@first", "relative_flatness_stderr@first"]
+    done = gs.run(StudySpec(**study(steps=100, evaluation={"measures": names, "points": 5})), out=tmp_path / "run")
+    last = done.trajectory.filter(arm="held", seed=1, step=100)
+    network, train, _, _ = done.trained("held", 1)
+    expected = layer_flatness(network, train, ["first"], exact=True)["first"].value
+    value, error = (last[f"train/{name}"].item() for name in names)
+    assert abs(value - expected) < 6 * error  # of a standard error by four probes
+    assert error < 0.5 * abs(expected)
+
+
+@pytest.mark.parametrize(("model", "layer", "batch_size"), [
+    (QUADRATIC, "first", None), (MLP(widths=(16, 8)), "layers.1", 10), (TRANSFORMER, "layers.0.up", 20)])
+def test_another_strength_or_schedule_changes_no_bit_of_the_others(model, layer, batch_size):
+    def rows(**more):
+        arms = {"baseline": (), "one": held(layer, 5.0, **more), "two": held(layer, 5.0)}
+        return trained(arms, model, batch_size=batch_size).state.flat
+
+    plain, stronger, later = rows(), rows(strength=3.0), rows(start=25)
+    for changed in (stronger, later):
+        assert torch.equal(plain[:2], changed[:2])
+        assert torch.equal(plain[4:], changed[4:])
+        assert not torch.equal(plain[2:4], changed[2:4])
+
+
+def test_a_baseline_is_the_same_beside_an_arm_that_holds_a_hidden_layer():
+    alone = trained({"baseline": ()}, TRANSFORMER).state.flat
+    beside = trained({"baseline": (), "held": held("layers.0.up", 5.0)}, TRANSFORMER).state.flat
+    assert torch.equal(alone, beside[:2])
+
+
+def test_a_level_relative_to_memorisation():
+    engine = trained({"held": held("first", 0.5, relative_to="memorisation", strength=1.0)}, steps=200)
+    (reference,) = engine.state.references.values()
+    assert bool((reference > 0).all())
+    value = engine.measure(200)
+    assert "train/relative_flatness@first" not in value
+
+
+def test_no_such_layer():
+    with pytest.raises(ValueError, match=r"expected a hidden layer of the network, got 'second'; it has first"):
+        trained({"held": held("second", 1.0)})
+    with pytest.raises(ValueError, match="got 'second'; it has first"):
+        trained({"baseline": ()}, measures=("relative_flatness@second",))
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.norm(self.first(x))))
+
+
+class Shared(Normed):
+    def forward(self, x):
+        return self.head(torch.tanh(self.first(x)) @ self.first.weight @ self.first.weight.T)
+
+
+@pytest.mark.parametrize(("make", "message"), [(Normed, "samples of a batch see each other"), (Shared, "nowhere else")])
+def test_layers_of_modules_that_cannot_be_perturbed(make, message):
+    network = ModuleNetwork(make, "head", InputSpec("vector", (4,)), 3)
+    with pytest.raises(ValueError, match=message):
+        network.check_layer("first")
