@@ -1,7 +1,6 @@
 """A small decoder transformer for token tasks, answering at its last position."""
 
 import math
-from functools import partial
 from typing import Literal
 
 import torch
@@ -122,7 +121,8 @@ class TransformerNetwork(SpecifiedNetwork):
 
     Two things make it fast and change no result: the last block answers at the last position only, and states that
     depend on one operand alone are computed once per token instead of once per sample (`share`, where U < N). A
-    perturbation differs from sample to sample, and so do then all states.
+    perturbation differs from sample to sample, and so do then all states; it is differentiated three times, for which
+    plain attention is faster than looking up.
     """
 
     def __init__(self, config: Transformer, input_spec: InputSpec, num_classes: int) -> None:
@@ -131,26 +131,32 @@ class TransformerNetwork(SpecifiedNetwork):
         self.config = config
         self.share = input_spec.shape[0] == 2
         self._vocabulary = input_spec.vocabulary
-        self._places = {shared: LookupCache(partial(self._find_places, shared)) for shared in (False, True)}
+        self._places = LookupCache(self._find_places)
 
     def features(
         self, parameters: dict[str, Tensor], inputs: Tensor, perturbations: Perturbations = UNPERTURBED
     ) -> Tensor:
         """See `Network.features`; d = width, at the last position."""
-        shared = self.share and inputs.shape[1] > self._vocabulary and not perturbations
-        places = self._places[shared](inputs)
+        shared = self._shares(inputs) and not perturbations
+        places = self._grid(inputs) if perturbations else self._places(inputs)
         rows = self._embed_tokens(parameters) if shared else self._embed(parameters, inputs)
         for layer in range(self.config.layers):
             rows = self._block(parameters, layer, rows, places, perturbations)
         return self._norm(parameters, "final_norm", rows, "pre")
 
-    def _find_places(self, shared: bool, tokens: Tensor) -> Grid | Gathered:
+    def _shares(self, tokens: Tensor) -> bool:
+        return self.share and tokens.shape[1] > self._vocabulary
+
+    def _find_places(self, tokens: Tensor) -> Grid | Gathered:
         layers, heads, positions = self.config.layers, self.config.heads, self.shapes["positions"][0]
-        if shared:
+        if self._shares(tokens):
             return Gathered.per_token(tokens, self._vocabulary, self.config.start, layers, heads)
         if positions <= SHORT:
             return Gathered.per_sample(tokens, positions, layers, heads)
-        return Grid(tokens.shape[1], positions, heads)
+        return self._grid(tokens)
+
+    def _grid(self, tokens: Tensor) -> Grid:
+        return Grid(tokens.shape[1], self.shapes["positions"][0], self.config.heads)
 
     def _embed_tokens(self, parameters: dict[str, Tensor]) -> Tensor:
         """Start, every token as a, ∘, every token as b, =."""
