@@ -134,9 +134,6 @@ def _necessity_digits() -> StudySpec:
             "steps later (Liu et al. 2023). It ends at 94 %, so generalised means 92 % here. 25 arms × 8 paired seeds; "
             "about six minutes on 2 CPU cores."
         ),
-        testbed=Digits(train_samples=200),
-        model=MLP(widths=(128, 128), init_scale=8.0),
-        optimizer=AdamW(lr=1e-3, weight_decay=1.0),
         arms=(
             BASELINE,
             *_hands(
@@ -150,10 +147,48 @@ def _necessity_digits() -> StudySpec:
             _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
             *_controls(lr=2e-3, weight_decay=2.0),
         ),
-        seeds=8,
-        steps=1500,
-        onset=OnsetRule(test_threshold=0.92),
-        evaluation=Evaluation(measures=DEFAULT_MEASURES, points=35, refine=50),
+        **_digits_testbed(),
+    )
+
+
+def _digits_testbed(*more: str) -> dict[str, Any]:
+    return {
+        "testbed": Digits(train_samples=200),
+        "model": MLP(widths=(128, 128), init_scale=8.0),
+        "optimizer": AdamW(lr=1e-3, weight_decay=1.0),
+        "seeds": 8,
+        "steps": 1500,
+        "onset": OnsetRule(test_threshold=0.92),
+        "evaluation": Evaluation(measures=(*DEFAULT_MEASURES, *more), points=35, refine=50),
+    }
+
+
+def _necessity_layers() -> StudySpec:
+    head, hidden = "relative_flatness", ("relative_flatness@layers.0", "relative_flatness@layers.1")
+
+    def held(name: str, title: str, share: float, *measures: str) -> Arm:
+        """κ of some layers kept at or above a share of what it is at memorisation."""
+        clamps = tuple(Clamp(measure, at_least=share, relative_to="memorisation") for measure in measures)
+        title = f"κ of {title} ≥ {share:g} × at memorisation"
+        return Arm(name=f"{name}-{share:g}", title=title, interventions=clamps)
+
+    return StudySpec(
+        name="necessity-layers",
+        title="Flatness of the head, of the hidden layers, and of all",
+        question="In which layers does a network need flatness to generalise?",
+        description=(
+            "The testbed of `necessity-digits`. κ of the head, of both hidden layers, or of all three is held at a tenth "
+            "or a half of what it is at memorisation; a last arm holds the training loss. 8 arms × 8 paired seeds; "
+            "about five minutes on 2 CPU cores."
+        ),
+        arms=(
+            BASELINE,
+            *(held("head", "the head", share, head) for share in (0.1, 0.5)),
+            *(held("hidden", "hidden layers", share, *hidden) for share in (0.1, 0.5)),
+            *(held("all", "all layers", share, head, *hidden) for share in (0.1, 0.5)),
+            _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
+        ),
+        **_digits_testbed(*hidden, *(name.replace("@", "_stderr@") for name in hidden)),
     )
 
 
@@ -209,6 +244,7 @@ PRESETS: dict[str, Callable[[], StudySpec]] = {
     "quickstart": _quickstart,
     "necessity": _necessity,
     "necessity-digits": _necessity_digits,
+    "necessity-layers": _necessity_layers,
     "grok-transformer": _grok_transformer,
     "necessity-transformer": _necessity_transformer,
 }
