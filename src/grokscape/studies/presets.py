@@ -177,9 +177,9 @@ def _necessity_layers() -> StudySpec:
         title="Flatness of the head, of the hidden layers, and of all",
         question="In which layers does a network need flatness to generalise?",
         description=(
-            "The testbed of `necessity-digits`. κ of the head, of both hidden layers, or of all three is held at a tenth "
-            "or a half of what it is at memorisation; a last arm holds the training loss. 8 arms × 8 paired seeds; "
-            "about five minutes on 2 CPU cores."
+            "The testbed of `necessity-digits`. κ of the head, of both hidden layers, or of all three is held at a "
+            "tenth or a half of what it is at memorisation; a last arm holds the training loss. 8 arms × 8 paired "
+            "seeds; about five minutes on 2 CPU cores."
         ),
         arms=(
             BASELINE,
