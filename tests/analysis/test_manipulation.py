@@ -99,6 +99,32 @@ def test_runs_in_which_the_measure_was_not_taken_while_it_was_held_did_not_hold_
     assert state(study(clamp("cdnv", 3.0, until=120), own=taken)) == "not held"
 
 
+@pytest.mark.parametrize(("intervention", "level", "elsewhere"), [(clamp("cdnv", 3.0), 3.0, 1.0), (SUPPRESS, 3.0, 2.0)])
+@pytest.mark.parametrize(("met", "expected"), [(12, "held"), (11, "not held")])
+def test_whether_a_goal_was_met_is_asked_of_the_seeds_that_memorised(intervention, level, elsewhere, met, expected):
+    never = {"train/accuracy": lambda seed, step: (seed < 15) & (step >= 20)}
+    for beyond in (level, elsewhere):  # whatever those do that never did
+        own = never | {CDNV: lambda seed, _, rest=beyond: np.where(
+            seed < met, level, np.where(seed < 15, elsewhere, rest))}
+        record = study(intervention, seeds=20, own=own, base={CDNV: lambda *_: 2.0})
+        result = check(record, record.arm("a"))
+        assert (result.state, result.held, result.memorised) == (expected, pytest.approx(met / 15), 0.75)
+    assert result.valid or result.reasons == ("the goal was met in only 11 of the 15 seeds that memorised",)
+
+
+def test_where_no_seed_memorised_nothing_is_said_of_the_goal():
+    record = study(clamp("cdnv", 3.0), own={CDNV: lambda *_: 3.0, "train/accuracy": lambda *_: 0.1})
+    result = check(record, record.arm("a"))
+    assert (result.state, result.memorised, len(result.reasons)) == ("lost memorisation", 0, 1)
+    assert np.isnan(result.held)
+
+
+def test_a_clamp_is_idle_where_the_seeds_of_the_baseline_that_memorised_meet_its_goal():
+    never = {f"{split}/accuracy": lambda seed, step: (seed < 15) & (step >= 20) for split in ("train", "test")}
+    never[CDNV] = lambda *_: 3.0
+    assert state(study(clamp("cdnv", 3.0), seeds=20, own={CDNV: lambda *_: 3.0}, base=never)) == "idle"
+
+
 @pytest.mark.parametrize(("goal", "before", "after", "expected"), [
     ({"at_least": 0.5}, 2.0, 0.5, "idle"), ({"at_least": 0.55}, 2.0, 0.5, "held"),  # a goal just beyond is a goal
     ({"at_most": 1.0}, 2.0, 0.5, "held"), ({"at_most": 1.0}, 1.0, 2.0, "idle")])  # promoted: before it generalises

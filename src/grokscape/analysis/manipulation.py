@@ -13,10 +13,11 @@ from grokscape.analysis.frames import Array, Flags, first
 from grokscape.analysis.record import Record
 
 RULE = (
-    "Held: in at least {held:.0%} of the seeds the goal is met, within {tolerance:.0%} of its level, at {held:.0%} of "
-    "the evaluations from memorisation to the end of the intervention; an intervention without a level must move the "
-    "measure by a factor of {factor:g} against the same seed's baseline. Idle: the baseline settles where the goal is "
-    "met anyway. Memorised: {memorised:.0%} of the seeds reach train accuracy {train:g}, keep it, and do not diverge."
+    "Held: in at least {held:.0%} of the seeds that memorised the goal is met, within {tolerance:.0%} of its level, at "
+    "{held:.0%} of the evaluations from memorisation to the end of the intervention; an intervention without a level "
+    "must move the measure by a factor of {factor:g} against the same seed's baseline. Idle: the baseline settles "
+    "where the goal is met anyway. Memorised: {memorised:.0%} of the seeds reach train accuracy {train:g}, keep it, "
+    "and do not diverge."
 )
 
 
@@ -28,7 +29,7 @@ class Check:
         arm: the arm.
         state: "held", "idle", "not held", "lost memorisation", "unmeasured" (nothing logged shows it) or "nothing to
             hold".
-        held: share of seeds in which every aim was met.
+        held: share of the seeds that memorised in which every aim was met.
         memorised: share of seeds whose memorisation is intact.
         n: seeds.
         reasons: why the arm says nothing, in plain words; empty if it says something.
@@ -95,7 +96,8 @@ def check(record: Record, arm: Arm) -> Check:
     if state == "idle":
         reasons.append("the baseline meets the same goal by itself")
     if state == "not held":
-        reasons.append(f"the goal was met in only {round(held * len(rows))} of {len(rows)} seeds")
+        n = len(_started(record, arm))
+        reasons.append(f"the goal was met in only {round(held * n)} of the {n} seeds that memorised")
     return Check(arm, state, held, memorised, len(rows), tuple(reasons))
 
 
@@ -122,9 +124,15 @@ def intact_rows(record: Record, rows: NDArray[np.int64]) -> Flags:
     return ~np.isnan(record.moment("memorised")[rows]) & kept & ~record.panel.diverged[rows]
 
 
-def _state(record: Record, arm: Arm) -> tuple[str, float]:
-    """Overall state and share of seeds in which every aim with a direction or a level was met."""
+def _started(record: Record, arm: Arm) -> NDArray[np.int64]:
+    """Rows of the runs of an arm that memorised: from then on there is something to hold."""
     rows = record.panel.rows(arm.name)
+    return rows[~np.isnan(record.moment("memorised")[rows])]
+
+
+def _state(record: Record, arm: Arm) -> tuple[str, float]:
+    """Overall state and share of the seeds that memorised in which every aim with a direction or a level was met."""
+    rows = _started(record, arm)
     aims = [aim for aim in arm.aims if aim.sign or aim.at_least is not None or aim.at_most is not None]
     if not aims:
         return ("nothing to hold" if not arm.hand else "unmeasured"), float("nan")
@@ -134,11 +142,11 @@ def _state(record: Record, arm: Arm) -> tuple[str, float]:
     idle = []
     for aim in aims:
         if aim.at_least is None and aim.at_most is None:
-            met &= moved(record, arm, aim)
+            met &= moved(record, arm, aim)[rows]
         else:
             met &= goal_share(record, aim, rows) >= record.rules.held_fraction
             idle.append(_idle(record, aim))
-    held = float(met.mean()) if len(rows) else 0.0
+    held = float(met.mean())
     if held < record.rules.held_fraction:
         return "not held", held
     return ("idle" if idle and all(idle) and len(idle) == len(aims) else "held"), held
@@ -164,7 +172,7 @@ def _idle(record: Record, aim: Aim) -> bool:
     Without tolerance: a goal just beyond where the baseline settles is a goal.
     """
     assert record.baseline is not None
-    rows = record.panel.rows(record.baseline.name)
+    rows = _started(record, record.baseline)
     levels = settled(record, aim.column, aim.relative_to)[rows]
     if aim.goal == "promote":
         early = record.window(record.moment("memorised"), record.moment("generalised"))
@@ -176,22 +184,19 @@ def _idle(record: Record, aim: Aim) -> bool:
 
 
 def moved(record: Record, arm: Arm, aim: Aim) -> Flags:
-    """Whether each run of an arm has the measure a factor away from its seed's baseline, on the intended side.
+    """Whether each run, (R,), of an arm has the measure a factor away from its seed's baseline, on the intended side.
 
     Compared are the two levels before the baseline generalises and those after (medians over the evaluations from
     memorisation on, while the intervention acts); one of the two must differ.
     """
     assert record.baseline is not None
-    rows = record.panel.rows(arm.name)
-    result = np.zeros(len(rows), dtype=bool)
+    result = np.zeros(len(record.panel.seeds), dtype=bool)
     values, start, turn = record.series(aim.column, aim.relative_to), record.moment("memorised"), _paired_end(record)
     end = np.nan if aim.until is None else aim.until
     own, base = record.panel.paired(arm.name, record.baseline.name)
-    place = {int(row): index for index, row in enumerate(rows)}
     for begin, last in ((start, np.fmin(turn, end)), (np.fmax(turn, start), end)):
         levels = geometric_median(np.where(record.window(begin, last), values, np.nan))
-        far = aim.sign * log_ratio(levels[own], levels[base]) >= np.log(record.rules.moved_factor)
-        result[[place[int(row)] for row in own]] |= far
+        result[own] |= aim.sign * log_ratio(levels[own], levels[base]) >= np.log(record.rules.moved_factor)
     return result
 
 
