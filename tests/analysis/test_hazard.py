@@ -106,3 +106,14 @@ def test_a_perfect_ranking_of_few_seeds_is_no_finding():
         assert few["ratio"]["value"] is not None
         assert few["ratio"]["low"] is None
     assert rows(8)["ratio"]["high"] < 1
+
+
+def test_what_a_measure_adds_to_the_loss_is_asked_of_the_moments_that_have_both():
+    made = synthetic.study([BASELINE, ArmTruth("other")], seeds=8, every=50, extra_measures=2, seed=2)
+    values = {"train/noise_0": pl.col("train/noise_0"), "train/loss": pl.col("train/noise_1")}
+    late = {name: pl.when(pl.col("step") >= 500).then(each) for name, each in values.items()}
+    both, one = (record_of(made, **{**values, **each}) for each in (late, {"train/noise_0": late["train/noise_0"]}))
+    expected, found = ({row["column"]: row for row in hazard_table(record)}["train/noise_0"] for record in (both, one))
+    assert expected["concordance_adjusted"] == found["concordance_adjusted"]
+    assert expected["concordance_loss"] != found["concordance_loss"]
+    assert found["gain"] == expected["gain"] == expected["concordance_adjusted"] - expected["concordance_loss"]

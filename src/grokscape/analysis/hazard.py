@@ -134,7 +134,8 @@ def hazard_table(record: Record) -> list[dict[str, Any]]:
     """One row per measured column, best first by concordance on held-out seeds beyond the loss, then alone.
 
     Keys: `column`, `measure`, `property`, `split`, `title`, `events`, `ratio`, `ratio_adjusted` (estimates), `p`,
-    `p_adjusted` (Holm over measures), `concordance`, `concordance_adjusted`, `concordance_loss`, `gain`.
+    `p_adjusted` (Holm over measures), `concordance`, `concordance_adjusted`, `concordance_loss`, `gain` (over the loss
+    at the moments that have both).
     """
     at = moments(record)
     loss = last_seen(record, TRAIN_LOSS, at)
@@ -143,6 +144,8 @@ def hazard_table(record: Record) -> list[dict[str, Any]]:
     for column in record.measured():
         values = last_seen(record, column, at)
         alone, both = model(at, [values]), model(at, [values, loss])
+        seen = np.where(np.isnan(values), np.nan, loss)
+        before = reference if np.array_equal(seen, loss, equal_nan=True) else model(at, [seen])["concordance"]
         ratio, p = _ratio(alone, record.rules)
         adjusted, p_adjusted = _ratio(both, record.rules)
         rows.append({"column": column, **{key: record.columns[column][key] for key in
@@ -150,7 +153,7 @@ def hazard_table(record: Record) -> list[dict[str, Any]]:
                      "events": alone["events"], "ratio": ratio, "ratio_adjusted": adjusted, "p": p,
                      "p_adjusted": p_adjusted, "concordance": alone["concordance"],
                      "concordance_adjusted": both["concordance"], "concordance_loss": reference,
-                     "gain": both["concordance"] - reference})
+                     "gain": both["concordance"] - before})
     for key in ("p", "p_adjusted"):
         for row, p in zip(rows, holm([row[key] for row in rows])):
             row[key] = p
