@@ -91,7 +91,10 @@ class _Penalty(_Scheduled):
 
 
 def _nothing(snapshot: Snapshot) -> Tensor:
-    """The term of a penalty that does not act, shape (...): the measure need not exist then."""
+    """The term of a penalty that does not act, shape (...): the measure need not exist then.
+
+    It hangs in no graph: through one the zero would cost a backward pass, and become NaN where a slope is infinite.
+    """
     return snapshot.logits.new_zeros(snapshot.logits.shape[:-2])
 
 
@@ -138,7 +141,8 @@ class Promote(_Linear):
     Args:
         measure: name in `MEASURES`, differentiable; or "relative_flatness@LAYER" for a hidden layer.
         strength: factor λ > 0.
-        start, until: first step, and first step no longer, at which it acts.
+        start, until: first step, and first step no longer, at which it acts. Before and after it is a plain zero: add
+            it to the loss, `backward()` on it alone has nothing to go back through.
         ramp: number of steps over which the strength rises.
         temperature: the measure sees logits divided by it, which keeps slopes alive where softmax is nearly one-hot.
 

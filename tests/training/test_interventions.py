@@ -160,6 +160,11 @@ def test_outside_its_schedule_a_penalty_looks_at_nothing(snapshot, kind):
         warnings.simplefilter("error")
         assert penalty(one, step=4) == penalty(one, step=9) == 0
         assert penalty(snapshot, step=9).shape == (3,)
+        features = snapshot.features[0].requires_grad_()
+        grown = seen_of(features, snapshot.weight[0], snapshot.labels[0])
+        assert [penalty(grown, step=step).requires_grad for step in (4, 5, 9)] == [False, True, False]
+        (slope,) = torch.autograd.grad(features.sum() + penalty(grown, step=9), features)
+        assert torch.equal(slope, torch.ones_like(features))
 
 
 def test_normalised_features_have_the_radius_and_zero_stays_zero():
