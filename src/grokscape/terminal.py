@@ -142,7 +142,9 @@ def _level(row: Mapping[str, Any]) -> Text:
         return Text("")
     measure = str(row["measure"]).split("/")[-1]
     level = "?" if row["level"] is None else f"{row['level']:.2g}"
-    text = Text(f"{_SYMBOLS.get(measure, measure)} {level}")
+    name, _, layer = measure.partition("@")
+    symbol = _SYMBOLS.get(name, name) + (f" of {layer}" if layer else "")
+    text = Text(f"{symbol} {level}")
     return text if row["state"] == "held" else text.append(f", {row['state']}", style="yellow")
 
 
