@@ -156,7 +156,7 @@ class Arm:
 def describe(column: str, columns: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Measure, split, property, direction and title of a column, from the trajectory or from well-known names."""
     split, _, name = column.rpartition("/")
-    known = _KNOWN.get(name, ("other", "neither"))
+    known = _KNOWN.get(name.partition("@")[0], ("other", "neither"))
     found = {key: value for key, value in columns.get(column, {}).items() if value is not None}
     return {"measure": name, "split": split, "property": known[0], "direction": known[1], "title": name} | found
 
