@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import grokscape as gs
+from grokscape.integrations import Applied
 from grokscape.measures import find_measure
 
 KAPPA = "relative_flatness@first"
@@ -169,3 +170,34 @@ def test_compiled_models():
 def test_no_temperature():
     with pytest.raises(ValueError, match="knows no temperature"):
         gs.Clamp(KAPPA, at_least=1, temperature=2)
+
+
+def test_of_a_trained_model():
+    with pytest.raises(ValueError, match=r"take layer_flatness\(model, data, \['first'\]\)"):
+        gs.measure(made(), data(), head="head", measures=[KAPPA])
+
+
+def test_arms_in_loops_of_ones_own_watch_the_layers_of_their_penalties():
+    model, (x, y) = made(), data()
+    with Applied(model, [gs.Promote(KAPPA, strength=1.0)], head="head") as applied:
+        model(x)
+        assert applied.penalty(y, 0) == applied.snapshot(y).layers[KAPPA]
+
+
+@pytest.mark.parametrize("layer", ["transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_fc"])
+def test_language_models(layer):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 11, "n_positions": 8, "n_embd": 8, "n_layer": 2, "n_head": 2}
+    chance = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = transformers.GPT2Config(**sizes, **chance, tie_word_embeddings=False)
+    model, x = transformers.GPT2LMHeadModel(config).double(), torch.arange(24).reshape(4, 6) % 11
+    expected = gs.layer_flatness(model, {"input_ids": x, "labels": x}, [layer], probes=200)[layer]
+    with gs.Probe(model, head="lm_head", layers=[layer]) as probe:
+        values = []
+        for _ in range(200):
+            model(input_ids=x)
+            values.append(probe.snapshot(x).layers[f"relative_flatness@{layer}"].detach())
+    values = torch.stack(values)
+    error = (values.var() / 200 + expected.stderr**2).sqrt()
+    assert abs(values.mean() - expected.value) < 4 * error

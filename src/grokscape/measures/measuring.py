@@ -26,7 +26,7 @@ from grokscape.measures.representation import roots_of_eigenvalues
 from grokscape.measures.snapshot import Quantities, Snapshot, with_float64
 from grokscape.measures.statistics import ClassMeans, nearer_mean
 from grokscape.measures.streaming import ClassMoments, StreamedStatistics
-from grokscape.measures.table import MEASURES
+from grokscape.measures.table import MEASURES, layers_of
 from grokscape.numerics import full_precision, select_rows
 
 KEPT_ELEMENTS = 2**28
@@ -101,6 +101,8 @@ def _checked(measures: str | Iterable[str] | None) -> list[str]:
         return [name for name in MEASURES if name not in _WHOLE]
     names = [measures] if isinstance(measures, str) else list(measures)
     for name in names:
+        for layer in layers_of([name]):
+            raise ValueError(f"{name} is of a hidden layer: take layer_flatness(model, data, {[layer]})")
         if name not in MEASURES:
             raise KeyError(f"no measure is called {name!r}; there are {', '.join(MEASURES)}")
         if name in _WHOLE:
