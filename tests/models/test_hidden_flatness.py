@@ -49,6 +49,7 @@ CASES = {
     "embedded": (MLP(widths=(4, 3), activation="gelu", embedding=3), TOKENS),
     "vectors": (MLP(widths=(4, 3)), VECTOR),
     "convolutions": (SmallCNN(channels=(3, 4)), IMAGE),
+    "a convolution over two places": (SmallCNN(channels=(3,)), InputSpec("image", (2, 1, 2))),
     "transformer": (Transformer(**SMALL, activation="gelu"), TOKENS),
     "transformer, relu and start": (Transformer(**SMALL, start=True), TOKENS),
     "transformer, post-norm and bias": (Transformer(**SMALL, norm="post", bias=True, activation="gelu"), LONGER),

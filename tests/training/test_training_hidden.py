@@ -12,7 +12,8 @@ from grokscape.models.module_network import ModuleNetwork
 from grokscape.studies import StudySpec
 from grokscape.testbeds import ModularArithmetic
 from grokscape.testbeds.types import InputSpec
-from grokscape.training import AdamW, Engine, Evaluation, OnsetRule, Plan, Replica
+from grokscape.training import AdamW, Engine, Evaluation, OnsetRule, Plan, Replica, engine
+from grokscape.training.hidden import HiddenLayers
 from tiny import study
 
 SPLIT = ModularArithmetic(operation="x+y", p=7, train_fraction=0.6).split(10)
@@ -25,13 +26,13 @@ def trained(arms, model=QUADRATIC, steps=30, measures=("relative_flatness",), ba
                      for name, interventions in arms.items() for seed in range(2))
     plan = Plan(replicas, model.build(SPLIT.input_spec, SPLIT.num_classes), steps, batch_size,
                 Evaluation(measures=measures), OnsetRule(train_threshold=0.5))
-    engine = Engine(plan)
+    made = Engine(plan)
     with torch.no_grad():
         for step in range(steps):
             if step % 10 == 0:
-                engine.measure(step)
-            engine.step(step)
-    return engine
+                made.measure(step)
+            made.step(step)
+    return made
 
 
 def held(layer, level, **more):
@@ -47,6 +48,27 @@ def test_measured_as_layer_flatness_does(tmp_path):
     value, error = (last[f"train/{name}"].item() for name in names)
     assert abs(value - expected) < 6 * error  # of a standard error by four probes
     assert error < 0.5 * abs(expected)
+
+
+def test_measured_in_pieces(monkeypatch):
+    monkeypatch.setattr(engine, "_CHUNK", 2 * 7)  # pieces of 7 samples for two replicas
+    found = trained({"baseline": ()}, MLP(widths=(16, 8)), measures=("relative_flatness@layers.1",
+                                                                     "relative_flatness_stderr@layers.1"))
+    values = found.measure(30)
+    inputs, labels = found.batches.all("train", slice(0, 2))
+    parameters = {name: value[1].detach() for name, value in found.layout.view(found.state.flat).items()}
+    network = found.network.single(parameters, {})
+    expected = layer_flatness(network, (inputs[1], labels[1]), ["layers.1"], exact=True)["layers.1"].value
+    value, error = (values[f"train/{name}@layers.1"][1] for name in ("relative_flatness", "relative_flatness_stderr"))
+    assert abs(value - expected) < 6 * error
+    assert error < 0.3 * abs(expected)
+
+
+def test_every_step_layer_and_probe_has_signs_of_its_own():
+    hidden = HiddenLayers(TRANSFORMER.build(SPLIT.input_spec, SPLIT.num_classes), torch.zeros(1))
+    seeds = [generator.initial_seed() for step in range(20) for probe in range(5)
+             for generator in hidden.generators(("layers.0.qkv", "layers.0.up"), step, probe).values()]
+    assert len(set(seeds)) == len(seeds)
 
 
 @pytest.mark.parametrize(("model", "layer", "batch_size"), [
@@ -70,11 +92,10 @@ def test_a_baseline_is_the_same_beside_an_arm_that_holds_a_hidden_layer():
 
 
 def test_a_level_relative_to_memorisation():
-    engine = trained({"held": held("first", 0.5, relative_to="memorisation", strength=1.0)}, steps=200)
-    (reference,) = engine.state.references.values()
+    done = trained({"held": held("first", 0.5, relative_to="memorisation", strength=1.0)}, steps=200)
+    (reference,) = done.state.references.values()
     assert bool((reference > 0).all())
-    value = engine.measure(200)
-    assert "train/relative_flatness@first" not in value
+    assert "train/relative_flatness@first" not in done.measure(200)
 
 
 def test_no_such_layer():
