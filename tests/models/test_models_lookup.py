@@ -130,8 +130,13 @@ def test_what_is_remembered_is_made_once_and_not_in_inference_mode():
     assert not first.is_inference()
     assert len(made) == 2
     assert remembered(build, 2) is not first
-    for key in range(100):  # it does not grow for ever
+    for key in range(100):  # what is in use stays
         remembered(build, "many", key)
+        assert remembered(build, 1) is first
+    made.clear()
+    for key in range(100):  # the rest does not pile up
+        remembered(build, "many", key)
+    assert len(made) == 100
     assert remembered(build, 1) is not first
 
 

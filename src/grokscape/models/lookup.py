@@ -8,7 +8,7 @@ matrix product or the scattering backward pass that PyTorch would choose, and de
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -224,18 +224,16 @@ def _of_the_moment() -> bool:
 
 
 _T = TypeVar("_T")
-_remembered: dict[Any, Any] = {}
+
+
+@lru_cache(maxsize=16)  # a run needs six or so; studies of other shapes may come after it
+def _kept(build: Callable[..., _T], *key: Any) -> _T:
+    return build(*key)
 
 
 def remembered(build: Callable[..., _T], *key: Any) -> _T:
-    """`build(*key)`, made once."""
-    if _of_the_moment():
-        return build(*key)
-    if (build, key) not in _remembered:
-        if len(_remembered) >= 32:
-            _remembered.clear()
-        _remembered[build, key] = build(*key)
-    return _remembered[build, key]
+    """`build(*key)`, made once as long as it is in use."""
+    return build(*key) if _of_the_moment() else _kept(build, *key)
 
 
 class LookupCache:
