@@ -195,14 +195,21 @@ def full_precision() -> Iterator[None]:
     if torch.compiler.is_compiling():
         yield
         return
-    before = torch.get_float32_matmul_precision()
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        if before != "highest":
-            torch.set_float32_matmul_precision("highest")
-            stack.callback(torch.set_float32_matmul_precision, before)
+        try:
+            before = torch.get_float32_matmul_precision()
+        except RuntimeError:  # somebody has used the settings of single backends, with which this one cannot be asked
+            backends: Any = torch.backends
+            for backend in (backends.cuda.matmul, backends.mkldnn.matmul):
+                stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+                backend.fp32_precision = "ieee"
+        else:
+            if before != "highest":
+                torch.set_float32_matmul_precision("highest")
+                stack.callback(torch.set_float32_matmul_precision, before)
         yield
 
 

@@ -146,7 +146,7 @@ def test_stopping_a_run_in_shards_stops_them_all(process, study_file, tmp_path):
 
 def test_who_calls_it_from_python_can_still_be_stopped():
     text = "import signal, sys; from grokscape.cli import main; sys.argv = ['grokscape', 'presets']\n" \
-           "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script puts in the background\n" \
+           "signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background ignores it\n" \
            "try: main()\nexcept SystemExit: pass\nsignal.raise_signal(signal.SIGINT)"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
     assert "KeyboardInterrupt" in done.stderr

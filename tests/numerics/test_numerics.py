@@ -1,6 +1,8 @@
 """Distances that do not cancel, sums by class, and estimates with their errors."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -77,6 +79,20 @@ def test_signs_follow_the_generator():
     assert not torch.equal(draws[0], draws[2])
     assert draws[0].abs().eq(1).all()
     assert draws[0].mean().abs() < 0.1
+
+
+def test_full_precision_where_single_backends_were_set():
+    text = """
+import torch
+from grokscape.numerics import full_precision
+torch.backends.fp32_precision = "tf32"
+kinds = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+with full_precision():
+    assert [kind.fp32_precision for kind in kinds] == ["ieee", "ieee"]
+assert [kind.fp32_precision for kind in kinds] == ["tf32", "tf32"]
+"""
+    if hasattr(torch.backends, "fp32_precision"):
+        subprocess.run([sys.executable, "-c", text], check=True)
 
 
 def test_full_precision_restores_what_was():
