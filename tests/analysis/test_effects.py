@@ -79,6 +79,14 @@ def test_runs_that_were_followed_for_less_time_are_compared_at_that_time(last):
     assert all(abs(item.accuracy["value"]) < 0.25 for item in effects(record))
 
 
+def test_the_last_evaluation_that_both_runs_of_a_pair_have_counts():
+    def fall(frame):
+        less = pl.when(of("a") & (pl.col("step") == 1000)).then(0.5).otherwise("test/accuracy")
+        return frame.filter(of("a") | (pl.col("step") <= 1000)).with_columns(less.alias("test/accuracy"))
+    (found,) = effects(made(change=fall, verdict={"final_evaluations": 1}))
+    assert found.accuracy["value"] == pytest.approx(-0.5, abs=1e-3)
+
+
 def test_hastened_needs_accuracy_as_well():
     fall = dict(enumerate([0.0, 0.0, 0.0, 0.0, 0.1, 0.15, 0.25, 0.3]))  # 0.1 on average: no clear harm, yet not intact
 

@@ -83,6 +83,13 @@ def test_a_measure_that_moves_before_or_after_is_told_so(shift, verdict):
         assert item.p == pytest.approx(2 * stats.ttest_1samp(late, 0, alternative="greater").pvalue)
 
 
+@pytest.mark.parametrize(("shift", "before", "after"), [(-10, 8, 0), (0, 0, 0), (10, 0, 8)])
+def test_one_evaluation_apart_is_apart_and_the_same_one_is_no_order(shift, before, after):
+    generalised = np.array([500, 600, 700, 800, 900, 1000, 1100, 1200])
+    item = finding(frame_of(generalised, {"train/cdnv": step_down(generalised + shift)}), "train/cdnv")
+    assert (item.data["leads"], item.data["lags"]) == (before, after)
+
+
 def test_every_seed_has_its_change_point_however_many_there_are():
     generalised = np.linspace(500, 1200, 40)
     item = finding(frame_of(generalised, {"train/cdnv": step_down(generalised - 200)}), "train/cdnv", bootstrap=10)
