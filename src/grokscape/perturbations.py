@@ -169,6 +169,24 @@ def convolved(module: Any, inputs: Tensor, weight: Tensor, groups: int) -> Tenso
     return convolution(inputs, weight, None, module.stride, padding, module.dilation, groups)
 
 
+def applied(layer: Any, matrix: Tensor, inputs: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
+    """What a layer with V_n = (W r₁) r₂ᵀ in place of its weight W makes of the inputs of sample n.
+
+    Args:
+        layer: a convolution, or a linear layer at any number of positions.
+        matrix: W, (groups, o, i).
+        inputs: of the layer, (N, …).
+        columns, rows: r₁ and r₂ of every sample, (N, groups, i).
+
+    Returns:
+        (N, groups, o, P) of a convolution, (N, P, o) of a linear layer.
+    """
+    columns, found = torch.einsum("goi,ngi->ngo", matrix, columns), response(layer, inputs, rows)
+    if isinstance(layer, CONVOLUTIONS):
+        return columns.unsqueeze(-1) * found.flatten(2).unsqueeze(2)
+    return columns * found.reshape(len(inputs), -1, 1)
+
+
 def is_convolution_1d(layer: nn.Module) -> bool:
     """Whether it is what transformers calls Conv1D: a linear layer with its weight the other way round."""
     return type(layer).__name__ == "Conv1D" and isinstance(getattr(layer, "weight", None), Tensor)
@@ -198,13 +216,9 @@ def perturbed_module(perturbation: Perturbation, layer: Any, inputs: tuple[Tenso
     """
     x, matrix = inputs[0], matrix_of(layer)
     columns, rows = (signs.unflatten(1, (len(matrix), -1)) for signs in (perturbation.columns, perturbation.rows))
-    columns = torch.einsum("goi,ngi->ngo", matrix, columns)
-    if isinstance(layer, CONVOLUTIONS):
-        change = columns.unsqueeze(-1) * response(layer, x, rows).flatten(2).unsqueeze(2)  # (N, groups, o, P)
-    else:
-        rows = rows if x.dim() > 2 else unit(x.detach())
-        change = columns * response(layer, x, rows).reshape(len(x), -1, 1)  # (N, P, o)
-    return output + perturbation.size * change.reshape(output.shape)
+    if x.dim() == 2:
+        rows = unit(x.detach())
+    return output + perturbation.size * applied(layer, matrix, x, columns, rows).reshape(output.shape)
 
 
 def curvatures(loss: Tensor, perturbations: Perturbations, *, differentiable: bool = False) -> dict[str, Tensor]:

@@ -43,19 +43,28 @@ def made(kind=Net, *args):
     return kind(*args).double()
 
 
+def taken(model, x, y, layers, number, head="head"):
+    """κ of each layer in so many passes."""
+    with gs.Probe(model, head=head, layers=layers) as probe:
+        probes = []
+        for _ in range(number):
+            model(x)
+            probes.append(probe.snapshot(y).layers)
+    return {layer: torch.stack([found[f"relative_flatness@{layer}"] for found in probes]).detach() for layer in layers}
+
+
 def test_snapshots_have_the_flatness_of_layers():
     model, (x, y) = made(), data()
     expected = gs.layer_flatness(model, (x, y), ["first", "second"], exact=True)
-    with gs.Probe(model, head="head", layers=["first", "second"]) as probe:
-        plain = model(x)
-        probes = []
-        for _ in range(100):
-            model(x)
-            probes.append(probe.snapshot(y).layers)
-    for layer in ("first", "second"):
-        values = torch.stack([found[f"relative_flatness@{layer}"] for found in probes]).detach()
+    for layer, values in taken(model, x, y, ["first", "second"], 100).items():
         assert abs(values.mean() - expected[layer].value) <= 4 * values.std() / 10
-    torch.testing.assert_close(plain, model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_the_model_answers_as_before_and_is_left_as_it_was():
+    model, (x, _) = made(), data()
+    expected = model(x)
+    with gs.Probe(model, head="head", layers=["first", "second"]):
+        torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
     assert not model.first._forward_hooks
 
 
@@ -65,13 +74,7 @@ def test_sequences_are_one_sample_each():
     x = torch.randint(7, (32, 5), generator=generator)
     y = torch.where(torch.rand(32, 5, generator=generator) < 0.3, -100, x % 3)
     expected = gs.layer_flatness(model, (x, y), ["first", "block.linear1"], exact=True)
-    with gs.Probe(model, head="head", layers=["first", "block.linear1"]) as probe:
-        probes = []
-        for _ in range(200):
-            model(x)
-            probes.append(probe.snapshot(y).layers)
-    for layer in ("first", "block.linear1"):
-        values = torch.stack([found[f"relative_flatness@{layer}"] for found in probes]).detach()
+    for layer, values in taken(model, x, y, ["first", "block.linear1"], 200).items():
         assert abs(values.mean() - expected[layer].value) <= 4 * values.std() / 200**0.5
 
 
@@ -193,11 +196,6 @@ def test_language_models(layer):
     config = transformers.GPT2Config(**sizes, **chance, tie_word_embeddings=False)
     model, x = transformers.GPT2LMHeadModel(config).double(), torch.arange(24).reshape(4, 6) % 11
     expected = gs.layer_flatness(model, {"input_ids": x, "labels": x}, [layer], probes=200)[layer]
-    with gs.Probe(model, head="lm_head", layers=[layer]) as probe:
-        values = []
-        for _ in range(200):
-            model(input_ids=x)
-            values.append(probe.snapshot(x).layers[f"relative_flatness@{layer}"].detach())
-    values = torch.stack(values)
+    values = taken(model, x, x, [layer], 200, head="lm_head")[layer]
     error = (values.var() / 200 + expected.stderr**2).sqrt()
     assert abs(values.mean() - expected.value) < 4 * error

@@ -58,12 +58,12 @@ def responses(monkeypatch):
     """Layers that were probed for each sample, one entry for each probe."""
     seen = []
 
-    def noted(module, inputs, rows):
+    def noted(module, *more):
         seen.append(module)
-        return response(module, inputs, rows)
+        return applied(module, *more)
 
-    response = layer_routes.response
-    monkeypatch.setattr(layer_routes, "response", noted)
+    applied = layer_routes.applied
+    monkeypatch.setattr(layer_routes, "applied", noted)
     return seen
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from grokscape.measures.locate import has_own_forward
 from grokscape.numerics import in_float64, rademacher, widen
-from grokscape.perturbations import CONVOLUTIONS, convolved, response
+from grokscape.perturbations import CONVOLUTIONS, applied, convolved
 
 
 @dataclass
@@ -158,12 +158,8 @@ class Layer:
             return self.shaped(column * signs(groups, 1, inputs))
         if self.route == "position":
             return signs(*self.outputs.shape[:-1], inputs) @ matrix[0].T
-        samples = len(self.outputs)
-        columns = torch.einsum("goi,ngi->ngo", matrix, signs(samples, groups, inputs))
-        found = response(self.module, widen(self.inputs), signs(samples, groups, inputs))
-        if isinstance(self.module, CONVOLUTIONS):
-            return (columns[..., None] * found.flatten(2)[:, :, None]).reshape(self.outputs.shape)
-        return (found.reshape(samples, -1, 1) * columns).reshape(self.outputs.shape)
+        columns, rows = (signs(len(self.outputs), groups, inputs) for _ in range(2))
+        return applied(self.module, matrix, widen(self.inputs), columns, rows).reshape(self.outputs.shape)
 
     def exact_directions(self) -> Iterator[Tensor]:
         """Directions whose squares add up to the exact value, along the principal ones of each group's matrix."""

@@ -15,6 +15,8 @@ from grokscape.models.network import Network
 from grokscape.perturbations import UNPERTURBED, Perturbations, can_be_perturbed, perturbed_module, signs_of
 from grokscape.testbeds.types import InputSpec
 
+_Named = dict[str, Tensor]
+
 
 class ModuleNetwork(Network):
     """A module's function up to its head; parameters keep the module's own names.
@@ -166,11 +168,7 @@ class ModuleNetwork(Network):
         return chosen
 
     def _one(
-        self,
-        parameters: dict[str, Tensor],
-        buffers: dict[str, Tensor],
-        inputs: Tensor,
-        perturbations: Perturbations = UNPERTURBED,
+        self, parameters: _Named, buffers: _Named, inputs: Tensor, perturbations: Perturbations = UNPERTURBED
     ) -> Tensor:
         """What enters the head of one replica, (N, d)."""
         seen: list[Tensor] = []
@@ -199,28 +197,16 @@ class ModuleNetwork(Network):
         return seen[-1]
 
     def _all_at_once(
-        self,
-        parameters: dict[str, Tensor],
-        buffers: dict[str, Tensor],
-        inputs: Tensor,
-        perturbations: Perturbations = UNPERTURBED,
+        self, parameters: _Named, buffers: _Named, inputs: Tensor, perturbations: Perturbations
     ) -> Tensor:
-        def one(
-            parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, sizes: dict[str, Tensor]
-        ) -> Tensor:
+        def one(parameters: _Named, buffers: _Named, inputs: Tensor, sizes: _Named) -> Tensor:
             """One replica, with its own sizes."""
             own = {name: replace(perturbations[name], size=size) for name, size in sizes.items()}
             return self._one(parameters, buffers, inputs, own)
 
         return vmap(one)(parameters, buffers, inputs, {name: each.size for name, each in perturbations.items()})
 
-    def _one_by_one(
-        self,
-        parameters: dict[str, Tensor],
-        buffers: dict[str, Tensor],
-        inputs: Tensor,
-        perturbations: Perturbations = UNPERTURBED,
-    ) -> Tensor:
+    def _one_by_one(self, parameters: _Named, buffers: _Named, inputs: Tensor, perturbations: Perturbations) -> Tensor:
         rows = (
             self._one(
                 {name: value[r] for name, value in parameters.items()},
@@ -278,7 +264,7 @@ class ModuleNetwork(Network):
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("error", message=".*performance drop")
-                    features = run(parameters, buffers, probe)
+                    features = run(parameters, buffers, probe, UNPERTURBED)
                     gradient: tuple[Tensor | None, ...] = ()
                     if features.requires_grad:  # else nothing but the head is trained
                         places = list(parameters.values())
