@@ -111,6 +111,36 @@ def test_equals_the_whole_hessian_in_the_mean(case):
             assert apart <= 4 * error + 1e-9 * abs(expected), (layer, values.mean(), expected, error)
 
 
+def is_table(case, layer):
+    return layer == "first" or (case, layer) == ("one-hot", "layers.0")
+
+
+@pytest.mark.parametrize(("case", "layer"), [(case, layer) for case in CASES for layer in built(case)[0].layers])
+def test_equals_a_change_of_the_weight_for_one_sample(case, layer):
+    """V = (W r₁) r₂ᵀ; where the sample has one position, added up over unit vectors in the place of r₂."""
+    network, parameters, inputs, labels = built(case)
+    inputs, labels, weight = inputs[:, :1], labels[:, :1], parameters[f"{layer}.weight"]
+    groups = 2 if case == "module with a convolution" else 1
+    matrix = (weight.mT if is_table(case, layer) else weight.flatten(2)).unflatten(1, (groups, -1)).detach()
+    size = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    found = Perturbation.draw(size, 1, network.layers[layer], torch.Generator().manual_seed(5))
+    value = curvatures(loss_of(network, parameters, inputs, labels, {layer: found}), {layer: found})[layer]
+
+    def along(rows):
+        change = torch.einsum("rgoi,gi->rgo", matrix, found.columns.view(groups, -1)).unsqueeze(-1) * rows
+        change = change.flatten(1, 2)
+        change = change.mT if is_table(case, layer) else change.reshape(weight.shape)
+        step = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        moved = {**parameters, f"{layer}.weight": weight + step.view(2, *[1] * (weight.dim() - 1)) * change}
+        (slope,) = torch.autograd.grad(loss_of(network, moved, inputs, labels, {}).sum(), step, create_graph=True)
+        return torch.autograd.grad(slope.sum(), step)[0]
+
+    by_signs = along(found.rows.view(groups, 1, -1))
+    by_units = sum(along(unit) for unit in torch.eye(matrix.shape[-1], dtype=torch.float64))
+    assert torch.allclose(value, by_signs, rtol=1e-9) or (groups == 1 and torch.allclose(value, by_units, rtol=1e-9))
+    assert value.any()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_zero_perturbations_change_nothing_but_rounding(case):
     network, parameters, inputs, labels = built(case)

@@ -21,11 +21,11 @@ QUADRATIC = QuadraticMLP(width=16)
 TRANSFORMER = Transformer(layers=1, heads=2, width=8)
 
 
-def trained(arms, model=QUADRATIC, steps=30, measures=("relative_flatness",), batch_size=None):
+def trained(arms, model=QUADRATIC, steps=30, measures=("relative_flatness",), batch_size=None, **more):
     replicas = tuple(Replica(name, seed, seed, 10, SPLIT, interventions, AdamW(lr=1e-2))
                      for name, interventions in arms.items() for seed in range(2))
     plan = Plan(replicas, model.build(SPLIT.input_spec, SPLIT.num_classes), steps, batch_size,
-                Evaluation(measures=measures), OnsetRule(train_threshold=0.5))
+                Evaluation(measures=measures), OnsetRule(train_threshold=0.5), **more)
     made = Engine(plan)
     with torch.no_grad():
         for step in range(steps):
@@ -64,6 +64,30 @@ def test_measured_in_pieces(monkeypatch):
     assert error < 0.3 * abs(expected)
 
 
+def test_standard_errors_are_honest():
+    names = ("relative_flatness@first", "relative_flatness_stderr@first")
+    done = trained({"baseline": ()}, measures=names)
+    found = [done.measure(step) for step in range(400)]  # the same weights, other signs
+    values, errors = (torch.stack([each[f"train/{name}"] for each in found]) for name in names)
+    torch.testing.assert_close(errors.square().mean(0).sqrt(), values.std(0), rtol=0.25, atol=0)
+
+
+@pytest.mark.parametrize("model", [QUADRATIC, Transformer(layers=1, heads=2, width=8, activation="gelu")])
+def test_the_gradient_of_a_run_is_that_of_its_objective(model):
+    layer = "first" if model is QUADRATIC else "layers.0.qkv"
+    done = trained({"one": (gs.Promote(f"relative_flatness@{layer}", strength=1.0),)}, model, precision="float64")
+    (chunk,), flat = done._training_chunks, done.state.flat
+    direction = torch.randn(flat.shape, generator=torch.Generator().manual_seed(1), dtype=flat.dtype)
+
+    def objective(step):
+        moved = flat + step * direction
+        with torch.enable_grad():
+            return done.objective(moved.requires_grad_(), *done.batches.at(7, chunk.rows), 7, chunk).detach()
+
+    slope = (done._gradient(flat, 7)[1] * direction).sum(1)
+    torch.testing.assert_close(slope, (objective(1e-6) - objective(-1e-6)) / 2e-6, rtol=1e-5, atol=1e-6)
+
+
 def test_every_step_layer_and_probe_has_signs_of_its_own():
     hidden = HiddenLayers(TRANSFORMER.build(SPLIT.input_spec, SPLIT.num_classes), torch.zeros(1))
     seeds = [generator.initial_seed() for step in range(20) for probe in range(5)
@@ -75,10 +99,10 @@ def test_every_step_layer_and_probe_has_signs_of_its_own():
     (QUADRATIC, "first", None), (MLP(widths=(16, 8)), "layers.1", 10), (TRANSFORMER, "layers.0.up", 20)])
 def test_another_strength_or_schedule_changes_no_bit_of_the_others(model, layer, batch_size):
     def rows(**more):
-        arms = {"baseline": (), "one": held(layer, 5.0, **more), "two": held(layer, 5.0)}
+        arms = {"baseline": (), "one": held(layer, 5.0, **more), "two": held(layer, 5.0, start=25)}
         return trained(arms, model, batch_size=batch_size).state.flat
 
-    plain, stronger, later = rows(), rows(strength=3.0), rows(start=25)
+    plain, stronger, later = rows(), rows(strength=3.0), rows(start=28)
     for changed in (stronger, later):
         assert torch.equal(plain[:2], changed[:2])
         assert torch.equal(plain[4:], changed[4:])
