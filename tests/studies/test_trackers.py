@@ -142,6 +142,8 @@ def wandb_records(path):
             place += 32768 - place % 32768
             continue
         length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        if place + 7 + length > len(data):  # still being written
+            return
         record += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or last piece
