@@ -187,9 +187,9 @@ def applied(layer: Any, matrix: Tensor, inputs: Tensor, columns: Tensor, rows: T
     return columns * found.reshape(len(inputs), -1, 1)
 
 
-def is_convolution_1d(layer: nn.Module) -> bool:
+def is_convolution_1d(layer: object) -> bool:
     """Whether it is what transformers calls Conv1D: a linear layer with its weight the other way round."""
-    return type(layer).__name__ == "Conv1D" and isinstance(getattr(layer, "weight", None), Tensor)
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
 
 
 def matrix_of(layer: Any) -> Tensor:

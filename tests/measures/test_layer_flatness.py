@@ -13,11 +13,12 @@ from grokscape.measures import MeasureWarning, layer_flatness, relative_flatness
 
 
 class Conv1D(nn.Module):
-    """A linear layer with its weight as (inputs, outputs), under the name that transformers uses."""
+    """A linear layer with its weight as (inputs, outputs), under the names that transformers uses."""
 
     def __init__(self, outputs, inputs):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(inputs, outputs, dtype=torch.float64))
+        self.nf = outputs
 
     def forward(self, x):
         return x @ self.weight

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dense import dense_kappa
-from grokscape.measures import layer_flatness, layer_routes
+from grokscape.measures import Probe, layer_flatness, layer_routes
 
 
 class Language(nn.Module):
@@ -171,6 +171,16 @@ def test_a_normed_convolution_and_an_activation_in_place(responses):
     found = layer_flatness(model, (inputs, labels), ["0"], probes=800, exact=False)["0"]
     assert responses == 800 * [model[0]]
     assert abs(found.value - dense_kappa(plain, "0.weight", inputs, labels)) <= 4 * found.stderr
+
+
+def test_a_convolution_of_the_name_that_transformers_gives_a_linear_layer():
+    seen = []
+    for kind in (nn.Conv1d, type("Conv1D", (nn.Conv1d,), {})):
+        model, inputs, labels = convolutional(kind(2, 3, 2), 4)
+        with Probe(model, layers=["0"]) as probe:
+            model(inputs)
+            seen.append(probe.snapshot(labels).layers["relative_flatness@0"])
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("effect", [1.0, 1e-5])

@@ -39,7 +39,7 @@ from grokscape.measures.layer_routes import Layer
 from grokscape.measures.locate import bare, unwrapped
 from grokscape.measures.losses import Loss
 from grokscape.numerics import Estimate, full_precision
-from grokscape.perturbations import CONVOLUTIONS
+from grokscape.perturbations import CONVOLUTIONS, is_convolution_1d
 
 
 @dataclass(frozen=True)
@@ -146,18 +146,15 @@ def _find(model: nn.Module, names: Sequence[str] | None) -> list[Layer]:
     return found
 
 
-def _as_layer(name: str, module: nn.Module) -> Layer | None:
+def _as_layer(name: str, module: Any) -> Layer | None:
     if isinstance(module, nn.Linear):
         return Layer(name, module, module.weight)
     if isinstance(module, CONVOLUTIONS):
         return Layer(name, module, module.weight, groups=module.groups)
     if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
         return Layer(name, module, module.in_proj_weight, "in_proj_weight")
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, nn.Embedding) or is_convolution_1d(module):
         return Layer(name, module, module.weight, transposed=True)
-    weight = getattr(module, "weight", None)
-    if type(module).__name__ == "Conv1D" and isinstance(weight, nn.Parameter):
-        return Layer(name, module, weight, transposed=True)
     return None
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from grokscape.perturbations import CONVOLUTIONS
+from grokscape.perturbations import CONVOLUTIONS, is_convolution_1d
 
 _WRAPPED = ("_orig_mod", "module")
 _ADAPTED = ("base_layer", "original_module", "base", "original", "linear")
@@ -57,7 +57,7 @@ def _wraps(model: nn.Module, name: str) -> bool:
 
 def is_linear(module: object) -> bool:
     """Whether a module is one affine map with a weight matrix of its own."""
-    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+    return isinstance(module, nn.Linear) or is_convolution_1d(module)
 
 
 def without_probes(kind: type[nn.Module]) -> type[nn.Module]:
