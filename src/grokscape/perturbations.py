@@ -205,8 +205,10 @@ def signs_of(layer: Any) -> int:
 
 
 def can_be_perturbed(layer: nn.Module) -> bool:
-    """Whether `perturbed_module` knows the layer."""
-    return isinstance(layer, (nn.Linear, *CONVOLUTIONS)) or is_convolution_1d(layer)
+    """Whether `perturbed_module` knows the layer; subclasses that compute something else it does not."""
+    kinds = (nn.Linear, *CONVOLUTIONS)
+    known = any(isinstance(layer, kind) and type(layer).forward is kind.forward for kind in kinds)
+    return known or is_convolution_1d(layer)
 
 
 def perturbed_module(perturbation: Perturbation, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

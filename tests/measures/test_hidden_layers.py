@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import grokscape as gs
 from grokscape.integrations import Applied
@@ -127,12 +128,19 @@ def test_passes_without_a_graph_are_left_alone():
 
 
 @pytest.mark.parametrize(("layers", "message"), [
-    (["third"], r"got 'third', which is nothing; the model has first, second, head"),
+    (["third"], r"got 'third', which is nothing; the model has first, head"),
     (["norm"], r"got 'norm', which is a LayerNorm; the model has first"),
+    (["second"], r"without a forward of its own, got 'second', which is a Masked"),
 ])
 def test_no_such_layer(layers, message):
+    class Masked(nn.Linear):
+        def forward(self, x):
+            return F.linear(x, self.weight * (self.weight > 0), self.bias)
+
+    model = made()
+    model.second = Masked(6, 5)
     with pytest.raises(ValueError, match=message):
-        gs.Probe(made(), head="head", layers=layers)
+        gs.Probe(model, head="head", layers=layers)
 
 
 def test_a_weight_of_two_layers():
@@ -199,3 +207,92 @@ def test_language_models(layer):
     values = taken(model, x, x, [layer], 200, head="lm_head")[layer]
     error = (values.var() / 200 + expected.stderr**2).sqrt()
     assert abs(values.mean() - expected.value) < 4 * error
+
+
+class PositionsFirst(Tokens):
+    def forward(self, x):
+        hidden = torch.tanh(self.first(self.table(x)))
+        return self.head(self.block(hidden.transpose(0, 1)).transpose(0, 1))
+
+
+class Graph(Net):
+    def forward(self, x):
+        hidden = torch.tanh(self.first(x))
+        return self.head(torch.tanh(self.second(hidden + hidden.roll(1, 0))))
+
+
+class Elsewhere(Net):
+    def forward(self, x):
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)) @ self.first.weight @ self.first.weight.T)))
+
+
+@pytest.mark.parametrize(("kind", "x", "message"), [
+    (Graph, torch.randn(8, 4, dtype=torch.float64), "samples .* see each other, as on a graph"),
+    (PositionsFirst, torch.arange(40).reshape(5, 8) % 7, "samples .* see each other, .* positions first"),
+    (Elsewhere, torch.randn(8, 4, dtype=torch.float64), "another gradient in its weight than through its outputs"),
+])
+def test_a_layer_of_which_perturbations_say_something_else(kind, x, message):
+    model, y = made(kind), (x if x.dim() > 2 else torch.zeros(x.shape[:2] if not x.is_floating_point() else 8).long())
+    with gs.Probe(model, head="head", layers=["first"]) as probe:
+        model(x)
+        with pytest.raises(ValueError, match=f"κ of layer 'first' cannot be taken in a loop: .*{message}"):
+            probe.snapshot(y)
+
+
+def test_a_hook_that_changes_the_outputs():
+    model, (x, y) = made(), data(8)
+    model.first.register_forward_hook(lambda module, inputs, output: output**2)
+    with gs.Probe(model, head="head", layers=["first"]) as probe:
+        model(x)
+        with pytest.raises(ValueError, match="a hook changes the outputs"):
+            probe.snapshot(y)
+
+
+@pytest.mark.parametrize(("reentrant", "message"), [
+    (False, r"'first' is computed again .* checkpoints: turn them off"),
+    (True, r"called on nothing, or without gradients \(torch.no_grad, a reentrant checkpoint\)"),
+])
+def test_checkpoints(reentrant, message):
+    class Recomputed(Net):
+        def forward(self, x):
+            return self.head(checkpoint(lambda x: torch.tanh(self.second(self.first(x))), x, use_reentrant=reentrant))
+
+    model, (x, y) = made(Recomputed), data(8)
+    with gs.Probe(model, head="head", layers=["first"]) as probe:
+        model(x.requires_grad_())
+        with pytest.raises(RuntimeError, match=message):
+            probe.snapshot(y)
+
+
+def test_a_spectral_norm_takes_the_steps_that_it_takes_without_a_probe():
+    def vectors(probed):
+        model, (x, y) = made(), data(8)
+        nn.utils.parametrizations.spectral_norm(model.first)
+        if probed:
+            with gs.Probe(model, head="head", layers=["first"]) as probe:
+                model(x)
+                probe.snapshot(y).layers[KAPPA].backward()
+        else:
+            model(x)
+        return list(model.buffers())
+
+    for expected, found in zip(vectors(False), vectors(True), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_mixed_precision():
+    model, (x, y) = made().float(), data(8)
+    with gs.Probe(model, head="head", layers=["first", "second"]) as probe:
+        with torch.autocast("cpu", torch.bfloat16):
+            model(x.float())
+        rough = probe.snapshot(y).layers
+    with gs.Probe(model, head="head", layers=["first", "second"]) as probe:
+        model(x.float())
+        torch.testing.assert_close(rough, probe.snapshot(y).layers, rtol=0.1, atol=0.05, check_dtype=False)
+
+
+def test_a_frozen_layer_has_a_flatness_that_depends_on_what_comes_after():
+    model, (x, y) = made(), data(8)
+    expected = taken(model, x, y, ["first"], 1)
+    model.first.requires_grad_(False)
+    assert taken(model, x, y, ["first"], 1) == expected

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,15 +10,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from grokscape.measures.layer_routes import Layer
+from grokscape.measures.locate import evaluation_flags
 from grokscape.measures.table import OF_LAYER
+from grokscape.numerics import full_precision
 from grokscape.perturbations import (
     DifferentiableNorms,
     Perturbation,
     can_be_perturbed,
     curvatures,
+    is_convolution_1d,
     perturbed_module,
     signs_of,
 )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a layer.
+
+    Attributes:
+        perturbation: what was added to its outputs.
+        inputs: of the layer.
+        outputs: of the layer, before anything was added.
+    """
+
+    perturbation: Perturbation
+    inputs: Tensor
+    outputs: Tensor
 
 
 class HiddenLayers:
@@ -28,14 +48,15 @@ class HiddenLayers:
         names: of layers, as in `named_modules()`: linear ones and convolutions.
 
     Raises:
-        ValueError: there is no such layer, its weight belongs to another one too, or samples see each other.
+        ValueError: there is no such layer, or its weight belongs to another one too.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self._model = model
         self._layers = {name: _found(model, name) for name in names}
         self._generator = torch.Generator().manual_seed(0)
-        self._seen: dict[str, list[Perturbation]] = {}
+        self._seen: dict[str, list[_Call]] = {}
+        self._checked: set[str] = set()
 
     def watch(self) -> Callable[[], None]:
         """Begin, and give what ends it."""
@@ -56,11 +77,18 @@ class HiddenLayers:
             """Add a change of size zero."""
             if not torch.is_grad_enabled() or not inputs:
                 return None
+            if torch._C._current_graph_task_id() != -1:
+                raise RuntimeError(
+                    f"layer {name!r} is computed again in a backward pass, and κ of hidden layers does not go through "
+                    f"checkpoints: turn them off (model.gradient_checkpointing_disable() in transformers)"
+                )
             self._refuse_batch_norm(name)
+            output = output if output.requires_grad else output.detach().requires_grad_()  # of a frozen layer
             size = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
-            perturbation = Perturbation.draw(size, len(inputs[0]), signs_of(layer), self._generator)
-            self._seen.setdefault(name, []).append(perturbation)
-            return perturbed_module(perturbation, layer, inputs, output)
+            with evaluation_flags(layer):  # a spectral norm would take a step of its iteration at each look
+                perturbation = Perturbation.draw(size, len(inputs[0]), signs_of(layer), self._generator)
+                self._seen.setdefault(name, []).append(_Call(perturbation, inputs[0].detach(), output))
+                return perturbed_module(perturbation, layer, inputs, output)
 
         return perturb
 
@@ -82,20 +110,51 @@ class HiddenLayers:
 
         Raises:
             RuntimeError: a layer was not called just once in the last forward pass, on a row for each of the batch's.
+            ValueError: samples see each other, or the loss has another gradient in a layer's weight than through its
+                outputs; found out at the first pass.
         """
         if not self._layers or not logits.requires_grad:
             return {}
         for name in self._layers:
             calls = self._seen.get(name, [])
-            if len(calls) != 1 or len(calls[0].columns) != rows:
-                on = " and ".join(f"{len(call.columns)} rows" for call in calls) or "nothing"
+            if len(calls) != 1 or len(calls[0].inputs) != rows:
+                on = " and ".join(f"{len(call.inputs)} rows" for call in calls) or (
+                    "nothing, or without gradients (torch.no_grad, a reentrant checkpoint)"
+                )
                 raise RuntimeError(
                     f"κ of layer {name!r} needs it to be called once in a forward pass, on one row of inputs for each "
                     f"of the {rows} in the batch; it was called on {on}"
                 )
-        perturbations = {name: calls[0] for name, calls in self._seen.items()}
-        found = curvatures(F.cross_entropy(logits, labels), perturbations, differentiable=True)
+        loss = F.cross_entropy(logits, labels)
+        for name in self._layers.keys() - self._checked:
+            self._check(name, loss)
+            self._checked.add(name)
+        perturbations = {name: calls[0].perturbation for name, calls in self._seen.items()}
+        found = curvatures(loss, perturbations, differentiable=True)
         return {OF_LAYER + name: value for name, value in found.items()}
+
+    @full_precision()
+    def _check(self, name: str, loss: Tensor) -> None:
+        """Refuse a layer of which κ would be another number than what its perturbations give."""
+        module, (call,) = self._layers[name], self._seen[name]
+        with evaluation_flags(module):
+            weight: Any = module.weight
+        layer = Layer(name, module, weight, groups=getattr(module, "groups", 1), transposed=is_convolution_1d(module))
+        layer.inputs, layer.outputs = call.inputs, call.outputs
+        plain = isinstance(weight, nn.Parameter) and weight.requires_grad
+        variables = [call.outputs, weight] if plain else [call.outputs]
+        through, *slope = torch.autograd.grad(loss, variables, create_graph=True, allow_unused=True)
+        if through is None or any(each is None or not layer.acts_nowhere_else(each, through) for each in slope):
+            raise ValueError(
+                f"κ of layer {name!r} cannot be taken in a loop: the loss has another gradient in its weight than "
+                f"through its outputs; the weight is used elsewhere too, or a hook changes the outputs"
+            )
+        if not layer.is_apart(through, 1):
+            raise ValueError(
+                f"κ of layer {name!r} cannot be taken in a loop: every sample has a perturbation of its own, but "
+                f"samples (rows of the first axis) see each other, as on a graph or in sequences that come with "
+                f"positions first; grokscape.layer_flatness measures such layers, without slopes"
+            )
 
 
 def _found(model: nn.Module, name: str) -> nn.Module:
@@ -104,10 +163,11 @@ def _found(model: nn.Module, name: str) -> nn.Module:
     if name not in able:
         what = f"a {type(modules[name]).__name__}" if name in modules else "nothing"
         raise ValueError(
-            f"expected the name of a linear layer or a convolution, got {name!r}, which is {what}; the model "
-            f"has {', '.join(able) or 'none'}"
+            f"expected the name of a linear layer or a convolution without a forward of its own, got {name!r}, which "
+            f"is {what}; the model has {', '.join(able) or 'none'}"
         )
-    weight = modules[name].weight
+    with evaluation_flags(modules[name]):
+        weight = modules[name].weight
     owners = [path for path, module in modules.items() if any(each is weight for each in module.parameters(False))]
     if len(owners) > 1:
         raise ValueError(f"the weight of layer {name!r} is used in {' and '.join(owners)}; name a layer of its own")

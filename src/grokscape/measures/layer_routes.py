@@ -75,11 +75,11 @@ class Layer:
         if batch == self.decided:
             return
         self.route, self.decided = "weight", batch
-        if self._acts_once(samples) and self._acts_nowhere_else(slope, through):
+        if self._acts_once(samples) and self.acts_nowhere_else(slope, through):
             lead = through.dim() - 1
-            if not isinstance(self.module, CONVOLUTIONS) and self._is_apart(through, lead):
+            if not isinstance(self.module, CONVOLUTIONS) and self.is_apart(through, lead):
                 self.route = "position"
-            elif lead > 1 and self._is_apart(through, 1):
+            elif lead > 1 and self.is_apart(through, 1):
                 self.route = "sample"
 
     def _acts_once(self, samples: int) -> bool:
@@ -93,12 +93,13 @@ class Layer:
             return len(shape) == self.weight.dim() and shape[0] == samples
         return shape == (samples, *self.inputs.shape[1:-1], self.matrix().shape[1])
 
-    def _acts_nowhere_else(self, slope: Tensor, through: Tensor) -> bool:
+    def acts_nowhere_else(self, slope: Tensor, through: Tensor) -> bool:
         """Whether all of the loss's gradient in the weight comes through the outputs of the module, up to rounding."""
         assert self.inputs is not None
+        eps = max(torch.finfo(tensor.dtype).eps for tensor in (slope, through, self.inputs))
         inputs, through = widen(self.inputs), widen(through.detach())
         apart = widen(slope.detach()) - self._pulled_back(inputs, through)
-        rounding = 4 * torch.finfo(slope.dtype).eps * self._pulled_back(inputs.abs(), through.abs()).norm()
+        rounding = 4 * eps * self._pulled_back(inputs.abs(), through.abs()).norm()
         return not apart.norm() > rounding
 
     def _pulled_back(self, inputs: Tensor, through: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class Layer:
         weight = widen(self.weight.detach()).requires_grad_()
         return torch.autograd.grad(convolved(self.module, inputs, weight, self.groups), weight, through)[0]
 
-    def _is_apart(self, through: Tensor, lead: int) -> bool:
+    def is_apart(self, through: Tensor, lead: int) -> bool:
         """Whether slopes in some rows of the outputs, drawn, have no slope in the others; rows go by `lead` axes.
 
         They have under batch norm without running statistics, in networks on graphs, between views in one batch, and
