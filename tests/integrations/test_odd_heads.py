@@ -221,3 +221,20 @@ def test_a_head_that_is_called_by_name(data, compiled):
     torch.testing.assert_close(seen.features @ seen.weight.T + seen.bias, logits)
     probe.transform = None
     torch.testing.assert_close(model(x), seen.features / 2 @ seen.weight.T + seen.bias)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_other_weights_under_functional_call(data, normed):
+    """As in meta-learning: the second pass is with weights that no module holds."""
+    model, (x, y) = net().eval(), data
+    if normed:
+        nn.utils.parametrizations.weight_norm(model.fc)
+    weights = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+    with gs.Probe(model) as probe:
+        for _ in range(2):
+            torch.func.functional_call(model, weights, (x,))
+            seen = probe.snapshot(y)
+            torch.testing.assert_close(seen.features @ seen.weight.T + seen.bias, seen.logits)
+            seen.weight.sum().backward()
+            assert all(parameter.grad is None for parameter in model.parameters())
+            weights = {name: (2 * value).detach().requires_grad_() for name, value in weights.items()}

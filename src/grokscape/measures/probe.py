@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from grokscape.measures.batches import logits_of
 from grokscape.measures.checks import check_labels
 from grokscape.measures.hidden import HiddenLayers
-from grokscape.measures.locate import LinearHead, is_compiled, linear_layers, locate_head, unwrapped
+from grokscape.measures.locate import (
+    LinearHead,
+    has_own_forward,
+    is_compiled,
+    is_linear,
+    linear_layers,
+    locate_head,
+    unwrapped,
+)
 from grokscape.measures.model_loss import align
 from grokscape.measures.snapshot import Snapshot
 from grokscape.numerics import full_precision, widen
@@ -68,6 +76,7 @@ class Probe:
         self._hidden = HiddenLayers(self._model, layers)
         self._transform = transform
         self._seen: tuple[tuple[Tensor, Tensor], ...] = ()
+        self._affine: tuple[Tensor, Tensor | None] | None = None
         self._output: Any = None
         self._checked = False
         self._slot: str | None = None
@@ -109,7 +118,7 @@ class Probe:
         self._forget()
 
     def _forget(self) -> None:
-        self._seen, self._output = (), None
+        self._seen, self._affine, self._output = (), None, None
         self._hidden.forget()
         if self._slot is not None:
             self.head.module.__dict__[f"{self._slot}_seen"] = ()
@@ -145,6 +154,8 @@ class Probe:
         if self._output is not None:  # that pass is over: the head is called by itself, not through the whole model
             self._forget()
         self._seen = (*self._seen[-1:], (_entering(inputs, keywords)[0], output))
+        if is_linear(module) and not has_own_forward(module):  # torch.func.functional_call puts other weights in
+            self._affine = self.head.affine()
 
     # --- models that were compiled: hooks that come later are not seen by them ------------------------------
 
@@ -224,7 +235,7 @@ class Probe:
             features, logits = self._matched(features, logits)
         labels, features, logits = align(self._model, labels, features, logits)
         check_labels(labels, features, logits.shape[-1])
-        weight, bias = self.head.affine()
+        weight, bias = self._affine or self.head.affine()
         eps = max(torch.finfo(tensor.dtype).eps for tensor in (features, logits, weight))
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         features, logits, weight = features.to(wide), logits.to(wide), weight.to(wide)
