@@ -299,6 +299,15 @@ def test_a_full_disk_says_how_to_go_on(grokscape, tmp_path, study_file, monkeypa
     assert RunFolder.open(out).status["state"] == "failed"
 
 
+def test_networks_that_have_no_loss_to_begin_with_are_refused(grokscape, tmp_path, study_file):
+    study = study_file(model={"kind": "mlp", "widths": [8, 8], "init_scale": 1e30})
+    outcome = grokscape("run", study, "--out", tmp_path / "run", "--quiet")
+    assert outcome.code == 1
+    assert "expected a finite training loss before the first step" in outcome.err
+    assert "initial weights smaller" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
 def test_a_specification_that_lost_an_entry_is_named(grokscape, stopped):
     spec = json.loads((stopped / "spec.json").read_text())
     del spec["testbed"]

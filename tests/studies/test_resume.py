@@ -111,6 +111,13 @@ def test_early_stopping_and_divergence_survive_a_stop(tmp_path):
     assert stopped.status["step"] == whole.status["step"] < 300
 
 
+def test_a_run_of_which_nothing_is_left_keeps_what_it_has_measured(tmp_path):
+    spec = tiny.spec(optimizer={"kind": "sgd", "lr": 1e25})
+    folder = run_whole(tmp_path / "run", spec, checkpoint_seconds=0)
+    assert None not in {row["diverged_at"] for row in folder.status["replicas"]}
+    assert folder.trajectory()["replica"].unique().to_list() == [0, 1, 2, 3]
+
+
 def test_times_add_up_over_sittings(tmp_path):
     folder = run_in_pieces(tmp_path / "run", tiny.spec(), 20)
     about = json.loads(sorted((folder.path / "checkpoints").glob("*.json"))[0].read_text())

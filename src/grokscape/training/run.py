@@ -69,7 +69,9 @@ class _Recorder:
         self._rows: dict[str, list[Any]] = {}
 
     def add(self, step: int, replicas: Sequence[int], values: dict[str, list[float]]) -> None:
-        """Keep one measurement of some replicas."""
+        """Keep one measurement of some replicas; nothing where none of them is left."""
+        if not replicas:
+            return
         for index in replicas:
             replica = self._plan.replicas[index]
             keys = {"replica": index, "arm": replica.arm, "seed": replica.seed, "init_seed": replica.init_seed}
@@ -216,6 +218,11 @@ class Run:
         values = self._engine.measure(step)
         alive = self._engine.state.alive.tolist()
         kept = [index for index, good in enumerate(alive) if good]
+        if not step and not kept:
+            raise ValueError(
+                "expected a finite training loss before the first step, got NaN or infinity in every replica: "
+                "look for inputs of extreme size, or make the model's initial weights smaller"
+            )
         columns = _listed(values, kept)
         self._recorder.add(step, kept, columns)
         if self._progress is not None:
