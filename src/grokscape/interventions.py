@@ -39,10 +39,10 @@ from grokscape.penalties import (
     smallest,
 )
 
-_FROZEN = ConfigDict(extra="forbid", validate_default=True)
-Strength = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_FROZEN = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+Strength = Annotated[float, Field(gt=0)]
 Step = Annotated[int, Field(ge=0)]
-Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(gt=0)]
 
 
 def _differentiable_measure(name: str) -> Measure:
@@ -194,8 +194,8 @@ class Clamp(_Penalty):
     """
 
     measure: str
-    at_least: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    at_most: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    at_least: Annotated[float, Field(gt=0)] | None = None
+    at_most: Annotated[float, Field(gt=0)] | None = None
     strength: Strength = 0.1
     relative_to: Literal["memorisation"] | Step | None = None
     start: Step = 0
@@ -328,7 +328,7 @@ class Unplug:
     step: Annotated[int, Field(ge=1)]
     lr: Strength | None = None
     cosine: bool = False
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
     kind: Literal["unplug"] = "unplug"
 
     def __str__(self) -> str:

@@ -103,6 +103,16 @@ IMPOSSIBLE = {
     "two arms of one name": ({"arms": ONE_ARM * 2}, ["different names", "baseline"]),
     "no baseline": ({"arms": [{"name": "a", "role": "control"}]}, ["exactly one arm with role 'baseline', got 0"]),
     "learning rate 0": ({"optimizer": {"kind": "adamw", "lr": 0}}, ["lr", "greater than 0"]),
+    "a margin without bounds": (
+        {"verdict": {"delay_ratio_margin": float("inf")}}, ["delay_ratio_margin", "finite number, got inf"],
+    ),
+    "infinite weights": (
+        {"model": {"kind": "quadratic_mlp", "init_std": float("inf")}}, ["init_std", "finite number, got inf"],
+    ),
+    "an infinite level": (
+        {"arms": [{**ONE_ARM[0], "interventions": [{"kind": "weight_cap", "at_most": float("inf")}]}]},
+        ["at_most", "finite number, got inf"],
+    ),
     "unknown optimiser": ({"optimizer": {"kind": "lion"}}, ["lion", "adamw", "sgd"]),
     "batch larger than the training set": ({"batch_size": 1000}, ["1 ≤ batch_size ≤ 29", "1000"]),
     "clamp of nothing": (

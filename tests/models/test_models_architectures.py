@@ -73,3 +73,24 @@ def test_a_pretrained_model_that_is_not_here(tmp_path):
 def test_inputs_of_another_kind(model, spec):
     with pytest.raises(ValueError, match="choose a testbed with"):
         model.make(spec, 3)
+
+
+@pytest.mark.parametrize(("model", "spec", "text"), [
+    (ViT(patch=9), IMAGE, "expected images of at least a patch, 9 pixels, got 8; use a smaller patch"),
+    (ViT(patch=4, pixels=3), IMAGE, "at least a patch, 4 pixels, got 3"),
+    (BERT(vocabulary=19), TOKENS, "expected a vocabulary of at least the testbed's 20 tokens, got 19; leave it out"),
+    (GPT2(vocabulary=19), TOKENS, "expected a vocabulary of at least the testbed's 20 tokens, got 19; leave it out"),
+])
+def test_inputs_that_do_not_fit(model, spec, text):
+    with pytest.raises(ValueError, match=text):
+        model.make(spec, 3)
+
+
+@pytest.mark.parametrize(("changes", "text"), [
+    ({"widths": ()}, "at least 1 item"),
+    ({"depths": (2, 2, 2, 0)}, "greater than or equal to 1"),
+    ({"widths": (8, 8)}, "expected as many widths as depths, one per stage, got 2 and 4"),
+])
+def test_a_resnet_has_a_width_and_a_depth_for_each_stage(changes, text):
+    with pytest.raises(ValueError, match=text):
+        ResNet(**changes)

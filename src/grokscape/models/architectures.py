@@ -6,17 +6,18 @@ out at random. Images of another size than asked for are scaled in the network.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from grokscape.models.module_network import ModuleNetwork
 from grokscape.testbeds.types import InputSpec
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
+_Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -133,6 +134,16 @@ def _need(kind: str, input_spec: InputSpec, model: str) -> None:
         raise ValueError(f"a {model} needs {kind} inputs, got {input_spec.kind!r} inputs; choose a testbed with {kind}")
 
 
+def _tokens(vocabulary: int | None, input_spec: InputSpec) -> int:
+    """Size of the vocabulary: as asked for, or the testbed's."""
+    if vocabulary is not None and vocabulary < input_spec.vocabulary:
+        raise ValueError(
+            f"expected a vocabulary of at least the testbed's {input_spec.vocabulary} tokens, got {vocabulary}; "
+            f"leave it out for the testbed's"
+        )
+    return vocabulary or input_spec.vocabulary
+
+
 class ResNet(_Architecture):
     """ResNet with basic blocks (He et al. 2016); the defaults are ResNet-18.
 
@@ -146,10 +157,18 @@ class ResNet(_Architecture):
     _one_by_one: ClassVar[str | None] = "one replica after another: batch normalisation keeps statistics of its own"
 
     kind: Literal["resnet"] = "resnet"
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    depths: tuple[int, ...] = (2, 2, 2, 2)
+    widths: _Sizes = (64, 128, 256, 512)
+    depths: _Sizes = (2, 2, 2, 2)
     stem: Literal["imagenet", "cifar"] = "imagenet"
     pixels: int | None = Field(default=None, ge=8)
+
+    @model_validator(mode="after")
+    def _stage_by_stage(self) -> "ResNet":
+        if len(self.widths) != len(self.depths):
+            raise ValueError(
+                f"expected as many widths as depths, one per stage, got {len(self.widths)} and {len(self.depths)}"
+            )
+        return self
 
     def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
         """One ResNet."""
@@ -193,6 +212,11 @@ class ViT(_Architecture):
     def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
         """One ViT."""
         _need("image", input_spec, "vit")
+        pixels = self.pixels or min(input_spec.shape[1:])
+        if pixels < self.patch:
+            raise ValueError(
+                f"expected images of at least a patch, {self.patch} pixels, got {pixels}; use a smaller patch"
+            )
         hf = transformers_package()
         config = hf.ViTConfig(
             image_size=self.pixels or input_spec.shape[-1],
@@ -230,7 +254,7 @@ class BERT(_Architecture):
         _need("tokens", input_spec, "bert")
         hf = transformers_package()
         config = hf.BertConfig(
-            vocab_size=self.vocabulary or input_spec.vocabulary,
+            vocab_size=_tokens(self.vocabulary, input_spec),
             hidden_size=self.width,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
@@ -263,7 +287,7 @@ class GPT2(_Architecture):
         _need("tokens", input_spec, "gpt2")
         hf = transformers_package()
         config = hf.GPT2Config(
-            vocab_size=self.vocabulary or input_spec.vocabulary,
+            vocab_size=_tokens(self.vocabulary, input_spec),
             n_embd=self.width,
             n_layer=self.layers,
             n_head=self.heads,

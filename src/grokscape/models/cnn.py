@@ -23,7 +23,7 @@ class SmallCNN(BaseModel):
         bias: whether convolutions and head have biases.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["small_cnn"] = "small_cnn"
     channels: tuple[int, ...] = (16, 32)

@@ -29,7 +29,7 @@ class MLP(BaseModel):
         embedding: width of a learned embedding per token; None for one-hot tokens. Only for tokens.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["mlp"] = "mlp"
     widths: tuple[int, ...] = (128, 128)

@@ -24,7 +24,7 @@ class QuadraticMLP(BaseModel):
         init_std: standard deviation of every initial weight; None means 0.5 / (2·width)^(1/3).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["quadratic_mlp"] = "quadratic_mlp"
     width: int = Field(default=128, ge=1)

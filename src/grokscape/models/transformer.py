@@ -38,7 +38,7 @@ class Transformer(BaseModel):
         init_scale: factor on every initial weight matrix and table.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["transformer"] = "transformer"
     layers: int = Field(default=2, ge=1)

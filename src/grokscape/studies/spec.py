@@ -14,7 +14,7 @@ from grokscape.training import Evaluation, OnsetRule, Optimizer
 from grokscape.training.columns import column_table
 from grokscape.training.levers import check_together
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid")
+_FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 Seed = Annotated[int, Field(ge=0, le=2**62)]  # what PyTorch's generators and Parquet's integers hold
 DEFAULT_MEASURES = (
     "relative_flatness",

@@ -48,7 +48,7 @@ class Sentiment(BaseModel):
         random_labels: the control without structure: all labels are shuffled, by the split's seed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["sentiment"] = "sentiment"
     train_samples: int = Field(default=400, ge=10, le=20_000)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from grokscape.interventions import Unplug
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 Unit = Annotated[float, Field(ge=0, lt=1)]
 
 _LONG = 2**15
@@ -22,7 +22,7 @@ _LONG = 2**15
 
 
 class _Optimizer(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     lr: Positive
     weight_decay: NonNegative = 0.0
