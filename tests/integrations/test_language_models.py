@@ -81,17 +81,66 @@ def test_a_penalty_on_a_tied_head_reaches_the_embeddings():
     assert model.transformer.wte.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", ["Bart", "Llama"])
-def test_labels_are_shifted_where_the_model_does(name):
+def llama_config(**more):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return transformers.LlamaConfig(vocab_size=12, max_position_embeddings=16, **sizes, **more)
+
+
+def bart_config():
+    sizes = {"d_model": 8, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8}
+    sizes |= {name.replace("decoder", "encoder"): value for name, value in sizes.items()}
+    return transformers.BartConfig(vocab_size=12, max_position_embeddings=16, **sizes)
+
+
+def llava():
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    eyes = transformers.CLIPVisionConfig(**sizes, image_size=8, patch_size=4)
+    config = transformers.LlavaConfig(vision_config=eyes, text_config=llama_config(), image_token_index=0)
+    return transformers.LlavaForConditionalGeneration(config)
+
+
+def generation():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.BertGenerationConfig(vocab_size=12, is_decoder=True, **sizes)
+    return transformers.BertGenerationDecoder(config)
+
+
+def trocr():
+    sizes = {"d_model": 8, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8}
+    return transformers.TrOCRForCausalLM(transformers.TrOCRConfig(vocab_size=12, **sizes))
+
+
+class Adapted(torch.nn.Module):
+    """As peft wraps a model whose task it was not told."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.base_model = model
+
+    def get_base_model(self):
+        return self.base_model
+
+    def forward(self, **inputs):
+        return self.base_model(**inputs)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: transformers.BartForCausalLM(bart_config()),
+    lambda: transformers.BartForConditionalGeneration(bart_config()),
+    lambda: transformers.LlamaForCausalLM(llama_config()),
+    lambda: transformers.LlamaForTokenClassification(llama_config(num_labels=12)),
+    lambda: Adapted(transformers.LlamaForCausalLM(llama_config())),
+    generation,
+    llava,
+    trocr,
+], ids=["bart", "bart-encoder", "llama", "llama-tokens", "adapted", "generation", "llava", "trocr"])
+def test_labels_are_shifted_where_the_model_does(make):
     torch.manual_seed(0)
-    sizes = {
-        "Bart": {"d_model": 8, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8},
-        "Llama": {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
-    }
-    config = getattr(transformers, f"{name}Config")(vocab_size=12, max_position_embeddings=16, **sizes[name])
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    tokens = torch.randint(0, 12, (2, 7), generator=torch.Generator().manual_seed(1))
+    model = make().eval()
+    tokens = torch.randint(3, 12, (2, 7), generator=torch.Generator().manual_seed(1))
     batch = {"input_ids": tokens, "labels": masked(tokens)}
+    if isinstance(model, transformers.BartForConditionalGeneration):
+        batch["decoder_input_ids"] = tokens
     found = gs.measure(model, [batch], measures=["loss"])
     assert found["loss"] == pytest.approx(float(model(**batch).loss.detach()), rel=1e-5)
 

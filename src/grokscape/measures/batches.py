@@ -22,9 +22,16 @@ from grokscape.measures.locate import evaluation_flags, is_compiled, unwrapped
 IGNORED = -100
 """Label of positions that carry no loss, as in torch and transformers."""
 
+_PREDICT_THE_NEXT = (
+    "ForCausalLM", "LMHeadModel", "ModelWithLMHead", "DoubleHeadsModel", "BertGenerationDecoder", "Text2Text",
+    "ForCausalImageModeling", "ForConditionalGeneration",
+)
+"""Ends of the names of transformers' models whose labels are those of the next position."""
+
 _SHIFT_THEMSELVES = {
     "Bart", "BigBirdPegasus", "Blenderbot", "BlenderbotSmall", "CpmAnt", "FlaubertWithLMHeadModel", "MBart", "Marian",
-    "Musicgen", "MusicgenMelody", "PLBart", "Pegasus", "Whisper", "XLMWithLMHeadModel", "XLNetLMHeadModel",
+    "Musicgen", "MusicgenMelody", "Mvp", "PLBart", "Pegasus", "ProphetNet", "TrOCR", "Whisper", "XLMWithLMHeadModel",
+    "XLNetLMHeadModel",
 }
 """Language models of transformers whose labels are those of the positions themselves: who calls them shifts."""
 
@@ -204,9 +211,16 @@ def logits_of(output: Any) -> Tensor:
 
 
 def shifts_labels(model: nn.Module) -> bool:
-    """Whether a model predicts the next position from each, as the causal language models of transformers do."""
-    names = [kind.__name__ for kind in type(unwrapped(model)).__mro__]
-    causal = next((name for name in names if name.endswith(("ForCausalLM", "LMHeadModel"))), None)
+    """Whether a model predicts the next position from each, as the causal language models of transformers do.
+
+    Those that also see pictures or sound do so too, unless an encoder sees them; adapters of peft are seen through.
+    """
+    model = unwrapped(model)
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    names = [kind.__name__ for kind in type(model).__mro__]
+    causal = next((name for name in names if name.endswith(_PREDICT_THE_NEXT)), None)
+    if causal is not None and causal.endswith("ForConditionalGeneration"):
+        return not getattr(getattr(model, "config", None), "is_encoder_decoder", True)
     return causal is not None and causal.removesuffix("ForCausalLM") not in _SHIFT_THEMSELVES
 
 
