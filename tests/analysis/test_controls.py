@@ -170,11 +170,12 @@ def test_which_runs_have_the_property_without_generalising(accuracy, factor, apa
     assert [item["arm"] for item in counterexamples(record, target)] == ["a"] * counts
 
 
-@pytest.mark.parametrize(("seeds", "generalise", "fell", "broken", "lost", "counts"), [
+@pytest.mark.parametrize(("seeds", "generalise", "fell", "broken", "forgets", "counts"), [
     (10, 2, 0, 0, 0, True), (10, 3, 0, 0, 0, False), (5, 0, 0, 0, 0, True), (4, 0, 0, 0, 0, False),
     (10, 0, 3, 0, 0, False),  # they had generalised, whatever became of it
-    (5, 0, 0, 1, 0, False), (5, 0, 0, 0, 1, False)])  # training broke down, or nothing was memorised: not a case
-def test_which_runs_count_among_those_that_have_the_property(seeds, generalise, fell, broken, lost, counts):
+    (5, 0, 0, 1, 0, False), (5, 0, 0, 0, 1, False),  # training broke down, or nothing was memorised: not a case
+    (5, 0, 0, 0, 1300, False), (5, 0, 0, 0, 1490, True)])  # nor if it was forgotten, but for a spike
+def test_which_runs_count_among_those_that_have_the_property(seeds, generalise, fell, broken, forgets, counts):
     own, seed, step = pl.col("arm") == "a", pl.col("seed"), pl.col("step")
     peak = own & ((seed < generalise) & (step > 1000) | (seed < fell) & (step > 1000) & (step < 1200))
     made = synthetic.study([BASELINE, HELD, ArmTruth("a", never=True, geometry=True, final_accuracy=0.8)], seeds=seeds)
@@ -182,7 +183,8 @@ def test_which_runs_count_among_those_that_have_the_property(seeds, generalise, 
             for one in made.status["replicas"]]
     record = synthetic.Study(made.frame.with_columns(
         pl.when(peak).then(1.0).otherwise("test/accuracy").alias("test/accuracy"),
-        pl.when(own & (seed < lost)).then(0.5).otherwise("train/accuracy").alias("train/accuracy")),
+        pl.when(own & (seed == 0) & (step >= forgets) & (forgets > 0)).then(0.5).otherwise("train/accuracy").alias(
+            "train/accuracy")),
         made.columns, made.spec, {"replicas": gone}).record()
     (target,) = targets(record, "block")
     assert [item["arm"] for item in counterexamples(record, target)] == ["a"] * counts

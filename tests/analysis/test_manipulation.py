@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 import synthetic
+from grokscape.analysis.effects import effects
 from grokscape.analysis.manipulation import at_memorisation, check, goal_share, manipulation_finding, settled
 from grokscape.analysis.pipeline import findings_of
 from grokscape.analysis.record import Record
@@ -114,6 +115,58 @@ def test_whether_a_goal_was_met_is_asked_of_the_seeds_that_memorised(interventio
     assert result.valid or result.reasons == ("the goal was met in only 11 of the 15 seeds that memorised",)
 
 
+@pytest.mark.parametrize("fate", ["never", "forgets", "absent"])
+@pytest.mark.parametrize(("met", "expected"), [(6, "held"), (5, "not held")])
+def test_a_push_is_judged_in_the_seeds_whose_baseline_memorised_and_kept_it(fate, met, expected):
+    """The baseline of seeds 7 to 9 is no yardstick, whatever the arm does in them."""
+    without = {"train/accuracy": lambda seed, step: np.where(
+        (seed >= 7) & ((step > 30) if fate == "forgets" else True), 0.1, 1.0), CDNV: lambda *_: 1.0}
+    for others in (1.0, 2.0):
+        own = {CDNV: lambda seed, _, rest=others: np.where(seed < met, 2.0, np.where(seed < 7, 1.0, rest))}
+        record = study(SUPPRESS, own=own, base=without)
+        if fate == "absent":
+            kept = record.panel.frame.filter((pl.col("arm") == "a") | (pl.col("seed") < 7))
+            record = Record.of(kept, record.spec)
+        result = check(record, record.arm("a"))
+        assert (result.state, result.held) == (expected, pytest.approx(met / 7))
+        assert result.reasons == (() if expected == "held" else (
+            "the goal was met in only 5 of the 7 seeds that memorised here and in the baseline",))
+
+
+@pytest.mark.parametrize(("lost", "speaks"), [(2, True), (3, False)])
+def test_an_arm_has_not_lost_what_the_baseline_of_the_same_seed_had_not(lost, speaks):
+    own, base = ({"train/accuracy": lambda seed, _, first=first: np.where(seed >= first, 0.1, 1.0)}
+                 for first in (10 - lost, 10))
+    record = study(clamp("cdnv", 3.0), seeds=16, own=own | {CDNV: lambda *_: 3.0}, base=base)
+    result = check(record, record.arm("a"))
+    assert (result.valid, result.memorised) == (speaks, (10 - lost) / 16)
+    assert speaks or result.reasons == ("memorisation was lost in 3 of 10 seeds in which the baseline kept it",)
+
+
+@pytest.mark.parametrize(("accuracy", "expected"), [
+    (lambda step: (step >= 20) & ((step < 60) | (step >= 120)), "lost memorisation"),  # gone while the hand acts
+    (lambda step: (step >= 20) & (step < 120), "held"),  # gone after it
+    (lambda step: step >= 120, "lost memorisation"), (lambda step: step >= 90, "held")])
+def test_memorisation_is_asked_of_the_time_before_an_intervention_ends(accuracy, expected):
+    own = {"train/accuracy": lambda _, step: accuracy(step), CDNV: lambda *_: 3.0,
+           "test/accuracy": lambda _, step: step >= 150}
+    for intervention in ([clamp("cdnv", 3.0, until=120)], [SUPPRESS, {"kind": "unplug", "step": 120}]):
+        record = study(*intervention, own=own)
+        (effect,) = effects(record)
+        assert (effect.check.state, effect.call == "says nothing") == (expected, expected != "held")
+
+
+def test_seeds_that_memorised_after_an_intervention_ended_are_not_asked_whether_its_goal_was_met():
+    own = {CDNV: lambda *_: 3.0, "train/accuracy": lambda seed, step: step >= np.where(seed < 8, 20, 150)}
+    record = study(clamp("cdnv", 3.0, until=120), own=own)
+    assert (check(record, record.arm("a")).state, check(record, record.arm("a")).held) == ("held", 1)
+
+
+def test_a_run_that_diverged_after_an_intervention_ended_has_its_memorisation_until_then():
+    record = study(clamp("cdnv", 3.0, until=120), own={CDNV: lambda *_: 3.0}, diverged=range(4))
+    assert check(record, record.arm("a")).valid
+
+
 def test_where_no_seed_memorised_nothing_is_said_of_the_goal():
     record = study(clamp("cdnv", 3.0), own={CDNV: lambda *_: 3.0, "train/accuracy": lambda *_: 0.1})
     result = check(record, record.arm("a"))
@@ -165,6 +218,16 @@ def test_a_push_moves_the_measure_by_a_quarter_before_or_after_the_baseline_gene
 def test_levels_are_medians_over_seeds():
     record = study(clamp("cdnv", 3.0), own={CDNV: lambda seed, _: np.where(seed == 0, 1e6, 3.0)})
     assert manipulation_finding(record, record.arm("a")).estimates[f"level {CDNV}"]["value"] == pytest.approx(3)
+
+
+def test_a_run_without_an_evaluation_before_the_end_of_an_intervention_keeps_its_place():
+    record = study()
+    late = record.panel.frame.filter((pl.col("replica") != 3) | (pl.col("step") >= 150))
+    record = Record.of(late, record.spec)
+    before = record.results_before(130)
+    assert before["replica"].to_list() == record.panel.replicas["replica"].to_list()
+    assert before.filter(replica=3).select("arm", "seed", "diverged", "memorised", "delay_observed").row(0) == (
+        "baseline", 3, False, None, False)
 
 
 @pytest.mark.parametrize(("until", "count"), [(120, 0), (130, 10)])

@@ -174,6 +174,16 @@ def test_two_hands_do_not_agree_where_a_third_disagrees_with_the_weaker_of_them(
     assert found.verdict == "belongs to the manipulation"
 
 
+@pytest.mark.parametrize(("third", "words"), [
+    (62.0, "“C”, a second hand that left it intact, stopped short"), (57.0, "“B”, a second hand that harmed at the")])
+def test_a_control_whose_harm_a_third_hand_contradicts_does_not_agree(third, words):
+    found, all_found = verdict(harmed("a", 100.0), harmed("b", 60.0, "loss"),
+                               arm("c", third, "relative_flatness_bound"))
+    assert found.verdict == "inconclusive"  # the harm at 100 has no second hand, that of the control is its own
+    assert words in found.statement
+    assert all_found["convergence/flatness"].verdict == "hands disagree"
+
+
 def test_an_arm_that_stops_generalisation_by_other_means_is_no_second_hand():
     stopped = ArmTruth("dropout", extra={"model": {"dropout": 0.5}}, never=True, final_accuracy=0.6)
     found, _ = verdict(harmed("a", 60.0), stopped)

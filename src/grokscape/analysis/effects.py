@@ -73,8 +73,8 @@ def effect(record: Record, arm: Arm) -> Effect:
     assert record.baseline is not None
     rules, results = record.rules, record.results_before(arm.until)
     rows, others = record.panel.paired(arm.name, record.baseline.name)
-    rows, others = (side[intact_rows(record, others)] for side in (rows, others))
-    kept = intact_rows(record, rows)
+    rows, others = (side[intact_rows(record, others, arm.until)] for side in (rows, others))
+    kept = intact_rows(record, rows, arm.until)
     gaps = _accuracy_gaps(record, rows, others, arm.until)
     from_start = results.with_columns(memorised=0.0, memorised_lower=0.0,
                                       delay_observed=pl.col("generalised").is_not_null())

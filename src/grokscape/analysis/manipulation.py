@@ -15,9 +15,9 @@ from grokscape.analysis.record import Record
 RULE = (
     "Held: in at least {held:.0%} of the seeds that memorised the goal is met, within {tolerance:.0%} of its level, at "
     "{held:.0%} of the evaluations from memorisation to the end of the intervention; an intervention without a level "
-    "must move the measure by a factor of {factor:g} against the same seed's baseline. Idle: the baseline settles "
-    "where the goal is met anyway. Memorised: {memorised:.0%} of the seeds reach train accuracy {train:g}, keep it, "
-    "and do not diverge."
+    "must move the measure by a factor of {factor:g} against the same seed's baseline, which must have memorised too. "
+    "Idle: the baseline settles where the goal is met anyway. Memorised: {memorised:.0%} of the seeds whose baseline "
+    "did so reach train accuracy {train:g} before the intervention ends, keep it, and do not diverge."
 )
 
 
@@ -29,7 +29,7 @@ class Check:
         arm: the arm.
         state: "held", "idle", "not held", "lost memorisation", "unmeasured" (nothing logged shows it) or "nothing to
             hold".
-        held: share of the seeds that memorised in which every aim was met.
+        held: share of the seeds that memorised (for a push: here and in the baseline) in which every aim was met.
         memorised: share of seeds whose memorisation is intact.
         n: seeds.
         reasons: why the arm says nothing, in plain words; empty if it says something.
@@ -79,60 +79,67 @@ def _ends(record: Record) -> Array:
 def check(record: Record, arm: Arm) -> Check:
     """The manipulation check of one arm."""
     rules, rows = record.rules, record.panel.rows(arm.name)
-    intact = intact_rows(record, rows)
-    memorised = float(intact.mean()) if len(rows) else 0.0
+    intact = intact_rows(record, rows, arm.until)
+    both = intact_rows(record, comparable(record, arm), arm.until)
+    lost = ~(both if len(both) else intact)
     state, held = _state(record, arm)
     reasons = []
     if len(rows) == 0:
         reasons.append("it has no runs")
     if 0 < len(rows) < rules.minimum_seeds:
         reasons.append(f"it has {len(rows)} seed{'s' * (len(rows) > 1)}, and a verdict needs {rules.minimum_seeds}")
-    if len(rows) and memorised < rules.memorised_fraction:
-        reasons.append(_not_intact(record, intact))
+    if len(rows) and 1 - lost.mean() < rules.memorised_fraction:
+        reasons.append(_not_intact(lost, len(rows), len(both)))
         state = "lost memorisation"
-    elif len(rows) >= rules.minimum_seeds > (both := _pairs(record, arm)):
-        reasons.append(f"in only {both} of its {len(rows)} seeds is memorisation intact in it and in the baseline, and "
-                       f"a verdict needs {rules.minimum_seeds}")
+    elif len(rows) >= rules.minimum_seeds > both.sum():
+        reasons.append(f"in only {both.sum()} of its {len(rows)} seeds is memorisation intact in it and in the "
+                       f"baseline, and a verdict needs {rules.minimum_seeds}")
     if state == "idle":
         reasons.append("the baseline meets the same goal by itself")
     if state == "not held":
-        n = len(_started(record, arm))
-        reasons.append(f"the goal was met in only {round(held * n)} of the {n} seeds that memorised")
-    return Check(arm, state, held, memorised, len(rows), tuple(reasons))
+        n, started = len(_judged(record, arm)), int((~np.isnan(record.moment("memorised", arm.until)[rows])).sum())
+        beside = " here and in the baseline" if n < started else ""
+        reasons.append(f"the goal was met in only {round(held * n)} of the {n} seeds that memorised{beside}")
+    return Check(arm, state, held, float(intact.mean()) if len(rows) else 0.0, len(rows), tuple(reasons))
 
 
-def _not_intact(record: Record, intact: Flags) -> str:
+def _not_intact(lost: Flags, n: int, comparable_seeds: int) -> str:
     """In how many seeds an arm did not memorise and keep it, and whether the baseline did not either."""
-    share = f"in {int((~intact).sum())} of {len(intact)} seeds"
-    assert record.baseline is not None
-    if intact_rows(record, record.panel.rows(record.baseline.name)).any():
-        return f"memorisation was lost {share}"
-    return f"{share} memorisation was not reached, or lost, as in all of the baseline's"
+    share = f"in {int(lost.sum())} of {len(lost)} seeds"
+    if not comparable_seeds:
+        return f"{share} memorisation was not reached, or lost, as in all of the baseline's"
+    return f"memorisation was lost {share}" + (" in which the baseline kept it" if comparable_seeds < n else "")
 
 
-def _pairs(record: Record, arm: Arm) -> int:
-    """Seeds whose memorisation is intact both in an arm and in the baseline."""
+def comparable(record: Record, arm: Arm) -> NDArray[np.int64]:
+    """Rows of the runs of an arm whose seed's baseline has its memorisation intact while the arm's hand acts."""
     assert record.baseline is not None
     own, base = record.panel.paired(arm.name, record.baseline.name)
-    return int((intact_rows(record, own) & intact_rows(record, base)).sum())
+    return own[intact_rows(record, base, arm.until)]
 
 
-def intact_rows(record: Record, rows: NDArray[np.int64]) -> Flags:
-    """Whether each run memorised, kept it, and did not diverge."""
-    accuracy = record.moment("final_train_accuracy")[rows]
-    kept = accuracy >= record.rules.train_threshold - record.rules.accuracy_margin
-    return ~np.isnan(record.moment("memorised")[rows]) & kept & ~record.panel.diverged[rows]
+def intact_rows(record: Record, rows: NDArray[np.int64], before: float | None = None) -> Flags:
+    """Whether each run had memorised, kept it, and not diverged, before a step; the end if None."""
+    memorised, accuracy, diverged = (record.moment(name, before)[rows] for name in (
+        "memorised", "final_train_accuracy", "diverged"))
+    return ~np.isnan(memorised) & (accuracy >= record.rules.train_threshold - record.rules.accuracy_margin) & (
+        diverged == 0)
 
 
-def _started(record: Record, arm: Arm) -> NDArray[np.int64]:
-    """Rows of the runs of an arm that memorised: from then on there is something to hold."""
-    rows = record.panel.rows(arm.name)
-    return rows[~np.isnan(record.moment("memorised")[rows])]
+def _pushes(arm: Arm) -> bool:
+    """Whether one of its interventions has a direction and no level."""
+    return any(aim.sign and aim.at_least is None and aim.at_most is None for aim in arm.aims)
+
+
+def _judged(record: Record, arm: Arm) -> NDArray[np.int64]:
+    """Rows of the runs of an arm whose goal can be met: they had memorised, and for a push the baseline as well."""
+    rows = comparable(record, arm) if _pushes(arm) else record.panel.rows(arm.name)
+    return rows[~np.isnan(record.moment("memorised", arm.until)[rows])]
 
 
 def _state(record: Record, arm: Arm) -> tuple[str, float]:
-    """Overall state and share of the seeds that memorised in which every aim with a direction or a level was met."""
-    rows = _started(record, arm)
+    """Overall state and share of the judged seeds in which every aim with a direction or a level was met."""
+    rows = _judged(record, arm)
     aims = [aim for aim in arm.aims if aim.sign or aim.at_least is not None or aim.at_most is not None]
     if not aims:
         return ("nothing to hold" if not arm.hand else "unmeasured"), float("nan")
@@ -172,7 +179,7 @@ def _idle(record: Record, aim: Aim) -> bool:
     Without tolerance: a goal just beyond where the baseline settles is a goal.
     """
     assert record.baseline is not None
-    rows = _started(record, record.baseline)
+    rows = comparable(record, record.baseline)
     levels = settled(record, aim.column, aim.relative_to)[rows]
     if aim.goal == "promote":
         early = record.window(record.moment("memorised"), record.moment("generalised"))

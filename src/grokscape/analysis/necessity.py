@@ -65,6 +65,11 @@ class Level:
     aimed: bool
     matching: bool
 
+    @property
+    def counts(self) -> bool:
+        """Whether harm that it does may be the property's."""
+        return self.aimed or self.matching
+
 
 @dataclass(frozen=True)
 class Target:
@@ -130,10 +135,10 @@ def comparisons(record: Record, found: list[Level]) -> list[dict[str, Any]]:
     for one in found:
         for two in found:
             gap = two.blocked - one.blocked
-            if one.effect.arm.hand == two.effect.arm.hand or one.effect.call != "harmed" or not one.aimed:
+            if one.effect.arm.hand == two.effect.arm.hand or one.effect.call != "harmed" or not one.counts:
                 continue
             matched = abs(gap) <= near
-            agree = matched and two.effect.call == "harmed" and (two.aimed or two.matching) and \
+            agree = matched and one.aimed and two.effect.call == "harmed" and two.counts and \
                 one.effect.arm.apart_from(two.effect.arm)
             contradict = gap >= -short and two.effect.call in ("intact", "hastened")
             if agree or contradict:
@@ -169,12 +174,15 @@ def _verdict(found: list[Level], pairs: list[dict[str, Any]], rules: Rules) -> t
 
 def _alone(one: Level, found: list[Level], near: float) -> str:
     """One hand that harms and has no second beside it, in words."""
-    beside = [two for two in found if (two.aimed or two.matching) and abs(two.blocked - one.blocked) <= near
+    beside = [two for two in found if two.counts and abs(two.blocked - one.blocked) <= near
               and one.effect.arm.apart_from(two.effect.arm)]
     what = "no second hand that shares nothing with it brought the measure to the same level"
     if beside:
         two = beside[-1]
         what = f"the effect of “{two.effect.arm.title}”, a second hand at the same level, is unclear"
+        if two.effect.call == "harmed":
+            what = f"“{two.effect.arm.title}”, a second hand that harmed at the same level ({two.value:.3g}), is " \
+                   f"contradicted by a third there"
         if two.effect.call in ("intact", "hastened"):
             what = f"“{two.effect.arm.title}”, a second hand that left it intact, stopped short of that level " \
                    f"({two.value:.3g} against {one.value:.3g})"

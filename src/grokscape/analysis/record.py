@@ -39,7 +39,7 @@ class Record:
     arms: tuple[Arm, ...]
     settled: dict[str, Array] = field(default_factory=dict)
     _until: dict[float, pl.DataFrame] = field(default_factory=dict)
-    _moments: dict[str, Array] = field(default_factory=dict)
+    _moments: dict[tuple[str, float | None], Array] = field(default_factory=dict)
 
     @classmethod
     def of(cls, frame: pl.DataFrame, spec: Mapping[str, Any] | None = None,
@@ -73,7 +73,7 @@ class Record:
         return outcomes(self.panel, self.rules)
 
     def results_before(self, step: float | None) -> pl.DataFrame:
-        """What had become of each replica before a step; the end of the study if None."""
+        """What had become of each replica before a step, in the panel's order; the end of the study if None."""
         if step is None:
             return self.results
         if step not in self._until:
@@ -81,7 +81,9 @@ class Record:
             last = self.panel.frame.group_by("replica").agg(pl.col("step").max())
             gone = self.panel.replicas.filter("diverged").join(last, on="replica", how="left").filter(
                 (pl.col("step") < frame["step"].max()).fill_null(True)).with_columns(diverged_at=pl.lit(0))
-            self._until[step] = outcomes(Panel.of(frame, {"replicas": gone.to_dicts()}), self.rules)
+            found = outcomes(Panel.of(frame, {"replicas": gone.to_dicts()}), self.rules).drop("arm", "seed")
+            placed = self.panel.replicas.drop("diverged").join(found, on="replica", how="left", maintain_order="left")
+            self._until[step] = placed.with_columns(pl.col(pl.Boolean).fill_null(False))
         return self._until[step]
 
     def measured(self) -> list[str]:
@@ -114,11 +116,12 @@ class Record:
         """+1 if a lower value means more of the column's property, −1 if a higher one does."""
         return -1.0 if describe(column, self.columns)["direction"] == "higher" else 1.0
 
-    def moment(self, name: str) -> Array:
-        """A column of `results` as floats, (R,), NaN for null."""
-        if name not in self._moments:
-            self._moments[name] = self.results[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
-        return self._moments[name]
+    def moment(self, name: str, before: float | None = None) -> Array:
+        """A column of `results_before` as floats, (R,), NaN for null."""
+        if (name, before) not in self._moments:
+            values = self.results_before(before)[name]
+            self._moments[name, before] = values.cast(pl.Float64).fill_null(np.nan).to_numpy()
+        return self._moments[name, before]
 
     def window(self, start: Array, end: Array | float = np.nan) -> Flags:
         """Evaluations from `start` on and before `end`, (R, T); NaN as a start gives none, NaN as an end gives all."""

@@ -8,16 +8,17 @@ from grokscape.analysis.effects import Effect, worded
 from grokscape.analysis.estimation import geometric_median, plain, share_interval
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import Array, latest
-from grokscape.analysis.manipulation import at_memorisation, log_ratio, middle
+from grokscape.analysis.manipulation import at_memorisation, intact_rows, log_ratio, middle
 from grokscape.analysis.necessity import Target
 from grokscape.analysis.record import Record
 
 RULE = (
-    "Not sufficient: in some arm at least {held:.0%} of the memorised runs end with the measure as far as the baseline "
-    "had it when it generalised (at least {reached:.0%} of the way from memorisation, log scale), and at least "
-    "{held:.0%} of these neither generalise nor come within {accuracy:g} of it, though followed for {ratio:g} times "
-    "the baseline's mean delay. Consistent with sufficient: no such arm, and two different hands that promote the "
-    "property shorten the delay by more than that factor (level {alpha:g}, Holm over arms). Else inconclusive."
+    "Not sufficient: in some arm at least {held:.0%} of the runs that memorised and kept it end with the measure as "
+    "far as the baseline had it when it generalised (at least {reached:.0%} of the way from memorisation, log scale), "
+    "and at least {held:.0%} of these neither generalise nor come within {accuracy:g} of it, though followed for "
+    "{ratio:g} times the baseline's mean delay. Consistent with sufficient: no such arm, and two different hands that "
+    "promote the property shorten the delay by more than that factor (level {alpha:g}, Holm over arms). Else "
+    "inconclusive."
 )
 
 OPENINGS = {
@@ -53,14 +54,13 @@ def counterexamples(record: Record, target: Target) -> list[dict[str, object]]:
     levels, accuracy = final_level(record, target.column), record.moment("final_accuracy")
     short = (1 - rules.reached_fraction) * sign * middle(way)
     reached = sign * log_ratio(levels, np.full(len(levels), wanted)) <= short
-    memorised = ~np.isnan(record.moment("memorised")) & ~record.panel.diverged
     delay, far = record.moment("delay"), accuracy < rules.test_threshold - rules.accuracy_margin
     awaited = delay >= rules.delay_ratio_margin * float(np.nanmean(delay[base]))  # to its end, if it did not generalise
     without = np.isnan(record.moment("generalised")) & far & awaited
     result: list[dict[str, object]] = []
     for arm in record.arms:
         rows = record.panel.rows(arm.name)
-        rows = rows[memorised[rows] & ~np.isnan(levels[rows])]
+        rows = rows[intact_rows(record, rows) & ~np.isnan(levels[rows])]
         there = rows[reached[rows]]
         count = int(without[there].sum())
         if len(there) >= max(rules.minimum_seeds, rules.held_fraction * len(rows)) \
