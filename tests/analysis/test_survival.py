@@ -49,8 +49,10 @@ def test_kaplan_meier_of_runs_that_never_generalise(n):
     assert found["censored"] == [100.0] * n
 
 
-def test_the_median_is_the_step_at_which_half_have_generalised():
-    assert kaplan_meier(np.array([1.0, 2, 3, 4]), np.ones(4, dtype=bool))["median"] == 2
+@pytest.mark.parametrize(("times", "lost", "median"), [
+    ([1, 2, 3, 4], 9, 2), ([1, 1, 5, 6, 6, 7, 8, 8, 9, 9], 6, 6)])  # 8/10 · 7/8 · 5/7 is a half, and more by rounding
+def test_the_median_is_the_step_at_which_half_have_generalised(times, lost, median):
+    assert kaplan_meier(np.array(times, float), np.arange(len(times)) != lost)["median"] == median
 
 
 def test_restricted_mean_is_the_area_under_kaplan_meier():

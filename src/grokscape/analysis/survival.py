@@ -39,7 +39,7 @@ def kaplan_meier(times: Array, observed: Flags, confidence: float = 0.95) -> dic
     data = stats.CensoredData(uncensored=times[observed], right=times[~observed])
     curve = stats.ecdf(data).sf
     interval = _interval(curve, confidence)
-    reached = curve.quantiles[curve.probabilities <= 0.5]
+    reached = curve.quantiles[curve.probabilities <= 0.5 * (1 + 1e-9)]  # a product of shares, rounded
     return {"steps": [0.0, *curve.quantiles.tolist()], "share": [1.0, *curve.probabilities.tolist()],
             "low": [1.0, *_plain(interval[0])], "high": [1.0, *_plain(interval[1])],
             "median": float(reached[0]) if len(reached) else None, "censored": sorted(times[~observed].tolist())}
