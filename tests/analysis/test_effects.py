@@ -227,3 +227,23 @@ def test_a_difference_that_rounds_to_nothing_has_no_minus():
         .when(pl.col("test/accuracy") > 0.9).then(1.0).otherwise(pl.col("test/accuracy")).alias("test/accuracy"))))
     assert "+0.0 points against the baseline (interval +0.0 to +0.0)" in worded(found)
     assert "memorisation" not in worded(found)  # it is intact in all
+
+
+@pytest.mark.parametrize(("truth", "change", "cut"), [
+    ({"never": True, "final_accuracy": 0.6}, None, True), ({}, None, False),
+    ({}, of("baseline") & (pl.col("seed") == 0), True)])  # one run, and one of the baseline's at that
+def test_a_ratio_of_delays_of_which_some_have_not_ended_says_how_far_they_are_counted(truth, change, cut):
+    def stop(frame):
+        low = pl.min_horizontal("test/accuracy", 0.9)
+        return frame.with_columns(pl.when(change).then(low).otherwise("test/accuracy").alias("test/accuracy"))
+    record = made(ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, **truth),
+                  change=None if change is None else stop)
+    (found,) = effects(record)
+    own, base, limit, *_ = paired_delays(record.results, "a", "baseline")
+    words = f", counting at most {limit:g} steps"
+    assert found.ratio["value"] == pytest.approx(own.mean() / base.mean())
+    assert worded(found).endswith(words) is cut
+    assert found.ratio["unit"] == "times the baseline's delay" + words * cut
+    survival = {item.id: item for item in findings_of(record)}["survival/a"]
+    assert (words in survival.statement) is cut
+    assert survival.estimates["delay ratio"]["unit"] == found.ratio["unit"]

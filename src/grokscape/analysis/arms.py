@@ -5,7 +5,7 @@ import polars as pl
 from grokscape.analysis.estimation import estimate, share_interval
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.record import Record
-from grokscape.analysis.survival import delay_ratio, kaplan_meier, paired_delays, paired_log_rank
+from grokscape.analysis.survival import counted_to, delay_ratio, kaplan_meier, paired_delays, paired_log_rank
 
 ONSET_RULE = (
     "Onset: first evaluation with train accuracy ≥ {train:g} (memorised) or test accuracy ≥ {test:g} (generalised) "
@@ -39,14 +39,15 @@ def survival_finding(record: Record, name: str) -> Finding:
     assert record.baseline is not None
     results, rules, base = record.results_before(record.arm(name).until), record.rules, record.baseline.name
     first, second, limit, seen, seen_base = paired_delays(results, name, base)
-    ratio = delay_ratio(first, second, rules)
+    upto = counted_to(limit, seen, seen_base)
+    ratio = delay_ratio(first, second, rules, limit=upto)
     p = paired_log_rank(first, second, seen, seen_base)
     curves = {}
     for arm in (base, name):
         runs = results.filter(arm=arm).drop_nulls("delay")
         curves[arm] = kaplan_meier(runs["delay"].to_numpy(), runs["delay_observed"].to_numpy(), 1 - rules.alpha)
     title, n = record.arm(name).title, len(seen)
-    cut = "" if seen.all() and seen_base.all() else f", counting at most {limit:g} steps"
+    cut = "" if upto is None else f", counting at most {upto:g} steps"
     if ratio["value"] is None:
         text = f"{title}: the delay cannot be compared with the baseline's"
     else:

@@ -15,7 +15,7 @@ from grokscape.analysis.frames import TEST_ACCURACY, Array, Flags
 from grokscape.analysis.manipulation import Check, check, intact_rows
 from grokscape.analysis.onsets import final
 from grokscape.analysis.record import Record
-from grokscape.analysis.survival import delay_ratio, faster_than, paired_delays, slower_than
+from grokscape.analysis.survival import counted_to, delay_ratio, faster_than, paired_delays, slower_than
 
 Rows = NDArray[np.int64]
 Call = Literal["harmed", "intact", "hastened", "unclear", "says nothing"]
@@ -33,6 +33,7 @@ class Effect:
         generalised: share of its seeds that generalised while it acted.
         accuracy: difference in final test accuracy, mean over seeds, each taken where both runs were still followed.
         ratio: restricted mean delay over the baseline's.
+        counted_to: steps up to which delays are counted; None if every run was seen to generalise.
         clock: "delay", or "time" where the ratio is of times from the start because the baseline has no delay.
         p_harmed: p value of "neither accuracy nor delay is worse than its margin", in seeds that kept memorisation.
         p_intact: p value of "accuracy or delay is worse than its margin" (and the follow-up is long enough to tell).
@@ -48,6 +49,7 @@ class Effect:
     generalised: dict[str, Any]
     accuracy: dict[str, Any]
     ratio: dict[str, Any]
+    counted_to: float | None
     clock: Literal["delay", "time"]
     p_harmed: float
     p_intact: float
@@ -81,13 +83,13 @@ def effect(record: Record, arm: Arm) -> Effect:
     clock = _clock(record)
     timed = results if clock == "delay" else from_start
     own, base, limit, seen, seen_base = _delays(record, timed, rows)
-    complete = bool(seen.all() and seen_base.all())
+    cut = counted_to(limit, seen, seen_base)
     long_enough = bool(len(base)) and float(base.mean()) > 0 and (
-        complete or limit >= rules.delay_ratio_margin * float(base.mean()))
+        cut is None or limit >= rules.delay_ratio_margin * float(base.mean()))
     worse = greater(-gaps[kept], rules.accuracy_margin)
     slower = slower_than(*_delays(record, timed, rows[kept])[:2], rules.delay_ratio_margin)
     not_worse = greater(gaps, -rules.accuracy_margin)
-    allowed = np.minimum(rules.delay_ratio_margin * base, np.inf if complete else limit)  # cut as the arm's delays are
+    allowed = np.minimum(rules.delay_ratio_margin * base, np.inf if cut is None else cut)  # cut as the arm's delays are
     not_slower = greater(allowed - own, 0.0) if long_enough else 1.0
     sooner = faster_than(*_delays(record, from_start, rows)[:2], 1.0)
     faster = faster_than(own, base, 1 / rules.delay_ratio_margin)
@@ -96,8 +98,8 @@ def effect(record: Record, arm: Arm) -> Effect:
         arm, check(record, arm), int((~np.isnan(gaps)).sum()),
         share_interval(runs["generalised"].count(), len(runs), 1 - rules.alpha),
         mean_interval(gaps, 1 - rules.alpha, "difference in test accuracy"),
-        delay_ratio(own, base, rules, clock), clock, min(1.0, 2 * min(worse, slower)), max(not_worse, not_slower),
-        max(faster, sooner, not_worse), tost(gaps, rules.accuracy_margin))
+        delay_ratio(own, base, rules, clock, cut), cut, clock, min(1.0, 2 * min(worse, slower)),
+        max(not_worse, not_slower), max(faster, sooner, not_worse), tost(gaps, rules.accuracy_margin))
 
 
 def _clock(record: Record) -> Literal["delay", "time"]:
@@ -173,7 +175,8 @@ def worded(item: Effect) -> str:
                      f"{_range(gap, 100, '+z.1f')}")
     if ratio["value"] is not None:
         what = "delay" if item.clock == "delay" else "time to generalise"
-        parts.append(f"{what} {ratio['value']:.2f} times the baseline's{_range(ratio, 1, '.2f')}")
+        parts.append(f"{what} {ratio['value']:.2f} times the baseline's{_range(ratio, 1, '.2f')}"
+                     + ("" if item.counted_to is None else f", counting at most {item.counted_to:g} steps"))
     return ", ".join(parts)
 
 

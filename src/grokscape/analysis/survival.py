@@ -97,9 +97,15 @@ def log_ratio_of_means(first: Array, second: Array) -> tuple[Array, Array]:
     return np.log(top / bottom), mean_and_error(shares)[1]
 
 
-def delay_ratio(first: Array, second: Array, rules: Rules, clock: str = "delay") -> dict[str, Any]:
-    """Restricted mean delay of an arm over the baseline's, with a bootstrap interval over seeds."""
-    unit = f"times the baseline's {clock}"
+def counted_to(limit: float, *seen: Flags) -> float | None:
+    """Steps up to which delays are counted; None if each of them ended by generalising."""
+    return None if all(flags.all() for flags in seen) else limit
+
+
+def delay_ratio(first: Array, second: Array, rules: Rules, clock: str = "delay",
+                limit: float | None = None) -> dict[str, Any]:
+    """Restricted mean delay of an arm over the baseline's, with a bootstrap interval over seeds; see `counted_to`."""
+    unit = f"times the baseline's {clock}" + ("" if limit is None else f", counting at most {limit:g} steps")
     if len(first) == 0 or second.mean() <= 0:
         return estimate(None, unit=unit)
     if first.mean() == 0:
