@@ -1,14 +1,17 @@
 """Controls that pass, fail or say nothing, and what their failure does to verdicts."""
 
+import dataclasses
+
 import polars as pl
 import pytest
 
 import synthetic
-from grokscape.analysis.controls import controls
+from grokscape.analysis.controls import controls, number_of_classes
 from grokscape.analysis.necessity import targets
 from grokscape.analysis.pipeline import findings_of
 from grokscape.analysis.sufficiency import counterexamples
 from grokscape.analysis.summary import table_of
+from grokscape.testbeds import Digits, ModularArithmetic, SymmetricGroup
 from synthetic import BASELINE, ArmTruth, clamp
 
 FLAT = "train/relative_flatness"
@@ -31,6 +34,31 @@ def test_random_labels_that_do_not_generalise_pass_and_show_what_happened_anyway
     assert found.verdict == "passed"
     assert found.data["chance"] == 1 / 31
     assert found.data["levels"]["train/cdnv"]["control"] < 0.3  # collapsed without generalising
+
+
+@pytest.mark.parametrize(("seeds", "accuracy", "expected"), [
+    (8, 0.4, "failed"), (8, 0.1, "passed"), (1, 0.4, "passed")])  # one run alone may have been lucky
+@pytest.mark.parametrize(("testbed", "classes"), [
+    (Digits(train_samples=100), 10), (SymmetricGroup(degree=3), 6), (ModularArithmetic(p=7), 7)])
+def test_random_labels_that_are_all_alike_above_chance_fail_on_any_testbed(seeds, accuracy, expected, testbed, classes):
+    own = pl.col("arm") == "random"
+    record = record_of(ArmTruth("random", never=True, **RANDOM), seeds=seeds, change={
+        "test/accuracy": pl.when(own).then(accuracy).otherwise("test/accuracy")})
+    record = dataclasses.replace(record, spec={**record.spec, "testbed": testbed.model_dump()})
+    assert number_of_classes(record) == testbed.num_classes == classes
+    found = control(record, "random")
+    assert (found.verdict, found.data["chance"]) == (expected, pytest.approx(1 / classes))
+    assert f"final test accuracy {accuracy:.3f}, chance {1 / classes:.3f}" in found.statement
+
+
+def test_where_chance_is_not_known_random_labels_say_so():
+    """Two classes, one with nine samples in ten: who has learnt nothing is right in four of five."""
+    random = ArmTruth("random", never=True, final_accuracy=0.8, **RANDOM)
+    for testbed, classes in (({"kind": "tensor", "classes": 2}, 2), ({"kind": "hub"}, None)):
+        record = dataclasses.replace(record_of(random), spec={**record_of(random).spec, "testbed": testbed})
+        assert number_of_classes(record) == classes
+        assert control(record, "random").verdict == "passed"
+        assert "chance unknown" in control(record, "random").statement
 
 
 def test_random_labels_above_chance_fail_and_void_every_verdict():
@@ -146,6 +174,14 @@ def test_matched_level_fails_when_it_does_not_hold():
     assert control(record, "loose").verdict == "failed"
     rows = {row["arm"]: row for row in table_of(record).iter_rows(named=True)}
     assert (rows["held"]["held"], rows["loose"]["held"], rows["loose"]["valid"]) == (1, 0, False)
+
+
+def test_too_few_seeds_are_no_failure():
+    held = ArmTruth("held", role="control", control="matched-level", interventions=[clamp("loss", 2e-2)],
+                    floor={"loss": 2e-2})
+    found = {item.id: item for item in findings_of(record_of(held, seeds=3))}
+    assert found["control/held"].verdict == found["manipulation/held"].verdict == "inconclusive"
+    assert "it has 3 seeds, and a verdict needs 5" in found["control/held"].statement
 
 
 def test_random_labels_with_the_property_make_it_insufficient():

@@ -1,5 +1,6 @@
 """Controls of a study: arms whose outcome is known beforehand. One that fails says that something else is wrong."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ INVARIANT = "relative_flatness"
 VOIDS_ALL = ("random-labels",)
 RULES = {
     "random-labels": "Passes if at least {held:.0%} of the runs memorise, none generalises, and their mean test "
-                     "accuracy is not above chance by more than {accuracy:g}. If it fails, test labels leak and no "
-                     "verdict stands.",
+                     "accuracy does not lie above chance, where that is known, by more than {accuracy:g}, interval "
+                     "included. If it fails, test labels leak and no verdict stands.",
     "no-grokking": "Passes if at least {held:.0%} of the runs memorise and none generalises.",
     "no-delay": "Passes if the delay is shorter than the baseline's by more than a factor of {ratio:g} (level "
                 "{alpha:g}).",
@@ -56,10 +57,11 @@ def _finding(record: Record, arm: Arm) -> Finding:
 
 
 def number_of_classes(record: Record) -> int | None:
-    """K from the spec, if it says so."""
+    """K from the spec, if it says so or names a testbed that has no choice."""
     testbed = record.spec.get("testbed") or {}
-    value = testbed.get("num_classes") or testbed.get("p")
-    return int(value) if value else None
+    value = testbed.get("num_classes") or testbed.get("p") or testbed.get("classes")
+    fixed = {"digits": 10, "sparse_parity": 2, "symmetric_group": math.factorial(int(testbed.get("degree") or 0))}
+    return int(value) if value else fixed.get(str(testbed.get("kind")))
 
 
 def _no_generalisation(record: Record, arm: Arm) -> Judged:
@@ -67,11 +69,15 @@ def _no_generalisation(record: Record, arm: Arm) -> Judged:
     runs, classes = record.results.filter(arm=arm.name), number_of_classes(record)
     memorised, generalised = runs["memorised"].count(), runs["generalised"].count()
     accuracy = mean_interval(record.moment("final_accuracy")[rows], 1 - rules.alpha, "test accuracy")
-    chance = 1 / classes if classes and arm.control == "random-labels" else None
-    high = chance is not None and (accuracy["low"] or 0.0) > chance + rules.accuracy_margin
+    alike = "classes" not in (record.spec.get("testbed") or {})  # those of people's own data may differ in frequency
+    chance = 1 / classes if classes and alike and arm.control == "random-labels" else None
+    sure = accuracy["low"] if accuracy["low"] is not None or len(rows) < 2 else accuracy["value"]  # all alike
+    high = chance is not None and sure is not None and sure > chance + rules.accuracy_margin
     text = f"{memorised} of {len(runs)} runs memorise, {generalised} generalise"
     if accuracy["value"] is not None:
-        text += f"; final test accuracy {accuracy['value']:.3f}" + (f", chance {chance:.3f}" if chance else "")
+        text += f"; final test accuracy {accuracy['value']:.3f}"
+    if arm.control == "random-labels":
+        text += ", chance unknown" if chance is None else f", chance {chance:.3f}"
     levels = {column: {"control": middle(final_level(record, column)[rows]), "baseline": middle(
         final_level(record, column)[record.panel.rows(record.arms[0].name)])} for column in record.measured()}
     share = share_interval(generalised, len(runs), 1 - rules.alpha)
@@ -119,4 +125,5 @@ def _matched(record: Record, arm: Arm) -> Judged:
     found = check(record, arm)
     if found.valid:
         return "passed", f"it held what it was to hold ({found.state}), and memorisation is intact", {}, {}
-    return "inconclusive" if found.state == "idle" else "failed", ", ".join(found.reasons), {}, {}
+    verdict = "failed" if found.state in ("not held", "lost memorisation") else "inconclusive"
+    return verdict, ", ".join(found.reasons), {}, {}

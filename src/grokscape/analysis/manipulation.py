@@ -226,7 +226,8 @@ def manipulation_finding(record: Record, arm: Arm) -> Finding:
     result, rules = check(record, arm), record.rules
     rows = record.panel.rows(arm.name)
     levels = [_level(record, arm, aim) for aim in arm.aims]
-    verdict = result.state if not result.reasons or result.state in ("idle", "not held") else "failed"
+    verdict = "failed" if result.state == "lost memorisation" else \
+        result.state if not result.reasons or result.state in ("idle", "not held") else "inconclusive"
     what = "; ".join(f"{record.title(aim.column)}{_goal(aim)} settled at {_number(level['value'])} "
                      f"(baseline {_number(level['baseline'])})" for aim, level in zip(arm.aims, levels))
     outcome = "The arm says nothing: " + ", ".join(result.reasons) if result.reasons else \
