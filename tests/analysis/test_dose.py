@@ -6,7 +6,7 @@ import pytest
 import synthetic
 from grokscape.analysis.dose import trend
 from grokscape.analysis.effects import effects
-from grokscape.analysis.necessity import targets
+from grokscape.analysis.necessity import doses, targets
 from synthetic import BASELINE, ArmTruth, clamp
 
 FLAT = "relative_flatness"
@@ -34,3 +34,22 @@ def test_doses_are_arms_that_say_something_and_hold_this_very_measure():
     record = synthetic.study([BASELINE, *arms]).record()
     (found,) = trend(record, next(one for one in targets(record, "block") if one.measure == FLAT), effects(record))
     assert found["arms"] == ["baseline", "a", "b"]
+
+
+def test_doses_that_end_before_the_run_are_compared_at_the_end_of_the_first_of_them():
+    """Where the hand was taken off all generalise at once: nothing of that is the doses'."""
+    arms = [ArmTruth(name, interventions=[clamp(FLAT, level, until=until)], floor={FLAT: level}, delay_factor=factor)
+            for name, level, until, factor in (("a", 60.0, 1000, 1.2), ("b", 120.0, 900, 1.6))]
+    made = synthetic.study([BASELINE, *arms], spread=0.05, steps=2000)
+    released = (pl.col("arm") != "baseline") & (pl.col("step") >= 900)
+    record = made.record(made.frame.with_columns(
+        pl.when(released).then(1.0).when(pl.col("arm") == "b").then(pl.min_horizontal("test/accuracy", 0.6)).when(
+            pl.col("arm") == "a").then(pl.min_horizontal("test/accuracy", 0.8)).otherwise(
+            pl.min_horizontal("test/accuracy", 0.97)).alias("test/accuracy")))
+    target, found = targets(record, "block")[0], effects(record)
+    (trend_found,) = trend(record, target, found)
+    assert trend_found["arms"] == ["baseline", "a", "b"]
+    assert trend_found["p_accuracy"] < 1e-3
+    assert trend_found["monotone"]
+    shown = {dose["arm"]: set(dose["final_accuracy_per_seed"]) for dose in doses(record, target, found)}
+    assert shown == {"baseline": {0.97}, "a": {1.0}, "b": {0.6}}  # a acts for a hundred steps more

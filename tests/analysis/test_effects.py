@@ -229,6 +229,14 @@ def test_a_difference_that_rounds_to_nothing_has_no_minus():
     assert "memorisation" not in worded(found)  # it is intact in all
 
 
+def test_the_seeds_whose_delays_are_compared_are_those_that_memorised_in_both():
+    def never(frame):
+        lost = (of("a") & (pl.col("seed") == 0)) | (of("baseline") & (pl.col("seed") == 1))
+        return frame.with_columns(pl.when(lost).then(0.1).otherwise("train/accuracy").alias("train/accuracy"))
+    for change, words in ((never, "6 of 6 seeds that memorised in both generalised by"), (None, "8 of 8 seeds gener")):
+        assert words in {item.id: item for item in findings_of(made(change=change))}["survival/a"].statement
+
+
 @pytest.mark.parametrize(("truth", "change", "cut"), [
     ({"never": True, "final_accuracy": 0.6}, None, True), ({}, None, False),
     ({}, of("baseline") & (pl.col("seed") == 0), True)])  # one run, and one of the baseline's at that

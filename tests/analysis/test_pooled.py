@@ -127,6 +127,20 @@ def test_one_study_under_other_rules_or_for_another_length_is_refused(name, othe
         joined([first.record(), second.record(apart)])
 
 
+@pytest.mark.parametrize(("change", "what"), [
+    ({"interventions": [synthetic.clamp("cdnv", 1.5)]}, "interventions"), ({"optimizer": {"lr": 1.0}}, "optimizer"),
+    ({"role": "control", "control": "matched-level"}, "role, control")])
+def test_one_name_for_two_arms_is_refused_and_another_title_is_not(change, what):
+    arm = synthetic.ArmTruth("a", interventions=[synthetic.clamp("cdnv", 1.2)])
+    first, second = (synthetic.study([synthetic.BASELINE, arm], seeds=3) for _ in range(2))
+    second.spec["arms"][1] |= {"title": "Another", "optimizer": {}}
+    records = [first.record(), second.record(second.frame.with_columns(pl.col("seed") + 3))]
+    assert len(joined(records)[0].panel.rows("a")) == 6
+    second.spec["arms"][1] |= change
+    with pytest.raises(FrameError, match=rf"arm 'a' of synthetic differs from that of synthetic in {what}, so"):
+        joined(records)
+
+
 def test_several_testbeds_are_summarised_and_written(tmp_path):
     folders = [folder_of(tmp_path, name, seed) for seed, name in enumerate(("x+y", "x-y", "x*y"))]
     found = {item.id: item for item in analyze(folders, out=tmp_path / "pooled.json")}

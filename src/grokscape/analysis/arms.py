@@ -47,13 +47,14 @@ def survival_finding(record: Record, name: str) -> Finding:
         runs = results.filter(arm=arm).drop_nulls("delay")
         curves[arm] = kaplan_meier(runs["delay"].to_numpy(), runs["delay_observed"].to_numpy(), 1 - rules.alpha)
     title, n = record.arm(name).title, len(seen)
+    whose = "" if n == len(record.panel.rows(name)) else " that memorised in both"
     cut = "" if upto is None else f", counting at most {upto:g} steps"
     if ratio["value"] is None:
         text = f"{title}: the delay cannot be compared with the baseline's"
     else:
         span = "" if ratio["low"] is None else f" (interval {ratio['low']:.2f} to {ratio['high']:.2f})"
         text = f"{title}: from memorisation to generalisation it takes {ratio['value']:.2f} times as long as the " \
-               f"baseline{span}{cut}; {int(seen.sum())} of {n} seeds generalised by " \
+               f"baseline{span}{cut}; {int(seen.sum())} of {n} seeds{whose} generalised by " \
                f"then, and {int(seen_base.sum())} of {n} in the baseline"
     return Finding(
         f"survival/{name}", "survival", {"arm": name, "baseline": base}, text + ".",

@@ -19,7 +19,8 @@ def trend(record: Record, target: "Target", found: list[Effect]) -> list[dict[st
     level?
 
     Doses are ordered by the settled level of the measure, baseline included, the least blocked first; seeds are the
-    blocks; a run that never generalised counts as slower than all that did.
+    blocks; a run that never generalised counts as slower than all that did. All are compared at the step at which the
+    first of the doses ended, if one did.
 
     Returns:
         One entry per hand: {"hand", "arms" in order of level, "levels", "n", "p_accuracy", "p_delay", "monotone"}.
@@ -27,25 +28,27 @@ def trend(record: Record, target: "Target", found: list[Effect]) -> list[dict[st
     assert record.baseline is not None
     values = settled(record, target.column)
     hands: dict[str, list[str]] = {}
+    ends: dict[str, list[float]] = {}
     for item in found:
         if item.check.valid and item.arm.blocks(target.column):
             hands.setdefault(item.arm.hand, []).append(item.arm.name)
+            ends.setdefault(item.arm.hand, []).extend([] if item.arm.until is None else [item.arm.until])
     result = []
     for hand, names in hands.items():
         level = {name: middle(values[record.panel.rows(name)]) for name in [record.baseline.name, *names]}
         order = sorted(level, key=lambda name: record.sign(target.column) * level[name])
         if len(order) >= 3:
             result.append({"hand": hand, "arms": order, "levels": [level[name] for name in order],
-                           **page(record, order)})
+                           **page(record, order, min(ends[hand], default=None))})
     return result
 
 
-def page(record: Record, order: list[str]) -> dict[str, Any]:
-    """Page's test over arms in the given order, on final test accuracy (falling) and delay (growing)."""
+def page(record: Record, order: list[str], before: float | None = None) -> dict[str, Any]:
+    """Page's test over arms in the given order, on test accuracy (falling) and delay (growing) before a step."""
     table = record.panel.paired(*order).T
-    accuracy = record.moment("final_accuracy")[table]
-    observed = record.results["delay_observed"].to_numpy()[table]
-    delay = np.where(observed, record.moment("delay")[table], np.inf)
+    accuracy, observed, delay = (record.moment(name, before)[table] for name in (
+        "final_accuracy", "delay_observed", "delay"))
+    delay = np.where(observed == 1, delay, np.inf)
     p_accuracy, p_delay = _page(-accuracy), _page(np.where(np.isnan(delay), np.inf, delay))
     means = accuracy.mean(axis=0) if len(table) else np.array([])
     monotone = bool((np.diff(means) <= 0).all())

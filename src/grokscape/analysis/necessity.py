@@ -276,10 +276,12 @@ def _estimates(deciding: list[Level]) -> dict[str, dict[str, Any]]:
 
 
 def doses(record: Record, target: Target, found: list[Effect]) -> list[dict[str, Any]]:
-    """Every arm's level of the measure beside its effect, the baseline first: points of a dose–response figure."""
+    """Every arm's level of the measure beside its effect, the baseline first: points of a dose–response figure.
+
+    Both are those while the arm acted.
+    """
     assert record.baseline is not None
     values, losses = settled(record, target.column), settled(record, TRAIN_LOSS)
-    accuracy = record.moment("final_accuracy")
     shares = {level.effect.arm.name: level.share for level in levels(record, target, found)}
     result = []
     for arm, item in [(record.baseline, None), *((item.arm, item) for item in found)]:
@@ -287,7 +289,8 @@ def doses(record: Record, target: Target, found: list[Effect]) -> list[dict[str,
         result.append({"arm": arm.name, "title": arm.title, "hand": arm.hand, "blocked_share": shares.get(arm.name),
                        "aimed": item is not None and arm.is_to("block", target.property_name),
                        "level": middle(values[rows]), "loss": middle(losses[rows]),
-                       "level_per_seed": values[rows], "final_accuracy_per_seed": accuracy[rows],
+                       "level_per_seed": values[rows],
+                       "final_accuracy_per_seed": record.moment("final_accuracy", arm.until)[rows],
                        "seeds": record.panel.seeds[rows], "effect": item.summary() if item else None})
     return result
 

@@ -22,14 +22,15 @@ RULE = (
 )
 _SAME = ("testbed", "model", "optimizer", "batch_size")
 _RULES = ("onset", "verdict", "steps")
+_DONE = ("role", "control", "interventions", "optimizer", "testbed", "model")
 
 
 def joined(records: Sequence[Record]) -> list[Record]:
     """Records of the same testbed, model and optimiser made one with all their seeds; the others as they are.
 
     Raises:
-        FrameError: two runs of one study hold the same seed of the same arm, which would count it twice, or were
-            planned with different rules or lengths.
+        FrameError: two runs of one study hold the same seed of the same arm, which would count it twice, were planned
+            with different rules or lengths, or call two arms that do not do the same by one name.
     """
     groups: dict[str, list[Record]] = {}
     for place, record in enumerate(records):
@@ -60,7 +61,13 @@ def _joined(group: list[Record]) -> Record:
         listed += [{"replica": numbers[row["replica"]], "arm": row["arm"], "seed": row["seed"],
                     "diverged_at": -1 if row["diverged"] else None} for row in replicas.iter_rows(named=True)]
         start += len(replicas)
-        arms |= {arm["name"]: arm for arm in record.spec.get("arms") or [] if arm["name"] not in arms}
+        for arm in record.spec.get("arms") or []:
+            known = arms.setdefault(arm["name"], arm)
+            apart = [name for name in _DONE if (known.get(name) or None) != (arm.get(name) or None)]
+            if apart:
+                raise FrameError(f"arm {arm['name']!r} of {record.name} differs from that of {group[0].name} in "
+                                 f"{', '.join(apart)}, so their seeds are none of one arm; give one of them another "
+                                 f"name, or analyse the runs one by one")
         columns |= record.columns
     spec = {**group[0].spec, "arms": list(arms.values())}
     return Record.of(pl.concat(frames, how="diagonal_relaxed"), spec, columns, {"replicas": listed})

@@ -78,8 +78,8 @@ def theory(record: Record) -> list[Finding]:
     text = "Neither ratio could be computed" if estimates["measured over exact collapse"]["value"] is None else \
         f"At the end of training the baseline's relative flatness is " \
         f"{estimates['measured over exact collapse']['value']:.3g} times what exact collapse with its radius and " \
-        f"scale would give, and the bound on the latter lies {estimates['bound over measured']['value']:.3g} " \
-        f"times above it"
+        f"scale would give, and the bound of Han et al. on the latter is " \
+        f"{estimates['bound over measured']['value']:.3g} times what is measured"
     return [Finding("theory", "theory", {"classes": classes}, text + ".", None, plain(estimates), len(rows),
                     rule="Geometric mean over seeds of ratios at the last evaluations; interval: bootstrap over seeds.",
                     data=plain({"curves": curves, "distance_from_collapse": distances}))]
