@@ -119,6 +119,18 @@ def test_survival_shows_the_share_not_yet_generalised(finished: RunFolder) -> No
     assert list(line.y)[1:7] == pytest.approx([5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
 
 
+def test_the_baseline_s_curve_goes_on_though_the_first_arm_was_unplugged(finished: RunFolder) -> None:
+    run = read_run(finished)
+    first, *rest = run.of_kind("survival")
+    short = {"steps": [0.0, 50.0], "share": [1.0, 1.0], "low": [1.0, 1.0], "high": [1.0, 1.0], "censored": [50.0] * 6}
+    curves = {**first["data"]["kaplan_meier"], "baseline": short}
+    for found in ([{**first, "data": {"kaplan_meier": curves}}, *rest], run.of_kind("survival")):
+        plate = survival_plate(replace(run, findings=found))
+        assert isinstance(plate, Plate)
+        line = next(x for x in plate.panels[0].layers if isinstance(x, Line) and x.arm == "baseline")
+        assert list(line.y)[-1] == 0  # all generalise in the end
+
+
 def test_delays_that_are_all_zero_are_not_drawn(finished: RunFolder) -> None:
     run = read_run(finished)
     curve = {"steps": [0.0, 0.0], "share": [1.0, 0.0], "low": [1.0, None], "high": [1.0, None], "censored": []}

@@ -27,7 +27,7 @@ def survival_plate(run: Run) -> Plate | Missing:
         return Missing("survival", TITLE, reason, "Choose a testbed on which networks memorise first.")
     caption = (
         "Left: share of the seeds that have memorised and not yet generalised (Kaplan–Meier); a cross marks seeds that "
-        "the run lost sight of before they did. Bands are pointwise 95 % intervals. Right: mean delay over the "
+        "the run lost sight of before they did. Bands are pointwise intervals. Right: mean delay over the "
         "baseline's, restricted to the time for which all were followed, with bootstrap intervals over seeds; 1 is no "
         "difference."
     )
@@ -41,17 +41,22 @@ def survival_plate(run: Run) -> Plate | Missing:
 
 
 def _curves(run: Run) -> dict[str, Mapping[str, Any]]:
+    """The curve of each arm; of the baseline's, which end where the arm beside it does, the longest."""
     curves: dict[str, Mapping[str, Any]] = {}
     for finding in run.of_kind("survival"):
         for arm, curve in ((finding.get("data") or {}).get("kaplan_meier") or {}).items():
-            if curve.get("steps"):
-                curves.setdefault(arm, curve)
+            if curve.get("steps") and (arm not in curves or _end(curve) > _end(curves[arm])):
+                curves[arm] = curve
     return curves
+
+
+def _end(curve: Mapping[str, Any]) -> float:
+    return float(max([*curve["steps"], *curve["censored"]]))
 
 
 def _curve_panel(run: Run, curves: Mapping[str, Mapping[str, Any]]) -> Panel:
     layers: list[Layer] = []
-    end = max(max([*curve["steps"], *curve["censored"]]) for curve in curves.values())
+    end = max(map(_end, curves.values()))
     for arm in run.arms:
         if arm.name in curves:
             layers += _curve(arm, curves[arm.name], end)
@@ -61,7 +66,7 @@ def _curve_panel(run: Run, curves: Mapping[str, Mapping[str, Any]]) -> Panel:
 
 def _curve(arm: Arm, curve: Mapping[str, Any], end: float) -> list[Layer]:
     steps, share = list(curve["steps"]), list(curve["share"])
-    last = max([steps[-1], *curve["censored"]])
+    last = _end(curve)
     x, y = [*steps, last], [*share, share[-1]]
     low, high = ([*curve[k], curve[k][-1]] for k in ("low", "high"))
     band = Band(
