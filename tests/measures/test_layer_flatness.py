@@ -169,7 +169,7 @@ def test_progress_is_told():
 
 @pytest.mark.parametrize(("call", "text"), [
     (lambda m, x, y: layer_flatness(m, (x, y), ["9"]), r"the model has no layer '9'; named_modules\(\) has 0, 1, 2"),
-    (lambda m, x, y: layer_flatness(m, (x, y), ["1"]), "layer '1' is a ReLU, which has no linear weight; supp"),
+    (lambda m, x, y: layer_flatness(m, (x, y), ["1"]), "layer '1' is a ReLU, which has no real linear weight; supp"),
     (lambda m, x, y: layer_flatness(m[1:2], (x, y)), "the model has no layer with a linear weight"),
     (lambda m, x, y: layer_flatness(m, (x, y), probes=0), "probes must be at least 1, got 0"),
     (lambda m, x, y: layer_flatness(m, (x[:0], y[:0])), "there are no samples to measure"),
@@ -299,3 +299,28 @@ def test_a_layer_without_gradients_is_no_number_and_says_so():
 def test_labels_and_losses_that_do_not_fit(labels, loss, text):
     with pytest.raises(ValueError, match=text):
         layer_flatness(nn.Sequential(nn.Linear(4, 3)), [(torch.randn(2, 4), labels)], loss=loss)
+
+
+def test_complex_layers_are_left_out():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 6, dtype=torch.complex64)
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.second(torch.complex(*(2 * [self.first(x)]))).abs())
+
+    torch.manual_seed(0)
+    model, x, y = Net(), torch.randn(8, 4), torch.arange(8) % 3
+    found = layer_flatness(model, (x, y), exact=True)
+    assert list(found) == ["first", "head"]
+    assert found["first"].value == pytest.approx(dense_kappa(model, "first.weight", x, y), rel=1e-4)
+    with pytest.raises(ValueError, match="which has no real linear weight"):
+        layer_flatness(model, (x, y), ["second"])
+
+
+def test_classes_that_do_not_come_last():
+    model, x, y = nn.Conv2d(2, 3, 1), torch.randn(4, 2, 5, 6), torch.zeros(4, 5, 6).long()
+    with pytest.raises(ValueError, match=r"classes come last, move them by .movedim\(1, -1\)"):
+        layer_flatness(model, [(x, y)])

@@ -193,7 +193,7 @@ def _holds_numbers(value: Any) -> bool:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in a model's output: a tensor, `.logits`, ["logits"], or the first entry of a tuple.
+    """The logits in a model's output: a tensor, `.logits`, ["logits"], or the first matrix of a tuple (loss, logits).
 
     Raises:
         TypeError: there are none.
@@ -203,11 +203,21 @@ def logits_of(output: Any) -> Tensor:
     logits = getattr(output, "logits", None)
     if logits is None and isinstance(output, Mapping):
         logits = output.get("logits")
-    if logits is None and isinstance(output, (tuple, list)) and output:
-        logits = output[0]
+    if logits is None and isinstance(output, (tuple, list)):
+        logits = next((part for part in output if isinstance(part, Tensor) and part.dim() > 1), None)
     if isinstance(logits, Tensor):
         return logits
-    raise TypeError(f"the model must return logits (a tensor, or an output with .logits), got {type(output).__name__}")
+    raise TypeError(
+        f"the model must return logits (a tensor, or an output with .logits), got {type(output).__name__}; of several "
+        f"heads a Probe and measure take the one that head= names, anything else a model that returns one"
+    )
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """The tensors in a model's output, where it is a tensor, a mapping or a sequence."""
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    return [part for part in (output if isinstance(output, (tuple, list)) else [output]) if isinstance(part, Tensor)]
 
 
 def shifts_labels(model: nn.Module) -> bool:

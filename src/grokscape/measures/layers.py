@@ -135,7 +135,7 @@ def _find(model: nn.Module, names: Sequence[str] | None) -> list[Layer]:
             continue
         if layer is None and names is not None:
             raise ValueError(
-                f"layer {name!r} is a {type(modules[name]).__name__}, which has no linear weight; supported are "
+                f"layer {name!r} is a {type(modules[name]).__name__}, which has no real linear weight; supported are "
                 f"Linear, Conv1d, Conv2d, Conv3d, MultiheadAttention, Embedding and transformers' Conv1D"
             )
         if layer is not None and id(layer.weight) not in seen:
@@ -147,6 +147,8 @@ def _find(model: nn.Module, names: Sequence[str] | None) -> list[Layer]:
 
 
 def _as_layer(name: str, module: Any) -> Layer | None:
+    if any(parameter.is_complex() for parameter in module.parameters(recurse=False)):
+        return None
     if isinstance(module, nn.Linear):
         return Layer(name, module, module.weight)
     if isinstance(module, CONVOLUTIONS):

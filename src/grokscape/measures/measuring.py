@@ -20,7 +20,6 @@ from grokscape.measures.batches import as_batch, batches, evaluating, placement
 from grokscape.measures.checks import MeasureWarning, nan_inputs
 from grokscape.measures.functional import why_no_collapse
 from grokscape.measures.measurement import Measurement
-from grokscape.measures.model_loss import forward
 from grokscape.measures.probe import Probe
 from grokscape.measures.representation import roots_of_eigenvalues
 from grokscape.measures.snapshot import Quantities, Snapshot, with_float64
@@ -127,7 +126,7 @@ class _Source:
         for number, raw in enumerate(batches(self.data, self.batch_size), start=1):
             batch = as_batch(raw).to(device, dtype)
             with self.probe:
-                forward(self.model, batch)
+                self.model(*batch.arguments, **batch.keywords)
                 if self.probe.logits.shape[-1] < 2:
                     raise ValueError("the head has one output; measures of a classifier need one for each class")
                 snapshot = with_float64(self.probe.snapshot(batch.labels))

@@ -34,10 +34,12 @@ def align(model: nn.Module, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, .
     *_, logits = tensors
     lead = logits.shape[:-1]
     if labels.shape != lead:
+        ahead = labels.dim() > 1 and labels.shape == logits.shape[:1] + logits.shape[2:]
+        last = "; classes come last, move them by .movedim(1, -1), or give layer_flatness a function as loss"
         raise ValueError(
             f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}: expected "
             f"{tuple(lead)}, one class index for each row of logits (soft and one-hot labels become "
-            f"indices by .argmax(-1))"
+            f"indices by .argmax(-1)){last if ahead else ''}"
         )
     return align_labels(model, labels), *(rows_with_labels(model, labels, tensor) for tensor in tensors)
 

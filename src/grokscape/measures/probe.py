@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from grokscape.measures.batches import logits_of
+from grokscape.measures.batches import logits_of, tensors_of
 from grokscape.measures.checks import check_labels
 from grokscape.measures.hidden import HiddenLayers
 from grokscape.measures.locate import (
@@ -43,7 +43,8 @@ class Probe:
 
     Args:
         model: any module that ends in a linear layer; wrappers such as `DistributedDataParallel` are seen through.
-        head: that layer or its name (or a container that ends in it); None to look for it.
+        head: that layer or its name (or a container that ends in it); None to look for it. Of several heads of a model,
+            whose answers it returns in a tuple or a mapping, name one.
         transform: applied to the features before they enter the head, and can be set to another function, or to None,
             at any time.
         layers: names of hidden layers whose κ snapshots shall have too, as "relative_flatness@NAME": an estimate with
@@ -71,6 +72,7 @@ class Probe:
             )
         self._outer, self._model = model, unwrapped(model)
         self.head: LinearHead = locate_head(model, head)
+        self._named = head is not None
         if layers and is_compiled(model):
             raise ValueError("κ of hidden layers takes three derivatives, and compiled models have one: do not compile")
         self._hidden = HiddenLayers(self._model, layers)
@@ -248,6 +250,9 @@ class Probe:
 
     def _matched(self, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Features and logits of the samples that the model answers for."""
+        several = tensors_of(self._output) if self._named else []
+        if any(each.shape == logits.shape and _same(each, logits) for each in several):
+            return features, logits
         answer = logits_of(self._output)
         if answer.shape == logits.shape:
             if not _same(answer, logits):
