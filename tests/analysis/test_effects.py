@@ -150,6 +150,23 @@ def test_who_is_not_followed_for_twice_the_baseline_s_delay_is_not_intact(steps,
     assert effects(record)[0].call == call
 
 
+@pytest.mark.parametrize(("factor", "steps", "call"), [
+    (1.5, 700, "unclear"), (2.0, 950, "unclear"), (2.0, 1150, "unclear"), (9.0, 900, "unclear"), (9.0, 1500, "harmed")])
+def test_accuracy_that_is_low_because_a_run_has_not_generalised_yet_is_no_harm_beside_its_delay(factor, steps, call):
+    """A study that ends between the baseline's generalisation and the arm's has seen a delay."""
+    arm = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, delay_factor=factor)
+    (found,) = effects(made(arm, spread=0.15, steps=steps, seeds=12))
+    assert found.accuracy["value"] < -0.05
+    assert found.call == call
+
+
+def test_where_the_baseline_does_not_generalise_either_accuracy_is_all_there_is():
+    arm = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, final_accuracy=0.6)
+    (found,) = effects(made(arm, change=lambda f: f.with_columns(pl.min_horizontal("test/accuracy", 0.8))))
+    assert found.generalised["value"] == 0
+    assert found.call == "harmed"
+
+
 def test_one_run_that_was_not_followed_for_twice_the_baseline_s_delay_leaves_it_open():
     one = of("a") & (pl.col("seed") == 0)
     below = pl.when(one).then(pl.min_horizontal("test/accuracy", 0.94)).otherwise(pl.col("test/accuracy"))

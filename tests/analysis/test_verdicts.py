@@ -42,7 +42,7 @@ def judged(*arms, **options):
 
 
 def test_two_hands_that_harm_at_one_level_are_consistent_with_necessary():
-    found, all_found = verdict(harmed("a", 80.0), harmed("b", 80.0, "relative_flatness_bound"))
+    found, all_found = verdict(harmed("a", 80.0), arm("b", 80.0, "relative_flatness_bound", delay_factor=2.7))
     assert found.verdict == "consistent with necessary"
     assert all_found["convergence/flatness"].verdict == "hands agree"
     assert "two different hands, “A” and “B”, that brought it to the same level" in found.statement

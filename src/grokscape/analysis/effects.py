@@ -70,7 +70,8 @@ def effect(record: Record, arm: Arm) -> Effect:
     """The effect of one arm, while it acted, before correction for the number of arms.
 
     Seeds whose baseline lost memorisation are left out. Harm must show in the seeds in which the arm kept it as well;
-    an arm is intact or hastened only with those in which it did not.
+    an arm is intact or hastened only with those in which it did not. A run that has not generalised though its
+    baseline has can be told from one that will by its delay alone, so its accuracy is no harm.
     """
     assert record.baseline is not None
     rules, results = record.rules, record.results_before(arm.until)
@@ -86,7 +87,9 @@ def effect(record: Record, arm: Arm) -> Effect:
     cut = counted_to(limit, seen, seen_base)
     long_enough = bool(len(base)) and float(base.mean()) > 0 and (
         cut is None or limit >= rules.delay_ratio_margin * float(base.mean()))
-    worse = greater(-gaps[kept], rules.accuracy_margin)
+    generalised = record.moment("generalised", arm.until)
+    waiting = np.isnan(generalised[rows]) & ~np.isnan(generalised[others])  # its accuracy is low for want of time
+    worse = greater(np.where(waiting, 0.0, -gaps)[kept], rules.accuracy_margin)
     slower = slower_than(*_delays(record, timed, rows[kept])[:2], rules.delay_ratio_margin)
     not_worse = greater(gaps, -rules.accuracy_margin)
     allowed = np.minimum(rules.delay_ratio_margin * base, np.inf if cut is None else cut)  # cut as the arm's delays are

@@ -3,7 +3,8 @@
 Needed columns: `step`, `train/accuracy`, `test/accuracy`. Taken if present: `arm` (else every row belongs to
 "baseline"), `seed` (else the place of the replica within its arm, or 0), `replica` (else one per arm and seed), and any
 number of measures named `split/measure`. Rows in any order; a repeated evaluation counts once, the later row wins;
-missing values and NaN mean "not measured".
+missing values and NaN mean "not measured", but for a train loss or train accuracy that ends in NaN or infinity: that
+run has diverged.
 
 Shapes: R replicas, T evaluations of the longest replica.
 """
