@@ -59,7 +59,8 @@ def rows_with_labels(model: nn.Module, labels: Tensor, tensor: Tensor) -> Tensor
     """Rows (M, *) of a tensor (B, …, *) that belong to the samples that carry a loss."""
     if labels.dim() == 2 and shifts_labels(model):
         tensor = tensor[:, :-1]
-    return tensor.flatten(0, -2)[_shifted(model, labels).flatten() != IGNORED]
+    rows, kept = tensor.flatten(0, -2), _shifted(model, labels).flatten() != IGNORED
+    return rows if bool(kept.all()) else rows[kept]  # a copy of the logits of a language model takes its time
 
 
 def _shifted(model: nn.Module, labels: Tensor) -> Tensor:
