@@ -20,7 +20,7 @@ import warnings
 from typing import Annotated, Literal
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -32,7 +32,6 @@ from grokscape.penalties import (
     Gate,
     cap_factor,
     clamp_penalty,
-    linear_penalty,
     measure_at,
     normalize_features,
     schedule_gate,
@@ -40,9 +39,9 @@ from grokscape.penalties import (
 )
 
 _FROZEN = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
-Strength = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 Step = Annotated[int, Field(ge=0)]
-Temperature = Annotated[float, Field(gt=0)]
 
 
 def _differentiable_measure(name: str) -> Measure:
@@ -101,11 +100,11 @@ def _nothing(snapshot: Snapshot) -> Tensor:
 @dataclass(frozen=True, config=_FROZEN)
 class _Linear(_Penalty):
     measure: str
-    strength: Strength
+    strength: Positive
     start: Step = 0
     until: Step | None = None
     ramp: Step = 0
-    temperature: Temperature = 1.0
+    temperature: Positive = 1.0
 
     @model_validator(mode="after")
     def _has_direction(self) -> "_Linear":
@@ -127,7 +126,7 @@ class _Linear(_Penalty):
             return _nothing(snapshot)
         value = self.value(snapshot)
         self._warn(value, snapshot, "so is the penalty; leave such batches out (drop_last=True, larger batches)")
-        return linear_penalty(value, self.signed_strength * self.gate(step))
+        return self.signed_strength * self.gate(step) * value
 
     def __str__(self) -> str:
         sign = "+" if self.signed_strength > 0 else "−"
@@ -194,14 +193,14 @@ class Clamp(_Penalty):
     """
 
     measure: str
-    at_least: Annotated[float, Field(gt=0)] | None = None
-    at_most: Annotated[float, Field(gt=0)] | None = None
-    strength: Strength = 0.1
+    at_least: Positive | None = None
+    at_most: Positive | None = None
+    strength: Positive = 0.1
     relative_to: Literal["memorisation"] | Step | None = None
     start: Step = 0
     until: Step | None = None
     ramp: Step = 0
-    temperature: Temperature = 1.0
+    temperature: Positive = 1.0
     kind: Literal["clamp"] = "clamp"
 
     @model_validator(mode="after")
@@ -257,7 +256,7 @@ class NormalizeFeatures(_Scheduled):
     features normalised to length 1 before step 200
     """
 
-    radius: Strength = 1.0
+    radius: Positive = 1.0
     start: Step = 0
     until: Step | None = None
     kind: Literal["normalize_features"] = "normalize_features"
@@ -280,7 +279,7 @@ class Rescale:
     features × 2, head weight ÷ 2 from the start
     """
 
-    factor: Strength
+    factor: Positive
     kind: Literal["rescale"] = "rescale"
 
     def __str__(self) -> str:
@@ -295,7 +294,7 @@ class WeightCap(_Scheduled):
     head weight capped at Frobenius norm 50
     """
 
-    at_most: Strength
+    at_most: Positive
     norm: Literal["frobenius", "spectral"] = "frobenius"
     start: Step = 0
     until: Step | None = None
@@ -326,9 +325,9 @@ class Unplug:
     """
 
     step: Annotated[int, Field(ge=1)]
-    lr: Strength | None = None
+    lr: Positive | None = None
     cosine: bool = False
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    weight_decay: NonNegative | None = None
     kind: Literal["unplug"] = "unplug"
 
     def __str__(self) -> str:
@@ -342,7 +341,6 @@ Penalty = Promote | Suppress | Clamp
 Intervention = Annotated[
     Promote | Suppress | Clamp | NormalizeFeatures | Rescale | WeightCap | Unplug, Field(discriminator="kind")
 ]
-INTERVENTION = TypeAdapter(Intervention)
 
 
 def describe(interventions: tuple[Intervention, ...]) -> str:

@@ -75,11 +75,6 @@ class Gate:
         return penalty
 
 
-def linear_penalty(value: Tensor, strength: Tensor | float) -> Tensor:
-    """strength · m; a negative strength pushes the measure up."""
-    return strength * value
-
-
 def smallest(dtype: torch.dtype) -> float:
     """Up to where a clamp does not look at a measure: 4.6e-31 in float32."""
     return torch.finfo(dtype).tiny ** 0.8

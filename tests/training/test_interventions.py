@@ -5,11 +5,11 @@ import warnings
 
 import pytest
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from grokscape.interventions import (
-    INTERVENTION,
     Clamp,
+    Intervention,
     NormalizeFeatures,
     Promote,
     Rescale,
@@ -45,7 +45,8 @@ def snapshot():
 
 @pytest.mark.parametrize("intervention", EXAMPLES, ids=str)
 def test_to_json_and_back(intervention):
-    assert INTERVENTION.validate_json(INTERVENTION.dump_json(intervention)) == intervention
+    adapter = TypeAdapter(Intervention)
+    assert adapter.validate_json(adapter.dump_json(intervention)) == intervention
 
 
 def test_promote_and_suppress_follow_the_direction_of_the_measure(snapshot):

@@ -71,7 +71,7 @@ CASES = {
 def test_per_replica_rates_equal_torch_optim(name, long, monkeypatch):
     monkeypatch.setattr(optimisers, "_LONG", long)
     make_ours, make_theirs = CASES[name]
-    start = torch.randn(len(RATES), LAYOUT.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 2
+    start = torch.randn(len(RATES), sum(LAYOUT.sizes), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 2
     expected = theirs(make_theirs, start)
     assert (expected - start).abs().min(1).values.max() > 1e-4, "the test must move the parameters"
     torch.testing.assert_close(ours([make_ours(lr, wd) for lr, wd in RATES], start), expected, rtol=1e-9, atol=1e-10)
@@ -79,7 +79,7 @@ def test_per_replica_rates_equal_torch_optim(name, long, monkeypatch):
 
 def test_orthogonal_gradient_is_orthogonal_per_parameter_and_keeps_its_length():
     generator = torch.Generator().manual_seed(1)
-    flat, grad = (torch.randn(2, LAYOUT.size, dtype=torch.float64, generator=generator) for _ in range(2))
+    flat, grad = (torch.randn(2, sum(LAYOUT.sizes), dtype=torch.float64, generator=generator) for _ in range(2))
     result = orthogonal_gradient(flat, grad, LAYOUT)
     for start, stop in ((0, 6), (6, 10)):
         weight, before, after = (x[:, start:stop] for x in (flat, grad, result))
@@ -88,7 +88,7 @@ def test_orthogonal_gradient_is_orthogonal_per_parameter_and_keeps_its_length():
 
 
 def test_orthogonal_gradient_of_zero_weights_is_the_gradient():
-    grad = torch.randn(1, LAYOUT.size, generator=torch.Generator().manual_seed(2))
+    grad = torch.randn(1, sum(LAYOUT.sizes), generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(orthogonal_gradient(torch.zeros_like(grad), grad, LAYOUT), grad)
 
 

@@ -1,7 +1,6 @@
 """The interventions of one arm at work on a module and an optimiser that are not ours."""
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +11,7 @@ from grokscape.interventions import Clamp, Intervention, NormalizeFeatures, Prom
 from grokscape.measures import Probe, Snapshot, evaluate, layers_of
 from grokscape.measures.locate import has_own_forward
 from grokscape.training.levers import ended, unplug_of
+from grokscape.training.optimisers import falling
 
 
 class Applied:
@@ -52,7 +52,7 @@ class Applied:
     ) -> None:
         check_outside_studies(interventions)
         kept = ended(interventions)
-        self._unplug, self.steps = unplug_of(interventions), steps
+        self._unplug, self._steps = unplug_of(interventions), steps or 0
         if self._unplug is not None and self._unplug.cosine and steps is None:
             raise ValueError(
                 "Unplug(cosine=True) needs the length of the training; pass steps= (max_steps of a Trainer)"
@@ -80,10 +80,7 @@ class Applied:
 
     def before_forward(self, step: int) -> None:
         """Normalise features in the forward passes of this step, or stop doing so."""
-        acting: list[Callable[[Tensor], Tensor]] = [i for i in self._normalise if i.gate(step)]
-        wanted = acting[0] if acting else None
-        if self.probe.transform is not wanted:
-            self.probe.transform = wanted
+        self.probe.transform = next((i for i in self._normalise if i.gate(step)), None)
 
     def penalty(self, labels: Tensor, step: int) -> Tensor:
         """What to add to the loss of the last forward pass, a scalar; 0 where no penalty acts at this step."""
@@ -112,18 +109,14 @@ class Applied:
             return
         groups = optimizer.param_groups
         if unplug.lr is not None or unplug.cosine:
-            share = self._share(step, unplug.step) if unplug.cosine else 0.0
+            share = falling(step - unplug.step, max(1, self._steps - unplug.step)) if unplug.cosine else 1.0
             for group in groups:
                 top = group.setdefault("grokscape_lr", group["lr"]) if unplug.lr is None else unplug.lr
-                group["lr"] = top * 0.5 * (1 + math.cos(math.pi * share))
+                group["lr"] = top * share
         if unplug.weight_decay is not None and step == unplug.step:
             decayed = [group for group in groups if group.get("weight_decay")] or groups
             for group in decayed:
                 group["weight_decay"] = unplug.weight_decay
-
-    def _share(self, step: int, start: int) -> float:
-        assert self.steps is not None
-        return min(1.0, (step - start) / max(1, self.steps - start))
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from grokscape.measures.batches import Batch, as_batch, batches, differentiable, eagerly, evaluating, placement
 from grokscape.measures.locate import bare
-from grokscape.measures.model_loss import align_labels, forward, rows_with_labels, total_loss
+from grokscape.measures.model_loss import align_labels, counted, forward, rows_with_labels, total_loss
 from grokscape.numerics import Estimate, full_precision, in_float64, rademacher
 
 
@@ -93,7 +93,7 @@ def _with_operator(
     device, dtype = placement(model)
     with evaluating(model), eagerly(model), _differentiating(), _deprecations_ignored():
         pairs = [(batch, align_labels(model, batch.labels)) for batch in map(as_batch, batches(data, batch_size))]
-        samples = _counted(sum(len(labels) for _, labels in pairs))
+        samples = counted(sum(len(labels) for _, labels in pairs))
         operator = HessianLinearOperator(
             _Rows(model),
             nn.CrossEntropyLoss(reduction="sum"),
@@ -101,7 +101,7 @@ def _with_operator(
             [({"batch": batch.to(device, dtype)}, labels.to(device)) for batch, labels in pairs if len(labels)],
             check_deterministic=False,
             num_data=samples,
-            batch_size_fn=_batch_size,
+            batch_size_fn=lambda inputs: len(inputs["batch"].labels),
         )
         return work(operator, samples, parameters[0])
 
@@ -134,21 +134,11 @@ class _Rows(nn.Module):
         return rows_with_labels(self.model, batch.labels, forward(self.model, batch))
 
 
-def _batch_size(inputs: Any) -> int:
-    return len(inputs["batch"].labels)
-
-
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError("the model has no trainable parameter")
     return parameters
-
-
-def _counted(samples: int) -> int:
-    if samples == 0:
-        raise ValueError("there are no samples to measure: the data is empty, or every label is ignored")
-    return samples
 
 
 @full_precision()
@@ -179,7 +169,7 @@ def sharpness(model: nn.Module, data: Any, radius: float = 0.05, *, batch_size: 
         replaced = dict(zip(names, moved, strict=True))
         with torch.no_grad():
             risen = sum(float(total_loss(_Moved(model, replaced), batch, "cross_entropy")[0]) for batch in prepared)
-    return (risen - loss) / _counted(samples)
+    return (risen - loss) / counted(samples)
 
 
 def _slope(

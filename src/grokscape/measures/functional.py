@@ -4,7 +4,7 @@ Shapes: `...` any leading replica axes, N samples, d features, K classes. A sequ
 flatten batch and positions to one axis and give a mask, or leave masked positions out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -265,7 +265,7 @@ def class_statistics(
     return ClassStatistics.of(widen(features), labels, num_classes, centre, weighting=weighting)
 
 
-def per_class(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def _per_class(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Mean of the values (..., N) over the samples of each class, (..., K); NaN for classes without samples."""
     stacked = torch.stack([values, torch.ones_like(values)], -1)
     sums = sum_by_class(stacked, labels.expand(values.shape), num_classes)
@@ -301,7 +301,8 @@ def _in_chunks(
     if chunk_size >= samples:
         return part(features, _unmasked(logits, mask), targets)
     values = []
-    for piece in _slices(samples, chunk_size):
+    for start in range(0, samples, chunk_size):
+        piece = slice(start, start + chunk_size)
         arguments = (
             features[..., piece, :],
             None if logits is None else _unmasked(logits[..., piece, :], None if mask is None else mask[..., piece]),
@@ -325,10 +326,6 @@ def _check_mask(mask: Tensor, samples: int) -> None:
         )
 
 
-def _slices(total: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, total, size))
-
-
 def _reduce(
     values: Tensor, mask: Tensor | None, reduction: Reduction, targets: Tensor | None, num_classes: int
 ) -> Tensor:
@@ -347,8 +344,8 @@ def _reduce(
     checks.check_labels(targets, values[..., None], num_classes)
     if mask is not None:
         weights = mask.to(values.dtype).expand(values.shape)
-        return per_class(values, targets, num_classes) / per_class(weights, targets, num_classes)
-    return per_class(values, targets, num_classes)
+        return _per_class(values, targets, num_classes) / _per_class(weights, targets, num_classes)
+    return _per_class(values, targets, num_classes)
 
 
 def _why_nan(features: Tensor, weight: Tensor, logits: Tensor | None, mask: Tensor | None) -> str:

@@ -116,8 +116,7 @@ def layer_flatness(
             samples += count
             if progress is not None:
                 progress(f"layer flatness: batch {number}, {samples} samples, {len(chosen)} layers")
-    if samples == 0:
-        raise ValueError("there are no samples to measure: the data is empty, or every label is ignored")
+    samples = model_loss.counted(samples)
     return {layer.name: _estimate(layer, samples) for layer in chosen}
 
 

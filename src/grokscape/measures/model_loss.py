@@ -67,6 +67,13 @@ def _shifted(model: nn.Module, labels: Tensor) -> Tensor:
     return labels[:, 1:] if labels.dim() == 2 and shifts_labels(model) else labels
 
 
+def counted(samples: int) -> int:
+    """The number of samples; a ValueError if there are none."""
+    if samples == 0:
+        raise ValueError("there are no samples to measure: the data is empty, or every label is ignored")
+    return samples
+
+
 def total_loss(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Tensor, int]:
     """Sum of the losses of a batch's samples, and their number.
 

@@ -108,10 +108,8 @@ def collapse_theory(
     statistics = class_statistics(features, labels, num_classes=num_classes, weighting="class")
     if holds(~statistics.present.all()):
         raise ValueError("the theory needs at least two samples of every class")
-    means = statistics.centred_means
     rows = weight - weight.mean(-2, keepdim=True)
-    size = means.square().sum((-2, -1))
-    scale, radius = (rows * means).sum((-2, -1)) / size, (size / num_classes).sqrt()
+    scale, radius = collapse.collapse_scale(statistics, rows), collapse.collapse_radius(statistics)
     norms = (statistics.means + statistics.offset).square().sum(-1).mean(-1)
     return CollapseTheory(
         scale,

@@ -25,7 +25,6 @@ from grokscape.penalties import (
     Gate,
     cap_factor,
     clamp_penalty,
-    linear_penalty,
     measure_at,
     normalize_features,
     schedule_gate,
@@ -135,7 +134,7 @@ class StackedPenalty:
         gate = Gate(snapshot)
         if not self.is_clamp:
             value = self.value(gate.snapshot)
-            return gate(linear_penalty(value, strength).where(strength != 0, 0), strength != 0)
+            return gate((strength * value).where(strength != 0, 0), strength != 0)
         scale = 1.0 if reference is None else torch.where(self._relative, reference, torch.ones_like(reference))
         value = self.value(gate.snapshot)
         penalty = gate(clamp_penalty(value, strength, self._low * scale, self._high * scale))
@@ -292,22 +291,22 @@ class Levers:
 
     def layers_pressed(self, step: int, chunk: Chunk) -> tuple[str, ...]:
         """Hidden layers whose measures a chunk's penalties need at this step."""
-        penalties = [penalty for block in self.blocks[chunk.first : chunk.last] for penalty in block.penalties]
-        return layers_of(penalty.measure for penalty in penalties if penalty.active(step))
+        return layers_of(penalty.measure for penalty in self._penalties(chunk) if penalty.active(step))
 
     def layers_awaited(self, chunk: Chunk) -> tuple[str, ...]:
         """Hidden layers whose measures a chunk's levels are relative to."""
-        penalties = [penalty for block in self.blocks[chunk.first : chunk.last] for penalty in block.penalties]
-        return layers_of(penalty.measure for penalty in penalties if penalty.is_relative)
+        return layers_of(penalty.measure for penalty in self._penalties(chunk) if penalty.is_relative)
+
+    def _penalties(self, chunk: Chunk) -> list[StackedPenalty]:
+        return [penalty for block in self.blocks[chunk.first : chunk.last] for penalty in block.penalties]
 
     def penalty(
         self, snapshot: Snapshot, step: int, references: Mapping[str, Tensor], chunk: Chunk
     ) -> Tensor | None:
         """Sum of the penalties per replica of a chunk; None if none acts."""
-        blocks = self.blocks[chunk.first : chunk.last]
-        if not any(penalty.active(step) for block in blocks for penalty in block.penalties):
+        if not any(penalty.active(step) for penalty in self._penalties(chunk)):
             return None
-        totals = []
+        blocks, totals = self.blocks[chunk.first : chunk.last], []
         for b, (block, piece) in enumerate(zip(blocks, cut(snapshot, blocks), strict=True), chunk.first):
             total = self._like.new_zeros(block.stop - block.start)
             for k, penalty in enumerate(block.penalties):

@@ -11,10 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from grokscape.interventions import Unplug
+from grokscape.interventions import NonNegative, Positive, Unplug
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
 Unit = Annotated[float, Field(ge=0, lt=1)]
 
 _LONG = 2**15
@@ -120,7 +118,6 @@ class Layout:
     def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
-        self.size = sum(self.sizes)
 
     def flatten(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """One replica's parameters as a row (P,)."""
@@ -161,15 +158,15 @@ def sam_gradient(flat: Tensor, grad: Tensor, radius: Tensor, gradient_at: Callab
     return torch.where(radius > 0, gradient_at(flat + ascent), grad)
 
 
-def _falling(step: int, steps: int) -> float:
+def falling(step: int, steps: int) -> float:
     """Half a cosine, from 1 at step 0 to 0 at the last."""
     return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
 def _scheduled(optimizer: AdamW | SGD, step: int, steps: int) -> float:
     """An optimiser's own learning rate at a step."""
-    falling = _falling(step, steps) if optimizer.schedule == "cosine" else 1.0
-    return optimizer.lr * min((step + 1) / max(optimizer.warmup, 1), 1.0) * falling
+    share = falling(step, steps) if optimizer.schedule == "cosine" else 1.0
+    return optimizer.lr * min((step + 1) / max(optimizer.warmup, 1), 1.0) * share
 
 
 class Rates:
@@ -204,9 +201,8 @@ class Rates:
         """Learning rate and weight decay at a step (counted from 0), each (R, 1)."""
         if step >= self._constant_from:
             return self._lr, self._wd
-        falling = _falling(step, self.steps)
         before = self._lr * ((step + 1) / self._warmup).clamp(max=1)
-        before = torch.where(self._cosine, before * falling, before)
+        before = torch.where(self._cosine, before * falling(step, self.steps), before)
         share = ((step - self._unplug) / (self.steps - self._unplug).clamp(min=1)).clamp(0, 1)
         after = torch.where(self._cosine_after, self._lr_after * 0.5 * (1 + (math.pi * share).cos()), self._lr_after)
         after = torch.where(self._kept, before, after)
