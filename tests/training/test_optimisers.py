@@ -71,7 +71,8 @@ CASES = {
 def test_per_replica_rates_equal_torch_optim(name, long, monkeypatch):
     monkeypatch.setattr(optimisers, "_LONG", long)
     make_ours, make_theirs = CASES[name]
-    start = torch.randn(len(RATES), sum(LAYOUT.sizes), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 2
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(len(RATES), sum(LAYOUT.sizes), dtype=torch.float64, generator=generator) / 2
     expected = theirs(make_theirs, start)
     assert (expected - start).abs().min(1).values.max() > 1e-4, "the test must move the parameters"
     torch.testing.assert_close(ours([make_ours(lr, wd) for lr, wd in RATES], start), expected, rtol=1e-9, atol=1e-10)

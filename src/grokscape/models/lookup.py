@@ -102,6 +102,12 @@ class Lookup:
         turned = _Turned.of(rows, number_of_rows)
         return cls((replicas, samples), turned.listed, offsets, turned.bags, turned.starts)
 
+    @classmethod
+    def one_hot(cls, tokens: Tensor, vocabulary: int) -> "Lookup":
+        """Of tokens (R, N, L) in a table with a row for each position and token, (R, L·vocabulary, F)."""
+        length = tokens.shape[-1]
+        return cls.of(tokens + torch.arange(length, device=tokens.device) * vocabulary, length * vocabulary)
+
     def __call__(self, table: Tensor) -> Tensor:
         """Row sums of a table (R, M, F), as (R, N, F)."""
         return _RowSum.apply(table.flatten(0, 1), self).unflatten(0, self.shape)

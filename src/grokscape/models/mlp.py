@@ -3,7 +3,6 @@
 import math
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
@@ -74,11 +73,10 @@ class MLPNetwork(SpecifiedNetwork):
             specs["embedding"] = ParameterSpec(
                 (input_spec.vocabulary, config.embedding), scale=config.init_scale, table=True
             )
-        for layer, (inputs, outputs) in enumerate(zip((*sizes,), (*config.widths, num_classes))):
+        for layer, (inputs, outputs) in enumerate(zip(sizes, (*config.widths, num_classes))):
             name = "head" if layer == len(config.widths) else f"layers.{layer}"
-            # one-hot inputs: L of the L·vocabulary entries are 1
-            scale = config.init_scale * (length if self._one_hot and layer == 0 else inputs) ** -0.5
             table = self._one_hot and layer == 0
+            scale = config.init_scale * (length if table else inputs) ** -0.5  # L of the L·vocabulary entries are 1
             shape = (inputs, outputs) if table else (outputs, inputs)
             specs[f"{name}.weight"] = ParameterSpec(shape, "uniform", scale, table)
             if config.bias:
@@ -88,10 +86,9 @@ class MLPNetwork(SpecifiedNetwork):
 
     def _lookup(self, tokens: Tensor) -> Lookup:
         """Of all tokens' rows at once (one-hot), or of every token's row apart (embedding)."""
-        if not self._one_hot:
-            return Lookup.of(tokens.reshape(len(tokens), -1, 1), self._vocabulary)
-        position = torch.arange(tokens.shape[-1], device=tokens.device) * self._vocabulary
-        return Lookup.of(tokens + position, self._vocabulary * tokens.shape[-1])
+        if self._one_hot:
+            return Lookup.one_hot(tokens, self._vocabulary)
+        return Lookup.of(tokens.reshape(len(tokens), -1, 1), self._vocabulary)
 
     def features(
         self, parameters: dict[str, Tensor], inputs: Tensor, perturbations: Perturbations = UNPERTURBED

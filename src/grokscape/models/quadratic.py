@@ -1,5 +1,6 @@
 """The quadratic network: the smallest one that groks, in seconds."""
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -63,12 +64,7 @@ class QuadraticNetwork(SpecifiedNetwork):
         }
         super().__init__(specs, head=("head.weight", None))
         self._vocabulary = input_spec.vocabulary
-        self._rows = rows
-        self._lookups = LookupCache(self._lookup)
-
-    def _lookup(self, tokens: Tensor) -> Lookup:
-        position = torch.arange(tokens.shape[-1], device=tokens.device) * self._vocabulary
-        return Lookup.of(tokens + position, self._rows)
+        self._lookups = LookupCache(partial(Lookup.one_hot, vocabulary=self._vocabulary))
 
     def features(
         self, parameters: dict[str, Tensor], inputs: Tensor, perturbations: Perturbations = UNPERTURBED

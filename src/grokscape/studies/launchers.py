@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -28,7 +28,6 @@ from grokscape.studies.spec import StudySpec
 from grokscape.training import CHECKPOINT_SECONDS, Interrupted, Progress
 from grokscape.training.run import stop_requests
 
-Name = Literal["inline", "processes", "ray", "slurm"]
 _ATTEMPTS = 3
 _SLURM_JOBS = 64
 _LOOK_SECONDS = 0.2

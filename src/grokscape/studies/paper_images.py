@@ -6,9 +6,9 @@ from grokscape.interventions import Unplug
 from grokscape.models import ResNet, ViT
 from grokscape.studies.paper_parts import (
     ANGLES,
+    BASELINE,
     CORE_MEASURES,
     Scale,
-    baseline,
     collapse_suppressed,
     describe,
     flatness_arms,
@@ -69,18 +69,17 @@ _COLLAPSE_STRENGTHS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 def _collapse(name: str, scale: Scale, strengths: tuple[float, ...], result: str, augment: bool = False) -> StudySpec:
     epochs = _COLLAPSE_EPOCHS[scale]
-    runs = 3 * (1 + len(strengths))
     augmented = ""
     if augment:
         augmented = " with shifts," if scale == "small" else " with crops and flips, 3 × 3 stem,"
     what = f"Collapse suppressed by the loss CE − λ·CDNV: {_DATA[scale]},{augmented} {epochs} epochs, 3 seeds."
-    cost = "minutes on 2 CPU cores." if scale == "small" else _images(runs, epochs, _CIFAR_SAMPLES)
+    cost = _images(3 * (1 + len(strengths)), epochs, _CIFAR_SAMPLES)
     return StudySpec(
         name=name,
         title="Collapse suppressed" + (" under augmentation" if augment else ""),
         question="Does generalisation survive when neural collapse is suppressed?",
         description=describe(name, what, result, cost, scale),
-        arms=(baseline(), *(collapse_suppressed(strength) for strength in strengths)),
+        arms=(BASELINE, *(collapse_suppressed(strength) for strength in strengths)),
         **_resnet(scale, epochs, augment, measures=(*CORE_MEASURES, *ANGLES)),
     )
 
@@ -133,13 +132,10 @@ def fig4(scale: Scale) -> StudySpec:
         name="fig4",
         title="Flatness suppressed, then unplugged",
         question="Does a network whose flatness is suppressed fail to generalise, and recover when it is let go?",
-        description=describe(
-            "fig4", what, result,
-            "minutes on 2 CPU cores." if scale == "small" else _images(15, epochs, _CIFAR_SAMPLES), scale,
-        ),
+        description=describe("fig4", what, result, _images(15, epochs, _CIFAR_SAMPLES), scale),
         arms=flatness_arms(strength, _CAP, unplug),
         **fields,
-    )  # fmt: skip
+    )
 
 
 def _sweep(name: str, scale: Scale, title: str, settings: list[tuple[str, float, float]], result: str) -> StudySpec:
@@ -150,15 +146,14 @@ def _sweep(name: str, scale: Scale, title: str, settings: list[tuple[str, float,
         Arm(name=label, title=label.replace("-", " "), interventions=(*suppression(strength, cap), unplug))
         for label, strength, cap in settings
     ]
-    runs = 3 * (1 + len(arms))
-    cost = "minutes on 2 CPU cores." if scale == "small" else _images(runs, epochs, _CIFAR_SAMPLES)
+    cost = _images(3 * (1 + len(arms)), epochs, _CIFAR_SAMPLES)
     what = f"{title}: the experiment of fig4 at {len(arms)} settings, 3 seeds."
     return StudySpec(
         name=name,
         title=title,
         question="How narrow is the band in which suppressing flatness does what it should?",
         description=describe(name, what, result, cost, scale),
-        arms=(baseline(), *arms),
+        arms=(BASELINE, *arms),
         **fields,
     )
 
@@ -206,7 +201,7 @@ def fig13(scale: Scale) -> StudySpec:
         f"{epochs} epochs, 3 seeds."
     )
     result = "accuracy about 43 % after unplugging against 38 %; κ̄ 22212.75 before, 313.22 after."
-    cost = "minutes on 2 CPU cores." if small else _images(15, epochs, _IMAGENET_SAMPLES)
+    cost = _images(15, epochs, _IMAGENET_SAMPLES)
     return StudySpec(
         name="fig13",
         title="Flatness suppressed in a vision transformer, then unplugged",

@@ -28,6 +28,7 @@ CORE_MEASURES = (
     "margin",
     "head_norm",
 )
+BASELINE = Arm(name="baseline", title="Baseline", role="baseline")
 ANGLES = ("classes", *(f"class_angle_{name}" for name in ("min", "q25", "median", "q75", "max")))
 """What Figure 3, the distribution of the angles between class means, is drawn from."""
 
@@ -58,11 +59,6 @@ def schedule(
     }
 
 
-def baseline() -> Arm:
-    """Plain training."""
-    return Arm(name="baseline", title="Baseline", role="baseline")
-
-
 def collapse_suppressed(strength: float) -> Arm:
     """Loss − λ·CDNV … in the paper's sign: the variance between samples of a class is pushed up."""
     return Arm(
@@ -72,10 +68,9 @@ def collapse_suppressed(strength: float) -> Arm:
     )
 
 
-def suppression(strength: float, cap: float, temperature: float = 2.0) -> tuple[Any, ...]:
-    """Loss − λ·κ̄ with softmax at temperature τ in the penalty, normalised features and a cap on the head's weight."""
-    penalty = Suppress("relative_flatness_bound", strength=strength, temperature=temperature)
-    return (penalty, *_constraints(cap))
+def suppression(strength: float, cap: float) -> tuple[Any, ...]:
+    """Loss − λ·κ̄ with softmax at temperature 2 in the penalty, normalised features and a cap on the head's weight."""
+    return (Suppress("relative_flatness_bound", strength=strength, temperature=2.0), *_constraints(cap))
 
 
 def _constraints(cap: float) -> tuple[Any, ...]:
@@ -90,7 +85,7 @@ def flatness_arms(strength: float, cap: float, unplug: Unplug) -> tuple[Arm, ...
     """
     held, constraints = suppression(strength, cap), _constraints(cap)
     return (
-        baseline(),
+        BASELINE,
         Arm(name="flatness-suppressed", title="Flatness suppressed", interventions=held),
         Arm(name="flatness-unplugged", title="Flatness suppressed, then unplugged", interventions=(*held, unplug)),
         Arm(name="constraints-alone", title="Normalisation and cap alone", role="control", interventions=constraints),
@@ -99,6 +94,6 @@ def flatness_arms(strength: float, cap: float, unplug: Unplug) -> tuple[Arm, ...
 
 
 def describe(name: str, what: str, result: str, cost: str, scale: Scale) -> str:
-    """Command, design, the paper's result and the cost, for `grokscape presets`."""
-    flag = " --scale small" if scale == "small" else ""
+    """Design, the paper's result, the cost at the paper's scale and the command, for `grokscape presets`."""
+    flag, cost = (" --scale small", "minutes on 2 CPU cores.") if scale == "small" else ("", cost)
     return f"{what} {PAPER}: {result} Cost: {cost} Command: grokscape run {name}{flag}"

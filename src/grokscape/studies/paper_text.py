@@ -44,7 +44,7 @@ def _text(
         f"Flatness suppressed (λ = {strength:g}, τ = 2, cap {cap:g}) and unplugged at half time with {bump:g} times "
         f"the learning rate: {data}, 3 seeds."
     )
-    cost = "minutes on 2 CPU cores." if scale == "small" else f"15 runs × 300 epochs × {_SST5_SAMPLES} sentences."
+    cost = f"15 runs × 300 epochs × {_SST5_SAMPLES} sentences."
     return StudySpec(
         name=name,
         title=title,

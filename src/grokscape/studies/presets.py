@@ -8,12 +8,10 @@ from grokscape.interventions import Clamp, Promote, Rescale
 from grokscape.measures import MEASURES
 from grokscape.models import MLP, QuadraticMLP, Transformer
 from grokscape.studies.paper import PAPER_PRESETS, SAME_RUNS
-from grokscape.studies.paper_parts import Scale
+from grokscape.studies.paper_parts import BASELINE, Scale
 from grokscape.studies.spec import DEFAULT_MEASURES, Arm, StudySpec
 from grokscape.testbeds import Digits, ModularArithmetic
 from grokscape.training import AdamW, Evaluation, OnsetRule
-
-BASELINE = Arm(name="baseline", title="Baseline", role="baseline")
 
 
 def _held(name: str, title: str, measure: str, level: float, strength: float = 0.1, start: int = 0) -> Arm:

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from grokscape.testbeds.splits import split_by_index
+from grokscape.testbeds.splits import split_in_order
 from grokscape.testbeds.texts import PADDING, words_as_tokens
 from grokscape.testbeds.types import InputSpec, Split
 
@@ -71,9 +71,8 @@ class Sentiment(BaseModel):
         generator = torch.Generator().manual_seed(seed)
         texts, scores = reviews(self.train_samples + self.test_samples, generator)
         scores = scores + self.noise * torch.randn(len(scores), generator=generator)
-        tokens, k = words_as_tokens(texts, TOKENS, LENGTH), self.train_samples
-        train, test = torch.arange(k), torch.arange(k, len(tokens))
-        return split_by_index(tokens, grades(scores), train, test, seed, self)
+        tokens, order = words_as_tokens(texts, TOKENS, LENGTH), torch.arange(len(texts))
+        return split_in_order(tokens, grades(scores), order, self.train_samples, seed, self)
 
 
 def grades(scores: Tensor) -> Tensor:

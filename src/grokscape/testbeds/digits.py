@@ -11,7 +11,6 @@ from grokscape.testbeds.augmentation import ImageTransform
 from grokscape.testbeds.splits import stratified_split
 from grokscape.testbeds.types import InputSpec, Split
 
-SAMPLES = 1797
 SMALLEST_CLASS = 174
 
 

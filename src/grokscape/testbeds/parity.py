@@ -6,7 +6,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from grokscape.testbeds.splits import split_by_index
+from grokscape.testbeds.splits import split_in_order
 from grokscape.testbeds.types import InputSpec, Split
 
 
@@ -68,9 +68,7 @@ class SparseParity(BaseModel):
         numbers = _distinct(total, 2**self.bits, generator)
         bits = (numbers[:, None] >> torch.arange(self.bits)) & 1
         labels = bits[:, : self.relevant].sum(1) % 2
-        order = torch.arange(total)
-        train, test = order[: self.train_samples], order[self.train_samples :]
-        return split_by_index((1 - 2 * bits).float(), labels, train, test, seed, self)
+        return split_in_order((1 - 2 * bits).float(), labels, torch.arange(total), self.train_samples, seed, self)
 
 
 def _distinct(count: int, limit: int, generator: torch.Generator) -> Tensor:

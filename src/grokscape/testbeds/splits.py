@@ -44,11 +44,12 @@ def split_by_fraction(inputs: Tensor, labels: Tensor, fraction: float, seed: int
             f"both need at least one: choose a fraction between {1 / total:.3g} and {1 - 1 / total:.3g}"
         )
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    return split_by_index(inputs, labels, order[:count], order[count:], seed, task)
+    return split_in_order(inputs, labels, order, count, seed, task)
 
 
-def split_by_index(inputs: Tensor, labels: Tensor, train: Tensor, test: Tensor, seed: int, task: Described) -> Split:
-    """The split with the given sample numbers; if the task asks for random labels, each side's own are shuffled."""
+def split_in_order(inputs: Tensor, labels: Tensor, order: Tensor, count: int, seed: int, task: Described) -> Split:
+    """Train on the first `count` of sample numbers, test on the rest; random labels are each side's own, shuffled."""
+    train, test = order[:count], order[count:]
     train_labels, test_labels = assigned(labels[train], labels[test], seed, task.random_labels)
     return Split(inputs[train], train_labels, inputs[test], test_labels, task.input_spec, task.num_classes)
 
@@ -71,4 +72,4 @@ def stratified_split(inputs: Tensor, labels: Tensor, train_samples: int, seed: i
     turn = one_hot.cumsum(0)[torch.arange(len(order)), labels[order]]
     luck = torch.randperm(task.num_classes, generator=generator)[labels[order]]
     order = order[(turn * task.num_classes + luck).argsort(stable=True)]
-    return split_by_index(inputs, labels, order[:train_samples], order[train_samples:], seed, task)
+    return split_in_order(inputs, labels, order, train_samples, seed, task)
