@@ -13,7 +13,7 @@ from grokscape.report.html import render
 from grokscape.report.interactive import figure_for_page, legend_entries, themed
 from grokscape.report.onsets import Outcomes
 from grokscape.report.panels import arms_for_page
-from grokscape.report.plate import Axis, Layer, Missing, Panel, Plate, Points, Rule
+from grokscape.report.plate import Axis, Layer, Panel, Plate, Points, Rule
 from grokscape.report.provenance import provenance
 from grokscape.report.run import Run, read_run
 from grokscape.report.trajectories import panel, shown_steps
@@ -69,8 +69,8 @@ def together(runs: Sequence[Run]) -> list[Run]:
 
 def page(runs: Sequence[Run], place: Path) -> str:
     """The comparison as HTML, to be put into the folder `place`."""
-    plates = [plate for measure, split in MULTIPLES if (plate := multiples(runs, measure, split)) is not None]
-    plates += [plate for plate in [delay_forest(runs)] if isinstance(plate, Plate)]
+    drawn = (*(multiples(runs, measure, split) for measure, split in MULTIPLES), delay_forest(runs))
+    plates = [plate for plate in drawn if plate is not None]
     pooled, why = _pooled(runs)
     terms = {entry["id"]: entry for run in runs for entry in glossary.entries(run, Outcomes.of(run).rules)}
     context = {
@@ -119,8 +119,8 @@ def multiples(runs: Sequence[Run], measure: str, split: str) -> Plate | None:
     return Plate(f"multiples-{measure}", title, caption, alt, tuple(panels), columns=min(2, len(panels)), links=links)
 
 
-def delay_forest(runs: Sequence[Run]) -> Plate | Missing:
-    """Every arm's delay over its baseline's, one row per run, arms of one name in one panel."""
+def delay_forest(runs: Sequence[Run]) -> Plate | None:
+    """Every arm's delay over its baseline's, one row per run, arms of one name in one panel; None if none is known."""
     rows = tuple(_title(run) for run in runs)
     layers: list[Layer] = [Rule(1.0, label="baseline")]
     labelled: set[str] = set()
@@ -131,7 +131,7 @@ def delay_forest(runs: Sequence[Run]) -> Plate | Missing:
             layers.append(_delay(finding, arm, row + 0.7 * ((rank + 0.5) / len(found) - 0.5), arm.name not in labelled))
             labelled.add(arm.name)
     if not labelled:
-        return Missing("delays", "Delay over the baseline's", "No run has been analysed.", "Run `grokscape analyze`.")
+        return None
     caption = "Mean delay from memorisation to generalisation over the baseline's, with bootstrap intervals over seeds."
     drawn = Panel(
         Axis("Delay over the baseline's"), Axis(categories=rows), tuple(layers), height=max(0.6, 0.4 * len(rows))

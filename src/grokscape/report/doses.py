@@ -1,6 +1,7 @@
 """Dose and response: what holding a measure at a level does to generalisation, whatever the hand that holds it."""
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from grokscape.report import wording
@@ -71,12 +72,9 @@ def _accuracy(run: Run, doses: Sequence[Mapping[str, Any]], x: Axis) -> Panel:
             continue
         hover = [f"{dose['title']}, seed {s}: {v:.1%} at {u:.3g}" for u, v, s in pairs]
         layers.append(Points([p[0] for p in pairs], [p[1] for p in pairs], colour, arm=name, size=4, hover=hover))
-        label = f"{dose['title']}: median {_median([p[1] for p in pairs]):.1%} at {dose['level']:.3g}"
-        layers.append(
-            Points(
-                [dose["level"]], [_median([p[1] for p in pairs])], colour, dose["title"], name, size=11, hover=[label]
-            )
-        )
+        middle = median(p[1] for p in pairs)
+        label = f"{dose['title']}: median {middle:.1%} at {dose['level']:.3g}"
+        layers.append(Points([dose["level"]], [middle], colour, dose["title"], name, size=11, hover=[label]))
     return Panel(x, Axis("Final test accuracy", percent=True, limits=(-0.02, 1.05)), tuple(layers))
 
 
@@ -96,7 +94,7 @@ def _hands(doses: Sequence[Mapping[str, Any]]) -> list[Line]:
         group = [doses[0], *(dose for dose in doses if dose["hand"] == hand and dose["aimed"])]
         if len(group) < 3:
             continue
-        points = sorted((dose["level"], _median([p[1] for p in pairs])) for dose in group if (pairs := _pairs(dose)))
+        points = sorted((dose["level"], median(p[1] for p in pairs)) for dose in group if (pairs := _pairs(dose)))
         lines.append(Line([p[0] for p in points], [p[1] for p in points], MUTED, dash="solid", width=1.0, opacity=0.6))
     return lines
 
@@ -121,8 +119,3 @@ def _delay(run: Run, doses: Sequence[Mapping[str, Any]], x: Axis) -> Panel | Non
             )
         )
     return Panel(x, Axis("Delay over the baseline's"), tuple(layers)) if len(layers) > 1 else None
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered, n = sorted(values), len(values)
-    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2

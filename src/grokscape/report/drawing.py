@@ -7,7 +7,6 @@ depend on the machine.
 import io
 import textwrap
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +44,8 @@ _SYMBOLS = {"circle": "o", "circle-open": "o", "x": "x", "diamond": "D", "square
 
 
 def _settings(style: Style) -> dict[Any, Any]:
+    if style not in STYLES:
+        raise ValueError(f"expected a style out of {', '.join(STYLES)}, got {style!r}; use one of those")
     font = STYLES[style]["font"]
     return {
         "font.family": ["DejaVu Sans"],
@@ -86,8 +87,6 @@ def draw(plate: Plate, style: Style = "paper") -> Figure:
     Raises:
         ValueError: `style` is not one of `STYLES`.
     """
-    if style not in STYLES:
-        raise ValueError(f"expected a style out of {', '.join(STYLES)}, got {style!r}; use one of those")
     with mpl.rc_context(_settings(style)):
         return _draw(plate, style)
 
@@ -212,18 +211,14 @@ def _draw_points(axes: Axes, layer: Points, scale: float) -> None:
             if low is not None and high is not None:
                 span = ([low, high], [cy, cy]) if along == "x" else ([cx, cx], [low, high])
                 axes.plot(*span, color=colour, lw=1.6 * scale, solid_capstyle="butt")
-    hollow = layer.symbol == "circle-open"
-    axes.plot(
-        x,
-        y,
-        ls="",
-        marker=_SYMBOLS[layer.symbol],
-        ms=layer.size * scale,
-        mec=colour,
-        mew=1.4 * scale if hollow or layer.symbol == "x" else 0,
-        mfc="none" if hollow else colour,
-        clip_on=False,
-    )
+    edged = layer.symbol in ("circle-open", "x")
+    axes.plot(x, y, **_marker(layer, scale), mew=1.4 * scale if edged else 0, clip_on=False)
+
+
+def _marker(layer: Points, scale: float) -> dict[str, Any]:
+    """How matplotlib draws a mark, without the width of its edge."""
+    colour, face = layer.colour.light, "none" if layer.symbol == "circle-open" else layer.colour.light
+    return {"ls": "", "marker": _SYMBOLS[layer.symbol], "ms": layer.size * scale, "mec": colour, "mfc": face}
 
 
 def _entries(plate: Plate, scale: float) -> dict[str, Line2D]:
@@ -235,18 +230,7 @@ def _entries(plate: Plate, scale: float) -> dict[str, Line2D]:
                 line = Line2D([], [], color=layer.colour.light, lw=layer.width * scale, ls=_DASHES[layer.dash])
                 entries.setdefault(layer.label, line)
             elif isinstance(layer, Points) and layer.label:
-                hollow = layer.symbol == "circle-open"
-                mark = Line2D(
-                    [],
-                    [],
-                    ls="",
-                    marker=_SYMBOLS[layer.symbol],
-                    ms=layer.size * scale,
-                    mec=layer.colour.light,
-                    mew=1.4 * scale,
-                    mfc="none" if hollow else layer.colour.light,
-                )
-                entries.setdefault(layer.label, mark)
+                entries.setdefault(layer.label, Line2D([], [], **_marker(layer, scale), mew=1.4 * scale))
     return entries
 
 
@@ -262,8 +246,8 @@ def write_plate(plate: Plate, folder: Path, style: Style = "paper", formats: Seq
         "png": {"Software": None},
     }
     paths = []
-    with mpl.rc_context(_settings(style)) if style in STYLES else nullcontext():
-        figure = draw(plate, style)
+    with mpl.rc_context(_settings(style)):
+        figure = _draw(plate, style)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once, not once per format
         for format_ in formats:

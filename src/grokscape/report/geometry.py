@@ -9,7 +9,7 @@ from grokscape.report import wording
 from grokscape.report.palette import FAMILY_COLOURS, INK, MUTED, Colour, Dash
 from grokscape.report.plate import Axis, Layer, Line, Missing, Panel, Plate, Rule
 from grokscape.report.run import Run
-from grokscape.report.trajectories import nullable, panel, shown_steps, step_axis, summarise
+from grokscape.report.trajectories import panel, rounded, shown_steps, step_axis, summarise
 
 ANGLE_TITLE = "Angles between class means, against the simplex"
 THEORY_TITLE = "Relative flatness against what collapse would make of it"
@@ -91,15 +91,14 @@ def theory_plate(run: Run) -> Plate | Missing:
 def _theory_curves(run: Run, finding: Mapping[str, Any] | None) -> dict[str, tuple[list[float], list[float | None]]]:
     steps = shown_steps(run)
     steps = steps[steps > 0]  # step 0 has no place on a logarithmic axis, but would stretch the other one
-    baseline = next((arm.name for arm in run.arms if arm.role == "baseline"), run.arms[0].name if run.arms else "")
     curves: dict[str, tuple[list[float], list[float | None]]] = {}
     for key, column in (("measured", "train/relative_flatness"), ("surrogate", "train/relative_flatness_bound")):
-        if column in run.frame.columns and (summary := summarise(run, column, steps).get(baseline)):
-            curves[key] = (steps.tolist(), nullable(summary.median))
+        if column in run.frame.columns and (summary := summarise(run, column, steps).get(run.baseline)):
+            curves[key] = (steps.tolist(), rounded(summary.median))
     data = ((finding or {}).get("data") or {}).get("curves") or {}
     for key in ("exact", "bound"):
         if data.get(key):
-            curves[key] = (steps.tolist(), nullable(_median_at(steps, data["steps"], data[key])))
+            curves[key] = (steps.tolist(), rounded(_median_at(steps, data["steps"], data[key])))
     return curves
 
 

@@ -1,16 +1,14 @@
 """The page: one self-contained HTML file, the same bytes for the same run folder."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from plotly.offline import get_plotlyjs
 
-from grokscape.report.palette import Colour
-from grokscape.report.trajectories import Summary
+from grokscape.report.trajectories import Summary, rounded
 
 _PLACE = Path(__file__).parent / "page"
 
@@ -43,16 +41,6 @@ def json_in_html(value: Any) -> str:
     return text
 
 
-def rounded(values: Sequence[float] | np.ndarray, digits: int = 4) -> list[float | int | None]:
-    """Numbers to a few significant digits, null where there is none: what a screen can show."""
-    return [_short(float(v), digits) if np.isfinite(v) else None for v in np.asarray(values, dtype=float)]
-
-
-def _short(value: float, digits: int) -> float | int:
-    shown = float(f"{value:.{digits}g}")
-    return int(shown) if shown.is_integer() and abs(shown) < 1e9 else shown
-
-
 def summary_json(summary: Summary, *, seeds: bool = True) -> dict[str, Any]:
     """A summary for the page: m(edian), l(ow), h(igh), s(eeds)."""
     described: dict[str, Any] = {"m": rounded(summary.median)}
@@ -61,8 +49,3 @@ def summary_json(summary: Summary, *, seeds: bool = True) -> dict[str, Any]:
     if seeds and len(summary.seeds) > 1:
         described["s"] = [rounded(row, 3) for row in summary.seeds]
     return described
-
-
-def pair(colour: Colour) -> str:
-    """A colour for the page's script, without opacity."""
-    return f"{colour.light}|{colour.dark}"

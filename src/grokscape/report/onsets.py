@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,18 +49,12 @@ class Outcomes:
         """The rows of one arm."""
         return self.table.filter(pl.col("arm") == arm)
 
-    @cached_property
-    def known(self) -> bool:
-        """Whether there is anything to show."""
-        return self.table.height > 0
-
-
 def hero(run: Run, found: Outcomes) -> Plate | Missing:
     """Test accuracy over steps, and below it every replica's two onsets, arm by arm: the whole study at a glance."""
     steps = shown_steps(run)
     arms = key_arms(run)
     top = panel(run, "accuracy", "test", steps, arms=arms)
-    if top is None or not found.known:
+    if top is None or found.table.is_empty():
         return Missing(
             "hero",
             "Accuracy and onsets",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import exp
+from statistics import median_high
 from typing import Any
 
 from grokscape.report import wording
@@ -75,7 +76,7 @@ def _unmoved(run: Run) -> str:
 def _middle_ratio(run: Run, moment: str) -> float | None:
     data: Mapping[str, Any] = next((f["data"] for f in run.of_kind("lead_lag") if f.get("data")), {})
     pairs = [m / g for m, g in zip(data.get(moment) or [], data.get("generalised") or []) if m and g]
-    return sorted(pairs)[len(pairs) // 2] if pairs else None
+    return median_high(pairs) if pairs else None
 
 
 def _lag(run: Run, finding: Mapping[str, Any], rows: Sequence[str], limits: tuple[float, float]) -> Points:

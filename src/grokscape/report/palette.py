@@ -25,7 +25,6 @@ class Colour:
     dark: str
 
 
-GROUND = Colour("#ffffff", "#14171c")
 INK = Colour("#1c2127", "#e8e8e4")
 MUTED = Colour("#68717c", "#98a1ad")
 GRID = Colour("#e7e9ec", "#2a2f37")
@@ -74,15 +73,3 @@ def ramp(family: Family, place: float) -> Colour:
 def _between(first: str, second: str, share: float) -> str:
     channels = [(int(first[i : i + 2], 16), int(second[i : i + 2], 16)) for i in (1, 3, 5)]
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in channels)
-
-
-def contrast(first: str, second: str) -> float:
-    """Contrast ratio of two hex colours, 1 to 21 (WCAG 2.2, relative luminance)."""
-    brighter, darker = sorted((_luminance(first), _luminance(second)), reverse=True)
-    return (brighter + 0.05) / (darker + 0.05)
-
-
-def _luminance(colour: str) -> float:
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

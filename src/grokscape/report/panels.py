@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from grokscape.report.arms import Arm
-from grokscape.report.html import pair, summary_json
+from grokscape.report.html import summary_json
 from grokscape.report.interactive import DASHES
 from grokscape.report.onsets import Outcomes
 from grokscape.report.plate import Missing
@@ -50,7 +50,10 @@ def trajectories(run: Run, found: Outcomes) -> tuple[dict[str, Any], dict[str, A
 
 def arms_for_page(arms: Iterable[Arm]) -> list[dict[str, str]]:
     """How the page's script draws arms."""
-    return [{"name": a.name, "title": a.title, "colour": pair(a.colour), "dash": DASHES[a.dash]} for a in arms]
+    return [
+        {"name": a.name, "title": a.title, "colour": f"{a.colour.light}|{a.colour.dark}", "dash": DASHES[a.dash]}
+        for a in arms
+    ]
 
 
 def _columns(

@@ -17,7 +17,7 @@ from grokscape.report.drawing import Style, write_plate
 from grokscape.report.palette import FAMILY_COLOURS, INK, MUTED, Colour, Dash
 from grokscape.report.plate import Axis, Band, Layer, Line, Panel, Plate, Rule
 from grokscape.report.run import Run, read_run
-from grokscape.report.trajectories import is_logarithmic, layers, nullable, shown_steps, step_axis, summarise
+from grokscape.report.trajectories import is_logarithmic, layers, rounded, shown_steps, step_axis, summarise
 from grokscape.store import RunFolder
 
 
@@ -71,7 +71,7 @@ def _grokking(run: Run, name: str) -> Plate:
 
 
 def _twin(run: Run, column: str, label: str, colour: Colour, title: str) -> Panel:
-    steps, arm = shown_steps(run), _baseline(run)
+    steps, arm = shown_steps(run), run.baseline
     drawn: list[Layer] = [
         *_curve(run, "train/accuracy", arm, steps, MUTED, "train accuracy", "dash"),
         *_curve(run, "test/accuracy", arm, steps, INK, "test accuracy", "solid"),
@@ -89,32 +89,29 @@ def _curve(
     if summary is None:
         return []
     x = steps.tolist()
-    band = Band(x, nullable(summary.low), nullable(summary.high), colour, arm, right=right)
-    line = Line(x, nullable(summary.median), colour, label, arm, dash, right=right)
+    band = Band(x, rounded(summary.low), rounded(summary.high), colour, arm, right=right)
+    line = Line(x, rounded(summary.median), colour, label, arm, dash, right=right)
     return [band, line] if summary.replicas > 1 else [line]
 
 
 def _collapse(run: Run, name: str) -> Plate:
     """Accuracy, CDNV and κ̄ of the baseline and of the arms that hold collapse back."""
-    arms = _against(run, name, "collapse", "a Suppress or Clamp on “cdnv”")
-    return _arms_plate(run, name, arms, "test")
+    return _arms_plate(run, name, "collapse", "test")
 
 
 def _collapse_training(run: Run, name: str) -> Plate:
     """The same on training samples."""
-    arms = _against(run, name, "collapse", "a Suppress or Clamp on “cdnv”")
-    return _arms_plate(run, name, arms, "train")
+    return _arms_plate(run, name, "collapse", "train")
 
 
 def _flatness(run: Run, name: str) -> Plate:
     """Accuracy, κ̄ and CDNV of the baseline and of the arms that hold flatness back, with the step of release."""
-    arms = _against(run, name, "flatness", "a Suppress or Clamp on “relative_flatness_bound” or “relative_flatness”")
-    return _arms_plate(run, name, arms, "test")
+    return _arms_plate(run, name, "flatness", "test")
 
 
 def _angles(run: Run, name: str) -> Plate:
     """The angles between class means at the end of training, a box for each seed, and the angle of the simplex."""
-    arms = _against(run, name, "collapse", "a Suppress or Clamp on “cdnv”")
+    arms = _against(run, name, "collapse")
     columns = [f"train/class_angle_{part}" for part in ("min", "q25", "median", "q75", "max")]
     _need(run, name, "train/classes", *columns)
     last = run.frame.sort("step").group_by("replica").last().sort("replica").drop_nulls(columns).drop_nans(columns)
@@ -152,7 +149,8 @@ def _representativeness(run: Run, name: str) -> Plate:
     return _plate(name, (_twin(run, column, "Representativeness", FAMILY_COLOURS["control"][0], ""),), 1)
 
 
-def _arms_plate(run: Run, name: str, arms: Sequence[Arm], split: str) -> Plate:
+def _arms_plate(run: Run, name: str, family: str, split: str) -> Plate:
+    arms = _against(run, name, family)
     _need(run, name, f"{split}/accuracy", "train/cdnv", "train/relative_flatness_bound")
     on = "Test" if split == "test" else "Training"
     panels = (
@@ -184,11 +182,10 @@ def _plate(name: str, panels: tuple[Panel, ...], columns: int) -> Plate:
     return Plate(name, title, "", title, panels, columns=columns)
 
 
-def _baseline(run: Run) -> str:
-    return next((arm.name for arm in run.arms if arm.role == "baseline"), run.arms[0].name if run.arms else "")
+_MEASURES = {"collapse": "“cdnv”", "flatness": "“relative_flatness_bound” or “relative_flatness”"}
 
 
-def _against(run: Run, name: str, family: str, how: str) -> list[Arm]:
+def _against(run: Run, name: str, family: str) -> list[Arm]:
     """The baseline and the arms that hold a property back.
 
     Raises:
@@ -199,7 +196,7 @@ def _against(run: Run, name: str, family: str, how: str) -> list[Arm]:
     if not held:
         raise FigureError(
             f"{name} ({RECIPES[name].title}) compares the baseline with arms that hold {family} back; "
-            f"{run.path.name} has none. Run a study with an arm that has {how}"
+            f"{run.path.name} has none. Run a study with an arm that has a Suppress or Clamp on {_MEASURES[family]}"
         )
     return [arm for arm in run.arms if arm.role == "baseline"] + held
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from grokscape.report.arms import Arm, arms_of
 from grokscape.report.plate import Missing
-from grokscape.store import RunFolder, RunFolderError
+from grokscape.store import RunFolder
 
 SPLITS = {
     "train": "training",
@@ -91,6 +91,11 @@ class Run:
         """Arms by name."""
         return {arm.name: arm for arm in self.arms}
 
+    @property
+    def baseline(self) -> str:
+        """Name of the baseline, or of the first arm where there is none."""
+        return next((arm.name for arm in self.arms if arm.role == "baseline"), self.arms[0].name if self.arms else "")
+
     @cached_property
     def last_step(self) -> int:
         """The last measured step; 0 before anything was measured."""
@@ -127,10 +132,6 @@ class Run:
         """What people read for an arm's name."""
         known = self.arm_by_name.get(str(arm))
         return known.title if known else str(arm)
-
-    def replicas(self, arm: str) -> int:
-        """Number of replicas of an arm that were measured."""
-        return self.frame.filter(pl.col("arm") == arm)["replica"].n_unique() if self.frame.height else 0
 
     def measures(self) -> dict[str, list[str]]:
         """Measure → the splits it was taken on, in the order of the columns."""
@@ -174,7 +175,4 @@ def read_run(folder: RunFolder | str | Path) -> Run:
     """
     if not isinstance(folder, RunFolder):
         folder = RunFolder.open(folder)
-    spec = folder.spec
-    if not isinstance(spec, dict):
-        raise RunFolderError(f"{folder.path / 'spec.json'} should hold an object, but holds {type(spec).__name__}")
-    return Run(folder.path, spec, folder.status, folder.trajectory(), folder.columns(), folder.findings)
+    return Run(folder.path, folder.spec, folder.status, folder.trajectory(), folder.columns(), folder.findings)

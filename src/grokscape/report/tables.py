@@ -23,7 +23,7 @@ def outcome_table(run: Run, found: Outcomes) -> dict[str, Any]:
         ("Final test accuracy", "def-final-accuracy"),
         *((wording.sentence(f"{run.measure_short(m)} at the end"), f"def-{m}") for m in measures),
     ]
-    heads = [{"text": text, "link": link, "words": False} for text, link in titled]
+    heads = [{"text": text, "link": link} for text, link in titled]
     rows = [
         {"arm": arm.name, "title": arm.title, "done": arm.done, "cells": _outcome_cells(run, found, arm.name, measures)}
         for arm in run.arms
@@ -52,7 +52,7 @@ def _outcome_cells(run: Run, found: Outcomes, arm: str, measures: Sequence[str])
 
 
 def _text(text: str, small: str = "") -> dict[str, Any]:
-    return {"text": text, "small": small, "words": False}
+    return {"text": text, "small": small}
 
 
 def _held(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,13 +98,13 @@ def layers(arm: Arm, steps: np.ndarray, summary: Summary, *, faint: bool = False
     """An arm's band, single replicas and median, back to front. `faint` is for the split that gives context."""
     x = steps.tolist()
     if faint:
-        return [Line(x, nullable(summary.median), arm.colour, arm=arm.name, dash="dot", width=1.2, opacity=0.75)]
+        return [Line(x, rounded(summary.median), arm.colour, arm=arm.name, dash="dot", width=1.2, opacity=0.75)]
     drawn: list[Band | Line] = []
     if summary.replicas > 2:
-        drawn.append(Band(x, nullable(summary.low), nullable(summary.high), arm.colour, arm.name))
+        drawn.append(Band(x, rounded(summary.low), rounded(summary.high), arm.colour, arm.name))
     if len(summary.seeds) > 1:
-        drawn += [Line(x, nullable(row), arm.colour, arm=arm.name, width=0.5, opacity=0.3) for row in summary.seeds]
-    drawn.append(Line(x, nullable(summary.median), arm.colour, arm.title, arm.name, arm.dash))
+        drawn += [Line(x, rounded(row), arm.colour, arm=arm.name, width=0.5, opacity=0.3) for row in summary.seeds]
+    drawn.append(Line(x, rounded(summary.median), arm.colour, arm.title, arm.name, arm.dash))
     return drawn
 
 
@@ -149,6 +149,11 @@ def step_axis(run: Run) -> Axis:
     return Axis("Training step", log=True, limits=(float(first), run.last_step * 1.06))
 
 
-def nullable(values: np.ndarray) -> list[float | None]:
-    """Numbers to four significant digits, None where there is none."""
-    return [None if not np.isfinite(v) else float(f"{v:.4g}") for v in values]
+def rounded(values: np.ndarray, digits: int = 4) -> list[float | None]:
+    """Numbers to a few significant digits, None where there is none: what a screen can show."""
+    return [_short(v, digits) if np.isfinite(v) else None for v in values.tolist()]
+
+
+def _short(value: float, digits: int) -> float:
+    shown = float(f"{value:.{digits}g}")
+    return int(shown) if shown.is_integer() and abs(shown) < 1e9 else shown

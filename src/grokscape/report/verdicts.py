@@ -63,7 +63,7 @@ def _claim_card(run: Run, finding: Mapping[str, Any]) -> dict[str, Any]:
     why = str(finding.get("statement", "")).rpartition("; ")[2]
     return {
         "heading": text,
-        "link": f"finding-{wording.anchor(finding.get('id'))}",
+        "link": wording.finding_anchor(finding),
         "verdict": f"This run {verdict}",
         "glyph": "full" if verdict == "agrees" else "empty",
         "statement": f"{wording.sentence(run.readable(why))} Claimed by {finding['subject'].get('source', 'a paper')}.",
