@@ -192,10 +192,16 @@ def is_convolution_1d(layer: object) -> bool:
     return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
 
 
-def matrix_of(layer: Any) -> Tensor:
-    """The weight of a linear layer or a convolution as (groups, outputs of a group, inputs)."""
-    weight = layer.weight.T if is_convolution_1d(layer) else layer.weight.flatten(1)
-    return weight.unflatten(0, (getattr(layer, "groups", 1), -1))
+def is_transposed(layer: object) -> bool:
+    """Whether the layer's weight has a row for each of its inputs, as a table does."""
+    return isinstance(layer, nn.Embedding) or is_convolution_1d(layer)
+
+
+def matrix_of(layer: Any, weight: Tensor | None = None) -> Tensor:
+    """A layer's weight, or another in its place, as (groups, outputs of a group, inputs)."""
+    weight = layer.weight if weight is None else weight
+    rows = weight.T if is_transposed(layer) else weight.flatten(1)
+    return rows.unflatten(0, (layer.groups if isinstance(layer, CONVOLUTIONS) else 1, -1))
 
 
 def signs_of(layer: Any) -> int:

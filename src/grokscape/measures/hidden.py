@@ -19,7 +19,6 @@ from grokscape.perturbations import (
     Perturbation,
     can_be_perturbed,
     curvatures,
-    is_convolution_1d,
     perturbed_module,
     signs_of,
 )
@@ -139,7 +138,7 @@ class HiddenLayers:
         module, (call,) = self._layers[name], self._seen[name]
         with evaluation_flags(module):
             weight: Any = module.weight
-        layer = Layer(name, module, weight, groups=getattr(module, "groups", 1), transposed=is_convolution_1d(module))
+        layer = Layer(name, module, weight)
         layer.inputs, layer.outputs = call.inputs, call.outputs
         plain = isinstance(weight, nn.Parameter) and weight.requires_grad
         variables = [call.outputs, weight] if plain else [call.outputs]

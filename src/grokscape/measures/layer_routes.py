@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from grokscape.measures.locate import has_own_forward
 from grokscape.numerics import in_float64, rademacher, widen
-from grokscape.perturbations import CONVOLUTIONS, applied, convolved
+from grokscape.perturbations import CONVOLUTIONS, applied, convolved, is_transposed, matrix_of
 
 
 @dataclass
 class Layer:
-    """One weight, how it is a matrix, and what was gathered about it.
+    """One weight, and what was gathered about it.
 
     Attributes:
         weight: of the last forward pass; of a parametrised layer, what its parametrisation makes of the parameters.
@@ -39,8 +39,6 @@ class Layer:
     module: nn.Module
     weight: Tensor
     attribute: str = "weight"
-    groups: int = 1
-    transposed: bool = False
     calls: int = 0
     inputs: Tensor | None = None
     outputs: Tensor | None = None
@@ -52,14 +50,12 @@ class Layer:
 
     def matrix(self) -> Tensor:
         """The weight as (groups, outputs per group, inputs), in float32 at least."""
-        weight = widen(self.weight.detach())
-        flat = weight.T if self.transposed else weight.flatten(1)
-        return flat.reshape(self.groups, -1, flat.shape[-1])
+        return matrix_of(self.module, widen(self.weight.detach()))
 
     def shaped(self, matrix: Tensor) -> Tensor:
         """A matrix (groups, outputs, inputs) in the shape of the weight."""
         flat = matrix.flatten(0, 1)
-        return flat.T if self.transposed else flat.reshape(self.weight.shape)
+        return flat.T if is_transposed(self.module) else flat.reshape(self.weight.shape)
 
     @property
     def maps_its_inputs(self) -> bool:
@@ -107,7 +103,7 @@ class Layer:
         if not isinstance(self.module, CONVOLUTIONS):
             return self.shaped((through.flatten(0, -2).T @ inputs.flatten(0, -2))[None])
         weight = widen(self.weight.detach()).requires_grad_()
-        return torch.autograd.grad(convolved(self.module, inputs, weight, self.groups), weight, through)[0]
+        return torch.autograd.grad(convolved(self.module, inputs, weight, self.module.groups), weight, through)[0]
 
     def is_apart(self, through: Tensor, lead: int) -> bool:
         """Whether slopes in some rows of the outputs, drawn, have no slope in the others; rows go by `lead` axes.

@@ -148,15 +148,10 @@ def _find(model: nn.Module, names: Sequence[str] | None) -> list[Layer]:
 def _as_layer(name: str, module: Any) -> Layer | None:
     if any(parameter.is_complex() for parameter in module.parameters(recurse=False)):
         return None
-    if isinstance(module, nn.Linear):
-        return Layer(name, module, module.weight)
-    if isinstance(module, CONVOLUTIONS):
-        return Layer(name, module, module.weight, groups=module.groups)
     if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
         return Layer(name, module, module.in_proj_weight, "in_proj_weight")
-    if isinstance(module, nn.Embedding) or is_convolution_1d(module):
-        return Layer(name, module, module.weight, transposed=True)
-    return None
+    known = isinstance(module, (nn.Linear, nn.Embedding, *CONVOLUTIONS)) or is_convolution_1d(module)
+    return Layer(name, module, module.weight) if known else None
 
 
 @contextmanager
