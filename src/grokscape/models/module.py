@@ -14,7 +14,7 @@ from grokscape.testbeds.types import InputSpec
 class ModuleModel(BaseModel):
     """Networks made by a function of yours, one call per initialisation.
 
-    The module takes a batch of inputs (N, *input_shape) and ends in a linear layer whose output is its answer. If every
+    The module takes inputs `(N, *input_shape)` and ends in a linear layer whose output is its answer. If every
     operation in it can be batched over replicas (`torch.func.vmap`), all replicas run as one; otherwise they run one
     after another, and `ModuleNetwork.reason` says why.
 

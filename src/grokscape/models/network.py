@@ -81,8 +81,8 @@ class Network(ABC):
         """What enters the head.
 
         Args:
-            parameters: name → (R, *shape).
-            inputs: (R, N, *input_shape), int64 tokens or floating point.
+            parameters: name → `(R, *shape)`.
+            inputs: `(R, N, *input_shape)`, int64 tokens or floating point.
             perturbations: of hidden layers, for their relative flatness.
 
         Returns:
@@ -101,7 +101,7 @@ class Network(ABC):
             )
 
     def prepare(self, replicas: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Make and give out the state of R replicas that is no parameter, name → (R, *shape); most networks have none.
+        """Make and give out the state of R replicas that is no parameter, name → `(R, *shape)`; mostly none.
 
         The network changes these tensors in place while training. They belong into a checkpoint.
         """

@@ -53,7 +53,7 @@ class Digits(BaseModel):
         return 10
 
     def table(self) -> tuple[Tensor, Tensor]:
-        """Every image (1797, *shape) and its digit (1797,)."""
+        """Every image `(1797, *shape)` and its digit (1797,)."""
         from sklearn.datasets import load_digits  # its import takes a second
 
         pixels, digits = load_digits(return_X_y=True)

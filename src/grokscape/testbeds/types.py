@@ -28,7 +28,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Split:
-    """Samples of one split seed; inputs (N, *input_spec.shape), labels (N,) int64 below `num_classes`.
+    """Samples of one split seed; inputs `(N, *input_spec.shape)`, labels (N,) int64 below `num_classes`.
 
     Images may be stored as uint8, with a `transform` that turns them into what the network sees.
     """
