@@ -26,6 +26,8 @@ __all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:
+    if f"grokscape.{name}" in _HOMES:
+        return import_module(f"grokscape.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'grokscape' has no attribute {name!r}; it offers {', '.join(__all__)}")
     value = getattr(import_module(_HOME_OF[name]), name)

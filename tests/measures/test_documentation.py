@@ -20,6 +20,11 @@ def test_the_page_names_every_measure():
     assert not missing
 
 
+def test_functions_of_the_page_are_reached_without_an_import_of_their_module(monkeypatch):
+    monkeypatch.delattr(grokscape, "measures")
+    assert grokscape.measures.collapse_by_class
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name):
     module = importlib.import_module(f"grokscape.measures.{name}")
