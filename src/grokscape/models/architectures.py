@@ -10,13 +10,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from grokscape.models.module_network import ModuleNetwork
+from grokscape.settings import Settings
 from grokscape.testbeds.types import InputSpec
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid")
 _Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -110,8 +110,7 @@ def _dtype(body: nn.Module) -> torch.dtype:
     return next(body.parameters()).dtype
 
 
-class _Architecture(BaseModel):
-    model_config = _FROZEN
+class _Architecture(Settings):
     _one_by_one: ClassVar[str | None] = None
 
     def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:

@@ -4,15 +4,16 @@ from itertools import pairwise
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from grokscape.models.network import ParameterSpec, SpecifiedNetwork
 from grokscape.perturbations import UNPERTURBED, Perturbation, Perturbations
+from grokscape.settings import Settings
 from grokscape.testbeds.types import InputSpec
 
 
-class SmallCNN(BaseModel):
+class SmallCNN(Settings):
     """3 × 3 convolutions with ReLU, the picture halved by max-pooling between them, mean over the picture, linear head.
 
     All replicas run as one grouped convolution.
@@ -22,8 +23,6 @@ class SmallCNN(BaseModel):
         init_scale: factor on every initial weight; weights start uniform on ±init_scale/√inputs, biases at zero.
         bias: whether convolutions and head have biases.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["small_cnn"] = "small_cnn"
     channels: tuple[int, ...] = (16, 32)

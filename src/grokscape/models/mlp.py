@@ -4,17 +4,18 @@ import math
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from grokscape.models.linear import linear
 from grokscape.models.lookup import Lookup, LookupCache
 from grokscape.models.network import ParameterSpec, SpecifiedNetwork
 from grokscape.perturbations import UNPERTURBED, Perturbations, perturbed, perturbed_table
+from grokscape.settings import Settings
 from grokscape.testbeds.types import InputSpec
 
 
-class MLP(BaseModel):
+class MLP(Settings):
     """Hidden layers of the given widths, then a linear head; for tokens, vectors and images (flattened).
 
     Weights start uniform on ±init_scale/√inputs, biases at zero. Tokens enter one-hot, side by side, or through a table
@@ -27,8 +28,6 @@ class MLP(BaseModel):
         bias: whether layers and head have biases.
         embedding: width of a learned embedding per token; None for one-hot tokens. Only for tokens.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["mlp"] = "mlp"
     widths: tuple[int, ...] = (128, 128)

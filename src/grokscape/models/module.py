@@ -4,14 +4,15 @@ import importlib
 from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import Field, field_serializer
 from torch import nn
 
 from grokscape.models.module_network import ModuleNetwork
+from grokscape.settings import Settings
 from grokscape.testbeds.types import InputSpec
 
 
-class ModuleModel(BaseModel):
+class ModuleModel(Settings):
     """Networks made by a function of yours, one call per initialisation.
 
     The module takes inputs `(N, *input_shape)` and ends in a linear layer whose output is its answer. If every
@@ -24,8 +25,6 @@ class ModuleModel(BaseModel):
         head: name of the linear layer at the end, such as "fc" or "classifier.3".
         arguments: keyword arguments of the factory.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["module"] = "module"
     factory: str | Callable[..., nn.Module]

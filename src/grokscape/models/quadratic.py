@@ -4,17 +4,18 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from grokscape.models.linear import linear
 from grokscape.models.lookup import Lookup, LookupCache
 from grokscape.models.network import ParameterSpec, SpecifiedNetwork
 from grokscape.perturbations import UNPERTURBED, Perturbations, perturbed, perturbed_table
+from grokscape.settings import Settings
 from grokscape.testbeds.types import InputSpec
 
 
-class QuadraticMLP(BaseModel):
+class QuadraticMLP(Settings):
     """z = W (Σ_l A_l x_l)², no biases: one hidden layer with a squared activation.
 
     For tokens, A_l is a table with one row per token at position l, so two operands give W (A a + B b)². For vectors
@@ -24,8 +25,6 @@ class QuadraticMLP(BaseModel):
         width: hidden units, the number of features d.
         init_std: standard deviation of every initial weight; None means 0.5 / (2·width)^(1/3).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["quadratic_mlp"] = "quadratic_mlp"
     width: int = Field(default=128, ge=1)

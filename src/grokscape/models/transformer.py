@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from grokscape.models.attention import SHORT, Gathered, Grid
@@ -13,12 +13,13 @@ from grokscape.models.linear import linear, relu_layers
 from grokscape.models.lookup import Lookup, LookupCache
 from grokscape.models.network import ParameterSpec, SpecifiedNetwork
 from grokscape.perturbations import UNPERTURBED, Perturbations, perturbed
+from grokscape.settings import Settings
 from grokscape.testbeds.types import InputSpec
 
 Norm = Literal["pre", "post", "none"]
 
 
-class Transformer(BaseModel):
+class Transformer(Settings):
     """Decoder with causal attention; the logits are read at the last position, over the answers only.
 
     Two operands a, b become the sequence a, ∘, b, =; any other number of tokens is followed by "=". The signs are
@@ -37,8 +38,6 @@ class Transformer(BaseModel):
         start: whether a start sign comes before the tokens, as in the code that Power et al. published.
         init_scale: factor on every initial weight matrix and table.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["transformer"] = "transformer"
     layers: int = Field(default=2, ge=1)

@@ -18,7 +18,7 @@ def _spec(
     steps: int = 1_000_000,
     measures: tuple[str, ...] = CORE_MEASURES,
 ) -> StudySpec:
-    """Fraction and steps are those of the paper's scale; at small scale all three studies are one run."""
+    """Fraction and steps are those of the paper's scale; at small scale all three studies train alike."""
     small = scale == "small"
     return StudySpec(
         name=name,

@@ -5,16 +5,16 @@ It is written down before the run, frozen, and goes to JSON and back unchanged.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from grokscape.interventions import Intervention, describe
 from grokscape.models import Model
+from grokscape.settings import Settings
 from grokscape.testbeds import Task
 from grokscape.training import Evaluation, OnsetRule, Optimizer
 from grokscape.training.columns import column_table
 from grokscape.training.levers import check_together
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 Seed = Annotated[int, Field(ge=0, le=2**62)]  # what PyTorch's generators and Parquet's integers hold
 DEFAULT_MEASURES = (
     "relative_flatness",
@@ -39,7 +39,7 @@ DEFAULT_MEASURES = (
 )
 
 
-class Arm(BaseModel):
+class Arm(Settings):
     """One condition of a study: every seed is trained once under it.
 
     Attributes:
@@ -52,8 +52,6 @@ class Arm(BaseModel):
         optimizer: settings that differ from the study's, such as {"lr": 0.02}.
         testbed: settings that differ from the study's, such as {"random_labels": true}.
     """
-
-    model_config = _FROZEN
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
     title: str = ""
@@ -79,7 +77,7 @@ class Arm(BaseModel):
         return f"{self.label}: {describe(self.interventions)}{extra}"
 
 
-class VerdictRule(BaseModel):
+class VerdictRule(Settings):
     """The rules that turn numbers into verdicts, fixed before the run.
 
     Attributes:
@@ -104,8 +102,6 @@ class VerdictRule(BaseModel):
         primary: property → measure whose verdict stands for it; where left out, the one that most arms manipulate.
     """
 
-    model_config = _FROZEN
-
     accuracy_margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
     delay_ratio_margin: Annotated[float, Field(gt=1)] = 2.0
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
@@ -124,7 +120,7 @@ class VerdictRule(BaseModel):
     primary: dict[str, str] = Field(default_factory=dict)
 
 
-class StudySpec(BaseModel):
+class StudySpec(Settings):
     """A registered experiment: arms × seeds, paired.
 
     Attributes:
@@ -145,8 +141,6 @@ class StudySpec(BaseModel):
         verdict: rules of the verdict.
         precision, early_stop, compile: of the engine.
     """
-
-    model_config = _FROZEN
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
     title: str = ""
@@ -210,7 +204,7 @@ class StudySpec(BaseModel):
         return init_seed, self.first_split_seed + (0 if self.same_split else k)
 
 
-def _overridden(adapter: TypeAdapter[Any], settings: BaseModel, arm: Arm, place: str) -> Any:
+def _overridden(adapter: TypeAdapter[Any], settings: Settings, arm: Arm, place: str) -> Any:
     changes = getattr(arm, place)
     if not changes:
         return settings

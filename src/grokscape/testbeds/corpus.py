@@ -8,9 +8,10 @@ human raters, falls into one of five classes from very negative (0) to very posi
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from grokscape.settings import Settings
 from grokscape.testbeds.splits import split_in_order
 from grokscape.testbeds.texts import PADDING, words_as_tokens
 from grokscape.testbeds.types import InputSpec, Split
@@ -36,7 +37,7 @@ TOKENS = {word: token for token, word in enumerate(WORDS, start=3)}
 _EDGES = torch.tensor([-1.4, -0.45, 0.45, 1.4])
 
 
-class Sentiment(BaseModel):
+class Sentiment(Settings):
     """Generated reviews in five grades of sentiment.
 
     No review is in both train and test. With noise 0 the label follows from the words; with more, neighbouring grades
@@ -47,8 +48,6 @@ class Sentiment(BaseModel):
         noise: standard deviation of the raters' noise, in units of an opinion's polarity.
         random_labels: the control without structure: all labels are shuffled, by the split's seed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["sentiment"] = "sentiment"
     train_samples: int = Field(default=400, ge=10, le=20_000)

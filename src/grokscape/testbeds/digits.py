@@ -4,9 +4,10 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from grokscape.settings import Settings
 from grokscape.testbeds.augmentation import ImageTransform
 from grokscape.testbeds.splits import stratified_split
 from grokscape.testbeds.types import InputSpec, Split
@@ -14,7 +15,7 @@ from grokscape.testbeds.types import InputSpec, Split
 SMALLEST_CLASS = 174
 
 
-class Digits(BaseModel):
+class Digits(Settings):
     """Ten handwritten digits, few of them to train on, all others to test on.
 
     With a small training set and a large initialisation, generalisation comes late (Liu et al. 2022, arXiv 2210.01117).
@@ -27,8 +28,6 @@ class Digits(BaseModel):
         augment: whether training images are shifted by up to a pixel, anew at every step.
         random_labels: the control without structure: all labels are shuffled, by the split's seed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["digits"] = "digits"
     train_samples: int = Field(default=200, ge=10, le=10 * SMALLEST_CLASS - 10)

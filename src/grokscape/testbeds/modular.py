@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from grokscape.settings import Settings
 from grokscape.testbeds.splits import TRAIN_FRACTION, split_by_fraction
 from grokscape.testbeds.types import InputSpec, Split
 
@@ -56,7 +57,7 @@ def _is_prime(number: int) -> bool:
     return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
 
 
-class ModularArithmetic(BaseModel):
+class ModularArithmetic(Settings):
     """x ∘ y modulo p from the two operands; a fraction of the whole table is for training, the rest is the test.
 
     Inputs are token ids (N, 2), classes the p residues. Division leaves y = 0 out: p·(p−1) pairs instead of p².
@@ -67,8 +68,6 @@ class ModularArithmetic(BaseModel):
         train_fraction: share of the table that is trained on, rounded to a whole number of pairs.
         random_labels: the control without structure: the table's answers are shuffled, by the split's seed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["modular"] = "modular"
     operation: str = "x+y"

@@ -3,14 +3,15 @@
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from grokscape.settings import Settings
 from grokscape.testbeds.splits import split_in_order
 from grokscape.testbeds.types import InputSpec, Split
 
 
-class SparseParity(BaseModel):
+class SparseParity(Settings):
     """Class 1 if an odd number of the first `relevant` bits is set; all other bits are noise.
 
     Inputs are vectors of ±1 (N, bits), −1 for a set bit, so the answer is the sign of a product of `relevant` inputs
@@ -24,8 +25,6 @@ class SparseParity(BaseModel):
         test_samples: number of test inputs; None means all the rest of the 2^bits inputs (up to 16 bits).
         random_labels: the control without structure: the labels of train and test are shuffled, by the split's seed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["sparse_parity"] = "sparse_parity"
     bits: int = Field(default=40, ge=2, le=62)

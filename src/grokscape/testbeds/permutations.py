@@ -4,9 +4,10 @@ from itertools import permutations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
+from grokscape.settings import Settings
 from grokscape.testbeds.modular import canonical_operation
 from grokscape.testbeds.splits import TRAIN_FRACTION, split_by_fraction
 from grokscape.testbeds.types import InputSpec, Split
@@ -14,7 +15,7 @@ from grokscape.testbeds.types import InputSpec, Split
 PRODUCTS = ("xy", "xyx^-1", "xyx")
 
 
-class SymmetricGroup(BaseModel):
+class SymmetricGroup(Settings):
     """x ∘ y in the group of permutations of `degree` things; (xy)(i) = x(y(i)).
 
     A token and a class is a permutation; token k is the k-th in lexicographic order, so 0 is the identity. Degree 5 has
@@ -26,8 +27,6 @@ class SymmetricGroup(BaseModel):
         train_fraction: share of all pairs that is trained on, rounded to a whole number of pairs.
         random_labels: the control without structure: the table's answers are shuffled, by the split's seed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["symmetric_group"] = "symmetric_group"
     operation: str = "xy"

@@ -5,16 +5,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from grokscape.settings import Settings
 from grokscape.testbeds.augmentation import ImageTransform, channel_statistics
 from grokscape.testbeds.hub import column_of, labels_of, load_tables
 from grokscape.testbeds.splits import assigned
 from grokscape.testbeds.types import InputSpec, Split
 
 
-class Images(BaseModel):
+class Images(Settings):
     """Images of a data set, kept as bytes and normalised per channel by the training set's mean and deviation.
 
     Attributes:
@@ -26,8 +27,6 @@ class Images(BaseModel):
         image_column, label_column: where they are not called "image" or "img", and "label" or "fine_label".
         random_labels: the control without structure: all labels are shuffled, by the split's seed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["images"] = "images"
     source: str

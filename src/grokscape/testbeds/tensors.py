@@ -5,15 +5,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_serializer, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from grokscape.settings import Settings
 from grokscape.testbeds.splits import TRAIN_FRACTION, assigned, split_by_fraction
 from grokscape.testbeds.types import InputSpec, Split
 
 
-class TensorTask(BaseModel):
+class TensorTask(Settings):
     """Inputs and labels of your own (tensors or NumPy arrays), split at random or as you say.
 
     Without test tensors, every seed splits the samples anew by `train_fraction`. With them the split is fixed and seeds
@@ -32,7 +33,7 @@ class TensorTask(BaseModel):
         random_labels: the control without structure: labels are shuffled (train and test apart), by the split's seed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     kind: Literal["tensors"] = "tensors"
     name: str = "tensors"

@@ -6,9 +6,10 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from grokscape.settings import Settings
 from grokscape.testbeds.hub import DataNotHere, column_of, labels_of, load_tables
 from grokscape.testbeds.pictures import some
 from grokscape.testbeds.splits import assigned
@@ -18,7 +19,7 @@ PADDING, UNKNOWN, START = 0, 1, 2
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-class Texts(BaseModel):
+class Texts(Settings):
     """Texts and their classes, as token sequences of one length.
 
     Attributes:
@@ -31,8 +32,6 @@ class Texts(BaseModel):
         text_column, label_column: where they are not called "text" or "sentence", and "label".
         random_labels: the control without structure: all labels are shuffled, by the split's seed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["texts"] = "texts"
     source: str

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from grokscape.interventions import NonNegative, Positive, Unplug
+from grokscape.settings import Settings
 
 Unit = Annotated[float, Field(ge=0, lt=1)]
 
@@ -19,9 +20,7 @@ _LONG = 2**15
 """From so many parameters on, one kernel for each replica costs less than the passes that one for all would need."""
 
 
-class _Optimizer(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
+class _Optimizer(Settings):
     lr: Positive
     weight_decay: NonNegative = 0.0
     warmup: Annotated[int, Field(ge=0)] = 0

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from grokscape.interventions import Intervention, Rescale
 from grokscape.measures import layers_of
 from grokscape.models import Network
+from grokscape.settings import Settings
 from grokscape.testbeds import Split
 from grokscape.training.optimisers import SGD, AdamW
 
@@ -22,7 +23,7 @@ _PER_ARM = ("lr", "weight_decay", "warmup", "schedule", "sam_radius", "orthogona
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class OnsetRule(BaseModel):
+class OnsetRule(Settings):
     """When a network counts as having memorised and as having generalised.
 
     Attributes:
@@ -31,14 +32,12 @@ class OnsetRule(BaseModel):
         hold: number of successive evaluations over which the accuracy must stay there.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     train_threshold: Share = 0.99
     test_threshold: Share = 0.95
     hold: Annotated[int, Field(ge=1)] = 3
 
 
-class Evaluation(BaseModel):
+class Evaluation(Settings):
     """What is measured, and when.
 
     Attributes:
@@ -49,8 +48,6 @@ class Evaluation(BaseModel):
         refine: spacing of extra measurements of a replica whose train or test accuracy is on the move; None for none.
         max_samples: at most this many train and test samples are used (always the same ones); None for all.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     measures: tuple[str, ...]
     points: Annotated[int, Field(ge=2, le=1_000_000)] = 100
