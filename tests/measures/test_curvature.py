@@ -53,6 +53,33 @@ def test_sharpness_is_the_rise_along_the_gradient(problem):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+class NextForCausalLM(nn.Module):
+    """Named as transformers names what predicts the next position from each."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(5, 3), nn.Linear(3, 5)
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.table(tokens)))
+
+
+def test_sharpness_of_a_language_model():
+    torch.manual_seed(0)
+    model, tokens = NextForCausalLM().double(), torch.randint(5, (4, 6))
+
+    def loss():
+        return F.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+    found, before = curvature.sharpness(model, (tokens, tokens), 0.1), loss()
+    slopes = torch.autograd.grad(before, list(model.parameters()))
+    size = torch.cat([slope.flatten() for slope in slopes]).norm()
+    with torch.no_grad():
+        for parameter, slope in zip(model.parameters(), slopes, strict=True):
+            parameter += 0.1 * slope / size
+    assert found == pytest.approx((loss() - before).item(), rel=1e-8)
+
+
 def test_errors_say_what_to_do(problem):
     model, inputs, labels, _, _ = problem
     with pytest.raises(ValueError, match="number must lie between 1 and 30, got 99"):

@@ -168,7 +168,7 @@ def sharpness(model: nn.Module, data: Any, radius: float = 0.05, *, batch_size: 
         moved = [p.detach() + radius * g / size for p, g in zip(parameters, slope, strict=True)]
         replaced = dict(zip(names, moved, strict=True))
         with torch.no_grad():
-            risen = sum(float(total_loss(_Moved(model, replaced), batch, "cross_entropy")[0]) for batch in prepared)
+            risen = sum(float(total_loss(model, batch, "cross_entropy", replaced)[0]) for batch in prepared)
     return (risen - loss) / counted(samples)
 
 
@@ -183,16 +183,3 @@ def _slope(
         slope = [old if new is None else old + new for old, new in zip(slope, parts, strict=True)]
         loss, samples = loss + float(total.detach()), samples + count
     return slope, loss, samples
-
-
-class _Moved(nn.Module):
-    """A model with other values for its parameters, which it keeps to itself."""
-
-    def __init__(self, model: nn.Module, parameters: dict[str, Tensor]) -> None:
-        super().__init__()
-        self._model = (model,)
-        self._values = parameters
-
-    def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        """The model at the given parameters."""
-        return torch.func.functional_call(self._model[0], self._values, arguments, keywords)

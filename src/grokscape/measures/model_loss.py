@@ -6,6 +6,7 @@ predict the next position, so their labels are shifted by one, as they do themse
 Shapes: B sequences or samples, T positions, M samples that carry a loss, K classes.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from grokscape.measures.losses import Loss, check_loss
 from grokscape.numerics import widen
 
 
-def forward(model: nn.Module, batch: Batch) -> Tensor:
-    """The logits of a batch: (B, K) or (B, T, K)."""
-    return logits_of(model(*batch.arguments, **batch.keywords))
+def forward(model: nn.Module, batch: Batch, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+    """The logits of a batch, (B, K) or (B, T, K), with the model's own parameters or others in their place."""
+    if parameters is None:
+        return logits_of(model(*batch.arguments, **batch.keywords))
+    return logits_of(torch.func.functional_call(model, dict(parameters), batch.arguments, batch.keywords))
 
 
 def align(model: nn.Module, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -74,14 +77,16 @@ def counted(samples: int) -> int:
     return samples
 
 
-def total_loss(model: nn.Module, batch: Batch, loss: Loss) -> tuple[Tensor, int]:
-    """Sum of the losses of a batch's samples, and their number.
+def total_loss(
+    model: nn.Module, batch: Batch, loss: Loss, parameters: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, int]:
+    """Sum of the losses of a batch's samples, and their number; for parameters as in `forward`.
 
     Raises:
         ValueError: an unknown loss; labels that do not fit the loss or the logits.
     """
     check_loss(loss)
-    logits = forward(model, batch)
+    logits = forward(model, batch, parameters)
     labels = batch.labels
     if callable(loss):
         losses = loss(logits, labels)
