@@ -74,12 +74,11 @@ def relative_flatness(
     checks.check_tensors(targets=targets, mask=mask)
     features, weight = widen(features), widen(weight)
 
-    def part(features: Tensor, logits: Tensor | None, targets: Tensor | None) -> Tensor:
+    def part(features: Tensor, logits: Tensor, targets: Tensor | None) -> Tensor:
         """κ of every sample of a chunk."""
-        logits = _logits(features, weight, bias) if logits is None else widen(logits)
         return squared_norms(features) * curvature(loss, weight, logits, targets)
 
-    values = _in_chunks(part, features, weight, logits, targets, chunk_size, mask)
+    values = _in_chunks(part, features, weight, bias, logits, targets, chunk_size, mask)
     result = _reduce(values, mask, reduction, targets, weight.shape[-2])
     if reduction != "class":
         checks.warn_if_nan("relative_flatness", result, lambda: _why_nan(features, weight, logits, mask))
@@ -125,12 +124,11 @@ def relative_flatness_bound(
     checks.check_tensors(mask=mask)
     features, weight = widen(features), widen(weight)
 
-    def part(features: Tensor, logits: Tensor | None, _: Tensor | None) -> Tensor:
+    def part(features: Tensor, logits: Tensor, _: Tensor | None) -> Tensor:
         """‖φ_i‖² (1 − ‖p_i‖²) of every sample of a chunk."""
-        logits = _logits(features, weight, bias) if logits is None else widen(logits)
         return squared_norms(features) * Softmax.of(logits, temperature).impurity()
 
-    values = _in_chunks(part, features, weight, logits, None, chunk_size, mask)
+    values = _in_chunks(part, features, weight, bias, logits, None, chunk_size, mask)
     result = weight.square().sum((-2, -1)) * _reduce(values, mask, "mean", None, weight.shape[-2])
     checks.warn_if_nan("relative_flatness_bound", result, lambda: _why_nan(features, weight, logits, mask))
     return result
@@ -272,25 +270,29 @@ def _per_class(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return sums[..., 0] / sums[..., 1]
 
 
-def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = features @ weight.mT
-    return logits if bias is None else logits + widen(bias)[..., None, :]
-
-
 def _predictions(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The class with the largest logit, int64 (..., N); all logits at once never exist."""
     with torch.no_grad():
-        return _in_chunks(lambda some, *_: _logits(some, weight, bias).argmax(-1), features, weight, None, None, None)
+        return _in_chunks(lambda _, logits, __: logits.argmax(-1), features, weight, bias)
 
 
 def _in_chunks(
-    part: Callable[..., Tensor], features: Tensor, weight: Tensor, logits: Tensor | None, targets: Tensor | None,
-    chunk_size: int | None, mask: Tensor | None = None,
+    part: Callable[[Tensor, Tensor, Tensor | None], Tensor], features: Tensor, weight: Tensor, bias: Tensor | None,
+    logits: Tensor | None = None, targets: Tensor | None = None, chunk_size: int | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Values of a per-sample function (..., N), with bounded memory; of masked samples as if they were zero.
 
     NaN in the padding of a sequence would otherwise reach the gradient, though not the value.
     """
+
+    def with_logits(features: Tensor, logits: Tensor | None, targets: Tensor | None) -> Tensor:
+        """The function of a chunk, whose logits are made here where they are not given."""
+        if logits is None:
+            logits = features @ weight.mT
+            logits = logits if bias is None else logits + widen(bias)[..., None, :]
+        return part(features, widen(logits), targets)
+
     samples = features.shape[-2]
     if mask is not None:
         _check_mask(mask, samples)
@@ -299,7 +301,7 @@ def _in_chunks(
         outputs = features[..., 0].numel() // samples * weight.shape[-2]
         chunk_size = max(1, ELEMENTS_AT_ONCE // max(1, outputs))
     if chunk_size >= samples:
-        return part(features, _unmasked(logits, mask), targets)
+        return with_logits(features, _unmasked(logits, mask), targets)
     values = []
     for start in range(0, samples, chunk_size):
         piece = slice(start, start + chunk_size)
@@ -309,9 +311,9 @@ def _in_chunks(
             None if targets is None else targets.movedim(features.dim() - 2, 0)[piece].movedim(0, features.dim() - 2),
         )
         if torch.is_grad_enabled():
-            values.append(checkpoint(part, *arguments, use_reentrant=False))
+            values.append(checkpoint(with_logits, *arguments, use_reentrant=False))
         else:
-            values.append(part(*arguments))
+            values.append(with_logits(*arguments))
     return torch.cat(values, -1)
 
 

@@ -123,7 +123,6 @@ class ModuleNetwork(Network):
     def check_layer(self, name: str) -> None:
         """See `Network.check_layer`; where samples see each other, none can be perturbed."""
         super().check_layer(name)
-        parameters = dict(self._module.named_parameters())
         seen: list[int] = []
 
         def cut(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -131,12 +130,7 @@ class ModuleNetwork(Network):
             seen.append(len(inputs[0]) if inputs else 0)
             return output.detach()
 
-        def features(inputs: Tensor) -> Tensor:
-            """Features without a trace in the buffers."""
-            own: dict[str, Tensor] = dict(parameters)
-            return self._one(own, {key: value.clone() for key, value in self._module.named_buffers()}, inputs)
-
-        whole, half = features(self._probe[0]), features(self._probe[0, :2])
+        whole, half = self._as_made(self._probe[0]), self._as_made(self._probe[0, :2])
         if not torch.allclose(whole[:2], half, rtol=1e-3, atol=1e-5):
             raise ValueError(
                 f"κ of layer {name!r} cannot be taken in a run: every sample needs a perturbation of its own, but in "
@@ -144,10 +138,10 @@ class ModuleNetwork(Network):
             )
         handle = self._module.get_submodule(name).register_forward_hook(cut)
         try:
-            rest = features(self._probe[0])
+            rest = self._as_made(self._probe[0])
         finally:
             handle.remove()
-        weight = parameters[f"{name}.weight"]
+        weight = self._module.get_parameter(f"{name}.weight")
         used = rest.requires_grad and torch.autograd.grad(rest.square().sum(), weight, allow_unused=True)[0] is not None
         if seen != [self._probe.shape[1]] or used:
             raise ValueError(
@@ -196,6 +190,11 @@ class ModuleNetwork(Network):
             raise ValueError("expected the module's forward pass to call its head, but it never did")
         return seen[-1]
 
+    def _as_made(self, inputs: Tensor) -> Tensor:
+        """Features of the module as it was made, (N, d), without a trace in its buffers."""
+        buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
+        return self._one(dict(self._module.named_parameters()), buffers, inputs)
+
     def _all_at_once(
         self, parameters: _Named, buffers: _Named, inputs: Tensor, perturbations: Perturbations
     ) -> Tensor:
@@ -222,7 +221,7 @@ class ModuleNetwork(Network):
         """Refuse a module whose answer is not what its head says about (N, d) features."""
         with self.working_on(training=False), torch.no_grad():
             answer = self._module(probe[0])
-            features = self._one(dict(self._module.named_parameters()), dict(self._module.named_buffers()), probe[0])
+            features = self._as_made(probe[0])
         if features.shape != (probe.shape[1], self.features_dim):
             raise ValueError(
                 f"expected what enters the head to be (N, d) = {(probe.shape[1], self.features_dim)}, "
@@ -238,14 +237,7 @@ class ModuleNetwork(Network):
     def _check_chance(self, probe: Tensor) -> None:
         """Refuse a module that gives other features for the same inputs when it trains on them once more."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            first, second = (
-                self._one(
-                    dict(self._module.named_parameters()),
-                    {name: buffer.clone() for name, buffer in self._module.named_buffers()},
-                    probe[0],
-                )
-                for _ in range(2)
-            )
+            first, second = (self._as_made(probe[0]) for _ in range(2))
         if not torch.equal(first, second):
             raise ValueError(
                 "the module draws random numbers while it trains (dropout by function, noise, dropped layers); runs "
