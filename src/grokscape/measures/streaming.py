@@ -10,7 +10,7 @@ in float64 (float32 on devices that have none), so how samples are split into ba
 Shapes: N samples of a batch, d features, K classes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -112,10 +112,6 @@ class ClassMoments:
             self.squares.index_copy(0, classes, squares),
             scatter,
         )
-
-    def to(self, device: torch.device | str) -> "ClassMoments":
-        """On another device."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
     def total_scatter(self) -> Tensor:
         """Scatter of all samples around their mean, (d, d); of statistics that keep the scatter."""
