@@ -136,7 +136,7 @@ def test_numbers_of_arms_are_those_of_the_analysis(finished: RunFolder) -> None:
         row["arm"]: {head["text"]: cell for head, cell in zip(table["heads"][1:], row["cells"])}
         for row in table["rows"]
     }
-    assert rows["kappa30"]["Generalised"] == {"text": "0 of 6", "small": "no median", "words": False}
+    assert rows["kappa30"]["Generalised"] == {"text": "0 of 6", "small": "no median"}
     assert rows["baseline"]["Memorised"]["text"] == "6 of 6"
     assert rows["kappa30"]["Held?"]["text"] == "held"
     last = run.frame.filter(arm="cdnv16", step=1500)["train/cdnv"].median()
