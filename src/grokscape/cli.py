@@ -73,8 +73,6 @@ class Where:
 
     def settings(self) -> dict[str, Any]:
         """As `workflow.run` and `workflow.resume` take them."""
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"expected --workers of 1 or more, got {self.workers}")
         if not self.checkpoint_every > 0:
             raise ValueError(f"expected --checkpoint-every above 0 seconds, got {self.checkpoint_every:g}")
         given = {"device": self.device, "launcher": self.launcher}
@@ -194,7 +192,7 @@ def resume(
     from grokscape.workflow import resume as resume_study
 
     settings, study = where.settings(), load(folder)
-    check_where(study, where.device, where.launcher, where.tracker)
+    check_where(study, where.device, where.launcher, where.workers, where.tracker)
     if study.folder.finished and study.report.exists() and study.findings:
         _say_what_came(study.folder, quiet, json)
         return

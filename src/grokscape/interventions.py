@@ -227,6 +227,8 @@ class Clamp(_Penalty):
             raise ValueError(
                 f"this clamp is relative to {self.relative_to!r}; pass reference=, the value at that moment"
             )
+        if self.relative_to is None and reference is not None:
+            raise ValueError("the levels of this clamp are absolute; leave reference= out, or give it relative_to=")
         if not self.gate(step):
             return _nothing(snapshot)
         scale = 1.0 if reference is None else torch.as_tensor(reference)

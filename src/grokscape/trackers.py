@@ -135,13 +135,14 @@ class Trackers:
     """
 
     def __init__(self, names: Sequence[str], study: str, folder: RunFolder) -> None:
-        self.check(names)
+        names = self.check(names)
         self._names, self._study, self._folder = list(dict.fromkeys(names)), study, folder
         self._sinks: dict[tuple[str, str], Sink] = {}
 
     @staticmethod
-    def check(names: Sequence[str]) -> None:
-        """Raise a ValueError if one of the names is not that of an installed tracker."""
+    def check(names: Sequence[str]) -> Sequence[str]:
+        """The names, or the one; a ValueError if one of them is not that of an installed tracker."""
+        names = [names] if isinstance(names, str) else names
         for name in names:
             if name not in TRACKERS:
                 raise ValueError(f"expected trackers among {', '.join(TRACKERS)}, got {name!r}")
@@ -149,6 +150,7 @@ class Trackers:
                 importlib.import_module(MODULES[name])
             except ImportError as error:
                 raise ValueError(f"{name} is not installed ({error}): pip install 'grokscape[trackers]'") from None
+        return names
 
     def __enter__(self) -> "Trackers":
         return self

@@ -1,7 +1,7 @@
 """The whole way in one call: train a study, analyse it, write its report; and open a run folder again."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -183,8 +183,10 @@ def checked_device(name: str) -> str:
     return name
 
 
-def check_where(study: Study, device: str | None, launcher: str | None, trackers: Sequence[str]) -> None:
-    """Refuse, of what is given, a device, launcher or tracker that cannot be used here.
+def check_where(
+    study: Study, device: str | None, launcher: str | None, workers: int | None, trackers: Sequence[str]
+) -> None:
+    """Refuse, of what is given, a device, launcher, number of workers or tracker that cannot be used here.
 
     Raises:
         ValueError: one of them is not here, or not for this study.
@@ -194,10 +196,11 @@ def check_where(study: Study, device: str | None, launcher: str | None, trackers
         checked_device(device)
     if launcher is not None:
         launchers.check(study.spec, launcher)
+    launchers.check_workers(workers)
 
 
 def run(
-    study: str | StudySpec,
+    study: str | Path | StudySpec | Mapping[str, Any],
     out: str | Path,
     *,
     seeds: int | None = None,
@@ -213,7 +216,7 @@ def run(
     """Train a study into a new run folder, analyse it and write its report.
 
     Args:
-        study: a preset's name or a specification.
+        study: a preset's name, a specification, what one holds as JSON, or the path of such a file, NAME.json.
         out: a folder that does not exist yet, or is empty.
         seeds: number of paired seeds, in place of the study's.
         device: a PyTorch device.
@@ -229,15 +232,16 @@ def run(
         The opened run folder.
 
     Raises:
-        ValueError: unknown preset, device, launcher or tracker, or settings that do not go together.
+        ValueError: unknown preset, file, device, launcher or tracker, or settings that do not go together.
         RunFolderError: `out` holds something.
         Interrupted: the process was asked to stop; everything so far is saved.
     """
-    spec = preset(study) if isinstance(study, str) else study
+    spec = specification(str(study)) if isinstance(study, str | Path) else StudySpec.model_validate(study)
     if seeds is not None:
         spec = StudySpec.model_validate({**dict(spec), "seeds": seeds})
     plan(spec, checked_device(device))  # raises what cannot go together before there is a folder
     launchers.check(spec, launcher)
+    launchers.check_workers(workers)
     Trackers.check(trackers)
     folder = RunFolder.create(out, spec.model_dump(mode="json"))
     about = {
@@ -268,7 +272,7 @@ def resume(
     """
     study = load(path, testbed)
     status = study.folder.status
-    check_where(study, device, launcher, trackers)
+    check_where(study, device, launcher, workers, trackers)
     if not study.folder.finished:
         settings = {
             "device": checked_device(device or status.get("device", "cpu")),

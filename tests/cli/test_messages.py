@@ -141,7 +141,7 @@ def test_impossible_settings_say_what_is_allowed(grokscape, tmp_path, study_file
         ("--scale", "small", 1, ["study.json has one scale only; leave `--scale small` out"]),
         ("--device", "cuda:99", 1, ["expected a device of this machine (cpu", "'cuda:99'"]),
         ("--launcher", "cloud", 2, ["cloud", "inline", "processes", "ray", "slurm"]),
-        ("--workers", "0", 1, ["--workers of 1 or more, got 0"]),
+        ("--workers", "0", 1, ["workers of 1 or more, got 0"]),
         ("--checkpoint-every", "0", 1, ["--checkpoint-every above 0 seconds, got 0"]),
         ("--tracker", "excel", 2, ["excel", "tensorboard"]),
     ],

@@ -145,6 +145,14 @@ def test_relative_clamp_scales_its_levels_and_asks_for_the_reference(snapshot):
     assert (clamp(snapshot, reference=torch.full_like(value, torch.nan)) == 0).all()
     with pytest.raises(ValueError, match="this clamp is relative to 10; pass reference="):
         clamp(snapshot)
+    with pytest.raises(ValueError, match="levels of this clamp are absolute; leave reference= out"):
+        Clamp("cdnv", at_least=2.0)(snapshot, reference=value)
+
+
+def test_a_penalty_on_no_samples_says_so(snapshot):
+    none = seen_of(snapshot.features[0, :0], snapshot.weight[0], torch.zeros(0, dtype=torch.int64))
+    with pytest.warns(MeasureWarning, match="NaN: there are no samples, or every label is ignored; the clamp rests"):
+        assert Clamp("relative_flatness", at_least=2.0)(none) == 0
 
 
 def test_schedule_starts_ramps_and_ends():

@@ -77,8 +77,10 @@ def batches(data: Any, batch_size: int = 256) -> Iterable[Any]:
 
     Raises:
         TypeError: the data has none of the accepted forms.
-        ValueError: inputs and labels have different lengths.
+        ValueError: inputs and labels have different lengths; batch_size below 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"expected a batch_size of 1 or more, got {batch_size}")
     if isinstance(data, DataLoader):
         return _Undisturbed(data)
     kinds = Tensor | np.ndarray
@@ -235,8 +237,14 @@ def shifts_labels(model: nn.Module) -> bool:
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
-    """Device and floating dtype of a model's first floating parameter."""
+    """Device and floating dtype of a model's first floating parameter.
+
+    Raises:
+        ValueError: a parameter before it holds no numbers.
+    """
     for parameter in model.parameters():
+        if parameter.is_meta:
+            raise ValueError("the model has parameters on the device 'meta', which holds no numbers; load its weights")
         if parameter.is_floating_point():
             return parameter.device, parameter.dtype
     return torch.device("cpu"), None

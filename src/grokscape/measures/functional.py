@@ -373,6 +373,8 @@ def why_no_collapse(features: Tensor | None, statistics: ClassMeans) -> str:
 
 def why_nan(name: str, snapshot: Snapshot) -> str:
     """Why a measure of the table is NaN for a snapshot."""
+    if not snapshot.labels.shape[-1]:
+        return "there are no samples, or every label is ignored"
     inputs = {"features": snapshot.features, "logits": snapshot.logits, "weight": snapshot.weight}
     reason = checks.nan_inputs(**inputs)
     if reason is None and "statistics" in MEASURES[name].inputs:

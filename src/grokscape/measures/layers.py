@@ -75,8 +75,8 @@ def layer_flatness(
     Args:
         model: any module that returns logits.
         data: a DataLoader, iterable of batches, Dataset, or (inputs, labels); the loss is its mean over all samples.
-        layers: names as in `named_modules()` of the model without wrappers; by default every layer that has a linear
-            weight, embeddings apart: name those.
+        layers: names, or one, as in `named_modules()` of the model without wrappers; by default every layer that has a
+            linear weight, embeddings apart: name those.
         probes: random probes for each layer; where an exact value takes no more products, it is exact.
         loss: as in `grokscape.relative_flatness`; a function gets the model's logits and the labels as they are.
             Positions labelled −100 are left out, also under a function that gives one loss for each label, or for each
@@ -93,7 +93,7 @@ def layer_flatness(
         ValueError: a layer of that name does not exist or has no linear weight; no samples; probes below 1.
 
     Warns:
-        MeasureWarning: a layer is NaN, because the loss has no gradient in it.
+        MeasureWarning: a layer is NaN, because the loss has no gradient in it, or because something is not finite.
 
     Source: Petzka et al., NeurIPS 2021; estimators by Hutchinson's trace identity.
     """
@@ -117,12 +117,20 @@ def layer_flatness(
             if progress is not None:
                 progress(f"layer flatness: batch {number}, {samples} samples, {len(chosen)} layers")
     samples = model_loss.counted(samples)
-    return {layer.name: _estimate(layer, samples) for layer in chosen}
+    found = {layer.name: _estimate(layer, samples) for layer in chosen}
+    if lost := [layer.name for layer in chosen if layer.reached and math.isnan(found[layer.name].value)]:
+        warnings.warn(
+            f"relative flatness of {', '.join(map(repr, lost))} is NaN: there is NaN or infinity in the data, in a "
+            f"weight, or in what the model makes of them",
+            MeasureWarning, stacklevel=2,
+        )
+    return found
 
 
 def _find(model: nn.Module, names: Sequence[str] | None) -> list[Layer]:
     """Layers by name, each weight once."""
     modules = dict(unwrapped(model).named_modules())
+    names = [names] if isinstance(names, str) else names
     for name in names or ():
         if name not in modules:
             raise ValueError(f"the model has no layer {name!r}; named_modules() has {', '.join(filter(None, modules))}")

@@ -254,7 +254,7 @@ def _named(model: nn.Module, layers: dict[str, nn.Module], head: str) -> LinearH
     modules = dict(model.named_modules())
     choice = ", ".join(repr(name) for name in list(layers)[-5:])
     if head not in modules:
-        near = difflib.get_close_matches(head, modules, n=3)
+        near = difflib.get_close_matches(str(head), modules, n=3)
         hint = f"near: {', '.join(map(repr, near))}" if near else f"its last linear layers are {choice}"
         raise ValueError(f"{type(model).__name__} has no module {head!r}; {hint}")
     if head in layers or is_linear(modules[head]):

@@ -20,6 +20,7 @@ from grokscape.measures.batches import as_batch, batches, evaluating, placement
 from grokscape.measures.checks import MeasureWarning, nan_inputs
 from grokscape.measures.functional import why_no_collapse
 from grokscape.measures.measurement import Measurement
+from grokscape.measures.model_loss import call, check_outputs
 from grokscape.measures.probe import Probe
 from grokscape.measures.representation import roots_of_eigenvalues
 from grokscape.measures.snapshot import Quantities, Snapshot, with_float64
@@ -126,9 +127,8 @@ class _Source:
         for number, raw in enumerate(batches(self.data, self.batch_size), start=1):
             batch = as_batch(raw).to(device, dtype)
             with self.probe:
-                self.model(*batch.arguments, **batch.keywords)
-                if self.probe.logits.shape[-1] < 2:
-                    raise ValueError("the head has one output; measures of a classifier need one for each class")
+                call(self.model, batch)
+                check_outputs(self.probe.logits)
                 snapshot = with_float64(self.probe.snapshot(batch.labels))
             yield snapshot
             if self.progress is not None:

@@ -14,16 +14,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grokscape.measures.batches import IGNORED, Batch, logits_of, shifts_labels
-from grokscape.measures.checks import check_indices, check_labels, check_tensors
+from grokscape.measures.checks import FORMS_OF_LABELS, check_indices, check_labels
 from grokscape.measures.losses import Loss, check_loss
 from grokscape.numerics import widen
+
+
+def call(model: nn.Module, batch: Batch) -> Any:
+    """What a model makes of a batch."""
+    try:
+        return model(*batch.arguments, **batch.keywords)
+    except TypeError as error:
+        given = ", ".join([f"{len(batch.arguments)} by position", *batch.keywords])
+        error.add_note(f"of a batch the model gets all but the labels ({given}); give batches of (inputs, labels)")
+        raise
 
 
 def forward(model: nn.Module, batch: Batch, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
     """The logits of a batch, (B, K) or (B, T, K), with the model's own parameters or others in their place."""
     if parameters is None:
-        return logits_of(model(*batch.arguments, **batch.keywords))
+        return logits_of(call(model, batch))
     return logits_of(torch.func.functional_call(model, dict(parameters), batch.arguments, batch.keywords))
+
+
+def check_outputs(logits: Tensor) -> None:
+    """Raise ValueError if logits (..., K) are those of one class, whose cross-entropy is always 0."""
+    if logits.shape[-1] < 2:
+        raise ValueError("the head has one output; measures of a classifier need one for each class")
 
 
 def align(model: nn.Module, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -33,7 +49,7 @@ def align(model: nn.Module, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, .
         TypeError: labels that are no class indices.
         ValueError: labels do not fit the leading axes of the tensors.
     """
-    check_tensors(labels=labels)
+    check_indices(labels)
     *_, logits = tensors
     lead = logits.shape[:-1]
     if labels.shape != lead:
@@ -41,8 +57,8 @@ def align(model: nn.Module, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, .
         last = "; classes come last, move them by .movedim(1, -1), or give layer_flatness a function as loss"
         raise ValueError(
             f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}: expected "
-            f"{tuple(lead)}, one class index for each row of logits (soft and one-hot labels become "
-            f"indices by .argmax(-1)){last if ahead else ''}"
+            f"{tuple(lead)}, one class index for each row of logits; {FORMS_OF_LABELS}"
+            f"{last if ahead else ''}"
         )
     return align_labels(model, labels), *(rows_with_labels(model, labels, tensor) for tensor in tensors)
 
@@ -90,12 +106,13 @@ def total_loss(
     labels = batch.labels
     if callable(loss):
         losses = loss(logits, labels)
-        if losses.dim() == 0:
+        if not isinstance(losses, Tensor) or losses.dim() == 0:
             raise ValueError("loss must give one value per sample, got a single one; use reduction='none'")
         losses = _without_ignored(losses.flatten(), labels)
         return losses.sum(), losses.numel()
     if loss == "cross_entropy" and not labels.is_floating_point():
         kept, rows = align(model, labels, logits)
+        check_outputs(rows)
         check_labels(kept, rows, rows.shape[-1])
         return F.cross_entropy(widen(rows), kept, reduction="sum"), len(kept)
     logits = widen(logits)

@@ -50,8 +50,9 @@ class Probe:
             whose answers it returns in a tuple or a mapping, name one.
         transform: applied to the features before they enter the head, and can be set to another function, or to None,
             at any time.
-        layers: names of hidden layers whose κ snapshots shall have too, as "relative_flatness@NAME": an estimate with
-            one probe for every sample, drawn anew in each pass, whose slopes take several times as long as the loss's.
+        layers: names of hidden layers, or one, whose κ snapshots shall have too, as "relative_flatness@NAME": an
+            estimate with one probe for every sample, drawn anew in each pass, whose slopes take several times as long
+            as the loss's.
 
     Attributes:
         head: the head, with its name.
@@ -78,7 +79,7 @@ class Probe:
         self._named = head is not None
         if layers and is_compiled(model):
             raise ValueError("κ of hidden layers takes three derivatives, and compiled models have one: do not compile")
-        self._hidden = HiddenLayers(self._model, layers)
+        self._hidden = HiddenLayers(self._model, [layers] if isinstance(layers, str) else layers)
         self._transform = transform
         self._seen: tuple[tuple[Tensor, Tensor], ...] = ()
         self._affine: tuple[Tensor, Tensor | None] | None = None

@@ -212,6 +212,12 @@ def check(spec: StudySpec, launcher: str | Launcher) -> None:
         getattr(LAUNCHERS[launcher], "found", bool)()
 
 
+def check_workers(workers: int | None) -> None:
+    """Raise a ValueError if a number of workers is given and is none."""
+    if workers is not None and not workers >= 1:
+        raise ValueError(f"expected workers of 1 or more, got {workers}; leave them out for the launcher's own number")
+
+
 def launch(
     spec: StudySpec,
     folder: RunFolder,
