@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from grokscape.numerics import rademacher
+from grokscape.numerics import rademacher, widen
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -103,7 +103,7 @@ def _layer_norm(
 ) -> Tensor:
     x = _standardised(input, tuple(range(-len(normalized_shape), 0)), eps)
     x = x if weight is None else x * weight
-    return x if bias is None else x + bias
+    return _as_own(x if bias is None else x + bias, input)
 
 
 def _instance_norm(
@@ -120,12 +120,19 @@ def _instance_norm(
         raise ValueError("κ of a hidden layer needs instance norms without running statistics; use GroupNorm")
     x, places = _standardised(input, tuple(range(2, input.dim())), eps), (-1, *[1] * (input.dim() - 2))
     x = x if weight is None else x * weight.view(places)
-    return x if bias is None else x + bias.view(places)
+    return _as_own(x if bias is None else x + bias.view(places), input)
 
 
 def _standardised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    x = widen(x)
     x = x - x.mean(dims, keepdim=True)
     return x * (x.square().mean(dims, keepdim=True) + eps).rsqrt()
+
+
+def _as_own(output: Tensor, input: Tensor) -> Tensor:
+    """In the type that PyTorch's own norms have: float32 under autocast on a GPU, else that of the input."""
+    device = input.device.type
+    return output if device != "cpu" and torch.is_autocast_enabled(device) else output.to(input.dtype)
 
 
 def perturbed(outputs: Tensor, name: str, weight: Tensor, inputs: Tensor, perturbations: Perturbations) -> Tensor:

@@ -1,5 +1,7 @@
 """κ of hidden layers in somebody's own loop: what a Probe gives out is what layer flatness says, with slopes."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import grokscape as gs
 from grokscape.integrations import Applied
 from grokscape.measures import find_measure
+from grokscape.perturbations import DifferentiableNorms
 
 KAPPA = "relative_flatness@first"
 
@@ -278,6 +281,20 @@ def test_a_spectral_norm_takes_the_steps_that_it_takes_without_a_probe():
 
     for expected, found in zip(vectors(False), vectors(True), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("norm", [nn.LayerNorm(64), nn.InstanceNorm1d(4, affine=True)])
+def test_norms_in_half_precision_are_as_exact_as_pytorchs_own(norm, autocast):
+    x = 20 + torch.randn(8, 4, 64, generator=torch.Generator().manual_seed(0))
+    expected = norm(x.bfloat16().float())
+    norm = norm if autocast else copy.deepcopy(norm).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        own = norm(x.bfloat16())
+        with DifferentiableNorms():
+            found = norm(x.bfloat16())
+    assert found.dtype == own.dtype
+    assert (found - expected).abs().mean() <= 1.01 * (own - expected).abs().mean()
 
 
 def test_mixed_precision():
