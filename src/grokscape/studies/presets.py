@@ -197,7 +197,7 @@ def _grok_transformer() -> StudySpec:
         question="When do relative flatness and neural collapse arrive: with memorisation, or with generalisation?",
         description=(
             "Figure 1 of Han et al. 2025 at laptop scale: 2-layer, 4-head decoder of width 128 on x + y mod 97, half "
-            "of the pairs for training, AdamW with lr 1e-3 and weight decay 1, 3 seeds; about 6 minutes on 2 cores."
+            "of the pairs for training, AdamW with lr 1e-3 and weight decay 1, 3 seeds; about 3 minutes on 2 cores."
         ),
         testbed=ModularArithmetic(operation="x+y", p=97, train_fraction=0.5),
         model=Transformer(layers=2, heads=4, width=128),
