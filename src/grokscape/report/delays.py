@@ -29,15 +29,13 @@ def survival_plate(run: Run) -> Plate | Missing:
         "Left: share of the seeds that have memorised and not yet generalised (Kaplan–Meier); a cross marks seeds that "
         "the run lost sight of before they did. Bands are pointwise intervals. Right: mean delay over the "
         "baseline's, restricted to the time for which all were followed, with bootstrap intervals over seeds; 1 is no "
-        "difference."
+        "difference. Test and numbers:"
     )
     ratios = _ratios(run)
     alt = f"{TITLE}. " + " ".join(str(f["statement"]) for f in run.of_kind("survival"))
     panels = (_curve_panel(run, curves), *((ratios,) if ratios else ()))
     links = tuple((run.title_of(f["subject"]["arm"]), wording.finding_anchor(f)) for f in run.of_kind("survival"))
-    return Plate(
-        "survival", TITLE, caption, alt, panels, columns=len(panels), links=links, links_lead="Test and numbers:"
-    )
+    return Plate("survival", TITLE, caption, alt, panels, columns=len(panels), links=links)
 
 
 def _curves(run: Run) -> dict[str, Mapping[str, Any]]:

@@ -139,7 +139,6 @@ class Plate:
         shared_x: zooming one zooms all.
         legend: whether labelled layers are listed.
         links: texts and anchors of the definitions and findings that the numbers follow.
-        links_lead: what stands before the links.
     """
 
     key: str
@@ -151,7 +150,6 @@ class Plate:
     shared_x: bool = False
     legend: bool = True
     links: tuple[tuple[str, str], ...] = ()
-    links_lead: str = ""
 
 
 @dataclass(frozen=True)
