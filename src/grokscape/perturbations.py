@@ -78,7 +78,17 @@ Perturbations = Mapping[str, Perturbation]
 UNPERTURBED: Perturbations = {}
 
 
-class DifferentiableNorms(TorchFunctionMode):
+class TwiceDifferentiable(TorchFunctionMode):
+    """Inside, hardsigmoid (of MobileNetV3) is written out: PyTorch's own has one derivative only."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Put something else in the place of one function."""
+        if func is F.hardsigmoid:
+            return _hardsigmoid(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class DifferentiableNorms(TwiceDifferentiable):
     """Inside, layer and instance norms are written out, so that κ has the slopes that it should have.
 
     They are third derivatives, and PyTorch's own of these norms are wrong without a word (pytorch/pytorch#175754).
@@ -90,7 +100,11 @@ class DifferentiableNorms(TorchFunctionMode):
             return _layer_norm(*args, **(kwargs or {}))
         if func is F.instance_norm:
             return _instance_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def _hardsigmoid(input: Tensor, *_: Any, **__: Any) -> Tensor:
+    return F.relu6(input + 3) / 6
 
 
 def _layer_norm(

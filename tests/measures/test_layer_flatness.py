@@ -324,3 +324,17 @@ def test_classes_that_do_not_come_last():
     model, x, y = nn.Conv2d(2, 3, 1), torch.randn(4, 2, 5, 6), torch.zeros(4, 5, 6).long()
     with pytest.raises(ValueError, match=r"classes come last, move them by .movedim\(1, -1\)"):
         layer_flatness(model, [(x, y)])
+
+
+def test_hardsigmoid_of_which_pytorch_has_one_derivative():
+    class Hard(nn.Module):
+        def forward(self, x):
+            return (x / 6 + 0.5).clamp(0, 1)
+
+    def made(gate):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 5), gate, nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+
+    x, y = torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 3
+    found = layer_flatness(made(nn.Hardsigmoid(inplace=True)), (x, y), ["0"], exact=True)["0"].value
+    assert found == pytest.approx(dense_kappa(made(Hard()), "0.weight", x, y), rel=1e-9)

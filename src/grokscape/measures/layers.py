@@ -39,7 +39,7 @@ from grokscape.measures.layer_routes import Layer
 from grokscape.measures.locate import bare, unwrapped
 from grokscape.measures.losses import Loss
 from grokscape.numerics import Estimate, full_precision
-from grokscape.perturbations import CONVOLUTIONS, is_convolution_1d
+from grokscape.perturbations import CONVOLUTIONS, TwiceDifferentiable, is_convolution_1d
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def layer_flatness(
     model, samples = bare(model), 0
     device, dtype = placement(model)
     with ExitStack() as stack:
-        for context in (evaluating(model), eagerly(model), torch.inference_mode(False), torch.enable_grad()):
+        gradients: tuple[Any, ...] = (torch.inference_mode(False), torch.enable_grad(), TwiceDifferentiable())
+        for context in (evaluating(model), eagerly(model), *gradients):
             stack.enter_context(context)
         chosen = _find(model, layers)
         stack.enter_context(differentiable([p for layer in chosen for p in layer.module.parameters()]))
