@@ -210,6 +210,7 @@ def test_a_control_at_the_matched_level_can_agree():
 def test_blocked_and_intact_is_not_necessary():
     found, _ = verdict(arm("a", 80.0), seeds=12)
     assert found.verdict == "not necessary"
+    assert found.statement.startswith("In this study generalisation does not need flatness")
     assert found.data["doses"][1]["blocked_share"] > 0.9
 
 

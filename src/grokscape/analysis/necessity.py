@@ -37,7 +37,7 @@ RULE = (
 
 OPENINGS = {
     "consistent with necessary": "The data are consistent with {property} ({title}) being necessary for generalisation",
-    "not necessary": "Generalisation does not need {property} ({title})",
+    "not necessary": "In this study generalisation does not need {property} ({title})",
     "belongs to the manipulation": "Blocking {property} ({title}) shows no need of it",
     "inconclusive": "Whether generalisation needs {property} ({title}) stays open",
 }
