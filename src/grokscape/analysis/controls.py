@@ -12,7 +12,7 @@ from grokscape.analysis.frames import TEST_ACCURACY, first
 from grokscape.analysis.manipulation import at_memorisation, check, log_ratio, middle
 from grokscape.analysis.record import Record
 from grokscape.analysis.sufficiency import final_level
-from grokscape.analysis.survival import delay_ratio, faster_than, paired_delays
+from grokscape.analysis.survival import delay_ratio, faster_than, paired_delays, slower_than
 
 INVARIANT = "relative_flatness"
 VOIDS_ALL = ("random-labels",)
@@ -21,8 +21,8 @@ RULES = {
                      "accuracy does not lie above chance, where that is known, by more than {accuracy:g}, interval "
                      "included. If it fails, test labels leak and no verdict stands.",
     "no-grokking": "Passes if at least {held:.0%} of the runs memorise and none generalises.",
-    "no-delay": "Passes if the delay is shorter than the baseline's by more than a factor of {ratio:g} (level "
-                "{alpha:g}).",
+    "no-delay": "Passes if the delay is shorter than the baseline's by more than a factor of {ratio:g}, fails if it is "
+                "not (level {alpha:g} each).",
     "rescaling": "Passes if relative flatness and accuracy are within {rescaling:.0%} of the same seed's baseline at "
                  "the first evaluation at which both are measured. If it fails, no verdict on flatness stands.",
     "matched-level": "Passes if what it holds was held and memorisation is intact; then it serves as another hand.",
@@ -95,9 +95,9 @@ def _no_delay(record: Record, arm: Arm) -> Judged:
     ratio = delay_ratio(own, base, rules)
     if ratio["value"] is None or check(record, arm).memorised < rules.memorised_fraction:
         return "inconclusive", "the delay cannot be compared with the baseline's", {"delay ratio": ratio}, {}
-    p = faster_than(own, base, 1 / rules.delay_ratio_margin)
-    return "passed" if p <= rules.alpha else "failed", f"its delay is {ratio['value']:.2f} times the baseline's", {
-        "delay ratio": ratio}, {"p": p}
+    p, p_slower = (test(own, base, 1 / rules.delay_ratio_margin) for test in (faster_than, slower_than))
+    verdict = "passed" if p <= rules.alpha else "failed" if p_slower <= rules.alpha else "inconclusive"
+    return verdict, f"its delay is {ratio['value']:.2f} times the baseline's", {"delay ratio": ratio}, {"p": p}
 
 
 def _rescaling(record: Record, arm: Arm) -> Judged:
