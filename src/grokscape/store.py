@@ -39,6 +39,26 @@ _STATUS = {
     "state": str, "step": int, "steps": int, "parts": int, "seconds": int | float, "seconds_measuring": int | float,
     "device": str, "launcher": str, "workers": int, "replicas": list,
 }
+_Number, _Object = int | float | None, dict | None
+_RULES = (
+    "accuracy_margin", "delay_ratio_margin", "alpha", "held_fraction", "held_tolerance", "memorised_fraction",
+    "match_factor", "beyond_factor", "moved_factor", "reached_fraction", "blocked_fraction", "minimum_seeds",
+    "rescaling_tolerance",
+)
+_SPEC: dict[str, Any] = {  # what is read of a study after its training; entries that are not may be anything
+    "arms": [{
+        **dict.fromkeys(("testbed", "optimizer", "model"), _Object),
+        "interventions": [{
+            **dict.fromkeys(("at_least", "at_most", "start", "until", "step"), _Number),
+            "kind": str, "measure": str | None, "relative_to": str | _Number,
+        }],
+    }],
+    "onset": {"train_threshold": _Number, "test_threshold": _Number, "hold": int | None},
+    "verdict": {
+        **dict.fromkeys(_RULES, _Number), "final_evaluations": int | None, "bootstrap": int | None, "primary": _Object,
+    },
+    "steps": _Number,
+}
 
 
 class RunFolderError(Exception):
@@ -105,10 +125,20 @@ def read_json(path: Path, kind: type = object, remedy: str = "restore it") -> An
 
 def _check_entries(path: Path, value: Mapping[str, Any], kinds: Mapping[str, Any], remedy: str) -> None:
     """Raise a `RunFolderError` that names an entry of another type than it was written with."""
-    wrong = [name for name, kind in kinds.items() if name in value and not isinstance(value[name], kind)]
-    if wrong:
-        got = json.dumps(value[wrong[0]])
-        raise RunFolderError(f"{path} is damaged: its entry {wrong[0]!r} is {got:.40}; {remedy}")
+    for name, got in _misfits(value, kinds):
+        raise RunFolderError(f"{path} is damaged: its entry {name!r} is {json.dumps(got):.40}; {remedy}")
+
+
+def _misfits(value: Any, kind: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Entries that are not of a kind: a type, or {entry: kind} or [kind], which may be null; absent ones are none."""
+    if not isinstance(value, type(kind) | None if isinstance(kind, dict | list) else kind):
+        yield name, value
+    elif isinstance(kind, dict):
+        for entry in [entry for entry in kind if entry in (value or ())]:
+            yield from _misfits(value[entry], kind[entry], f"{name}.{entry}".lstrip("."))
+    elif isinstance(kind, list):
+        for number, item in enumerate(value or ()):
+            yield from _misfits(item, kind[0], f"{name}.{number}")
 
 
 def _check_objects(path: Path, values: Sequence[Any], remedy: str, names: Sequence[str] = ()) -> None:
@@ -164,17 +194,18 @@ class RunFolder:
         """Open an existing run folder.
 
         Raises:
-            RunFolderError: there is no readable spec.json in it, or it has no name or something else than arms.
+            RunFolderError: there is no readable spec.json in it, or it has no name, something else than arms, or an
+                entry of another type than the analysis reads.
         """
         folder = cls(Path(path))
         spec = folder.spec
-        arms = spec.get("arms", [])
+        arms, place, remedy = spec.get("arms", []), folder.path / "spec.json", "restore it or start the run anew"
         named = isinstance(arms, list) and all(isinstance(arm, dict) and "name" in arm for arm in arms)
         if not named or not isinstance(spec.get("name"), str):
-            raise RunFolderError(
-                f"{folder.path / 'spec.json'} is not a study's: expected a name and a list of named arms; "
-                f"restore it or start the run anew"
-            )
+            raise RunFolderError(f"{place} is not a study's: expected a name and a list of named arms; {remedy}")
+        _check_entries(place, spec, _SPEC, remedy)
+        for arm in arms:
+            _check_objects(place, arm.get("interventions") or [], remedy, ["kind"])
         return folder
 
     def command(self, verb: str) -> str:

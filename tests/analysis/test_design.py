@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from grokscape import store
 from grokscape.analysis.design import Rules, arms_of, column_of, describe
 from grokscape.analysis.record import Record
 from grokscape.studies.spec import VerdictRule
@@ -88,3 +89,8 @@ def test_a_shift_counts_by_its_size_whichever_direction_the_property_has():
     made = study([BASELINE])
     record = Record.of(made.frame, made.spec, made.columns)
     assert [record.sign(name) for name in ("train/cdnv", "test/ildr", "params/weight_norm")] == [1, -1, 1]
+
+
+def test_the_types_of_all_rules_are_checked_where_a_folder_is_opened():
+    checked = store._SPEC["onset"] | store._SPEC["verdict"]
+    assert {field.name for field in dataclasses.fields(Rules)} == set(checked)

@@ -203,6 +203,59 @@ def test_somebody_elses_spec_is_no_run_folder(grokscape, tmp_path, command, text
     assert "Traceback" not in outcome.err
 
 
+EDITED = [
+    ("onset", "soon", "'onset' is \"soon\""),
+    ("onset", {"hold": 3.5}, "'onset.hold' is 3.5"),
+    ("onset", {"train_threshold": "0.9"}, "'onset.train_threshold' is \"0.9\""),
+    ("verdict", [], "'verdict' is []"),
+    ("verdict", {"accuracy_margin": [0.05]}, "'verdict.accuracy_margin' is [0.05]"),
+    ("verdict", {"primary": "cdnv"}, "'verdict.primary' is \"cdnv\""),
+    ("steps", "12", "'steps' is \"12\""),
+    ("arms", [{"name": "baseline", "interventions": {"kind": "clamp"}}], "'arms.0.interventions' is {\"kind\""),
+    ("arms", [{"name": "baseline", "interventions": ["clamp"]}], "'arms.0.interventions.0' is \"clamp\""),
+    ("arms", [{"name": "baseline", "interventions": [{"measure": "cdnv"}]}], "it holds {\"measure\": \"cdnv\"}"),
+    ("arms", [{"name": "baseline", "interventions": [{"kind": "unplug", "step": "9"}]}], "interventions.0.step' is"),
+    ("arms", [{"name": "baseline"}, {"name": "held", "testbed": "mnist"}], "'arms.1.testbed' is \"mnist\""),
+]
+
+
+@pytest.mark.parametrize(("entry", "value", "words"), EDITED)
+@pytest.mark.parametrize("command", ["resume", "show", "report", "analyze"])
+def test_an_entry_of_another_type_in_the_study_of_a_run_is_named(grokscape, reported, tmp_path, command, entry, value,
+                                                                   words):
+    folder = tmp_path / "run"
+    shutil.copytree(reported, folder, ignore=shutil.ignore_patterns("figures", "report.html"))
+    spec = json.loads((folder / "spec.json").read_text())
+    (folder / "spec.json").write_text(json.dumps({**spec, entry: value}))
+    outcome = grokscape(command, folder)
+    assert outcome.code == 1
+    assert f"{folder / 'spec.json'} is damaged: " in outcome.err
+    assert words in outcome.err
+    assert "restore it or start the run anew" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(("rule", "value"), [("accuracy_margin", -1), ("delay_ratio_margin", 0), ("alpha", 3)])
+def test_a_rule_that_decides_nothing_is_refused_by_the_analysis(grokscape, reported, tmp_path, rule, value):
+    folder = shutil.copytree(reported, tmp_path / "run", ignore=shutil.ignore_patterns("figures", "report.html"))
+    spec = json.loads((folder / "spec.json").read_text())
+    (folder / "spec.json").write_text(json.dumps({**spec, "verdict": {rule: value}}))
+    outcome = grokscape("analyze", folder)
+    assert outcome.code == 1
+    assert rule in outcome.err
+    assert "put `verdict` right in spec.json" in outcome.err
+
+
+def test_a_spec_of_another_tool_stays_readable(grokscape, reported, tmp_path):
+    folder = shutil.copytree(reported, tmp_path / "run", ignore=shutil.ignore_patterns("figures", "report.html"))
+    arms = [{"name": "baseline", "interventions": None, "testbed": None}, {"name": "held", "epochs": "many"}]
+    verdict = {"note": "theirs", "alpha": None}
+    theirs = {"name": "theirs", "seeds": "two", "testbed": "mnist", "onset": None, "verdict": verdict}
+    (folder / "spec.json").write_text(json.dumps({**theirs, "arms": arms, "optimizer": ["adam"]}))
+    for command in ("show", "analyze"):
+        assert grokscape(command, folder).code == 0
+
+
 @pytest.mark.parametrize("text", ['{"state":', "[]", '{"step": null}', '{"step": 3, "replicas": [null]}'])
 def test_a_damaged_status_can_be_done_without(grokscape, stopped, text):
     (stopped / "status.json").write_text(text)

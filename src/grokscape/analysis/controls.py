@@ -1,6 +1,7 @@
 """Controls of a study: arms whose outcome is known beforehand. One that fails says that something else is wrong."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ def _finding(record: Record, arm: Arm) -> Finding:
 
 def number_of_classes(record: Record) -> int | None:
     """K from the spec, if it says so or names a testbed that has no choice."""
-    testbed = record.spec.get("testbed") or {}
+    testbed = record.spec.get("testbed")
+    testbed = testbed if isinstance(testbed, Mapping) else {}
     value = testbed.get("num_classes") or testbed.get("p") or testbed.get("classes")
     fixed = {"digits": 10, "sparse_parity": 2, "symmetric_group": math.factorial(int(testbed.get("degree") or 0))}
     return int(value) if value else fixed.get(str(testbed.get("kind")))

@@ -77,6 +77,14 @@ class Rules:
     bootstrap: int = 4000
     primary: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.accuracy_margin < 0 or self.delay_ratio_margin <= 0 or not 0 < self.alpha < 1:
+            raise ValueError(
+                f"expected rules of a verdict with accuracy_margin ≥ 0, delay_ratio_margin > 0 and 0 < alpha < 1, got "
+                f"{self.accuracy_margin:g}, {self.delay_ratio_margin:g} and {self.alpha:g}; put `verdict` right in "
+                f"spec.json"
+            )
+
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> "Rules":
         """The rules of a spec, with defaults for what it leaves out."""
