@@ -156,6 +156,16 @@ def test_rescaling_may_change_little_at_the_first_evaluation(flat, accuracy, ste
     assert control(record, "a").verdict == expected
 
 
+def test_the_largest_change_by_rescaling_is_that_of_the_column_and_the_seed_that_change_most():
+    made = synthetic.study([BASELINE, ArmTruth("a", role="control", control="rescaling")])
+    own, seed = pl.col("arm") == "a", pl.col("seed")
+    change = {f"{split}/relative_flatness": pl.when(own & (seed == one)).then(1 + size).otherwise(1.0)
+              for split, one, size in (("train", 2, 0.03), ("test", 4, 0.02))}
+    columns = made.columns | {"test/relative_flatness": made.columns[FLAT] | {"split": "test"}}
+    record = dataclasses.replace(made, columns=columns).record(made.frame.with_columns(**change))
+    assert control(record, "a").estimates["largest change"]["value"] == pytest.approx(0.03)
+
+
 def test_a_control_that_the_baseline_matches_by_itself_is_no_failure():
     idle = ArmTruth("a", role="control", control="matched-level", interventions=[clamp("cdnv", 0.01)])
     assert control(record_of(idle), "a").verdict == "inconclusive"

@@ -37,7 +37,7 @@ def test_kaplan_meier_is_the_product_limit():
     times, observed = generator.integers(1, 30, 25).astype(float), generator.random(25) < 0.6
     found = kaplan_meier(times, observed)
     slow = product_limit(times, observed)
-    assert found["share"][0] == 1.0
+    assert (found["steps"][0], found["share"][0]) == (0.0, 1.0)
     assert dict(zip(found["steps"][1:], found["share"][1:])) == pytest.approx(slow)
     assert found["median"] == min(step for step, share in slow.items() if share <= 0.5)
 
