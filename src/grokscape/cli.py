@@ -384,6 +384,9 @@ def _explain(error: Exception) -> int:
     print(f"grokscape: {wrong(error) if isinstance(error, ValidationError) else error}", file=sys.stderr)
     if isinstance(error, Interrupted):
         return 130
-    if os.environ.get("GROKSCAPE_DEBUG") or not isinstance(error, RunFolderError | ValueError | OSError):
+    full = isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+    if full:
+        print("Memory is full: take fewer --seeds, or a smaller batch_size or evaluation.max_samples", file=sys.stderr)
+    if os.environ.get("GROKSCAPE_DEBUG") or not (full or isinstance(error, RunFolderError | ValueError | OSError)):
         traceback.print_exception(error)
     return 1

@@ -417,6 +417,21 @@ def test_bugs_come_with_where_they_happened(grokscape, finished, monkeypatch):
     assert "Traceback" in outcome.err
 
 
+@pytest.mark.parametrize("error", [
+    MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 20 GiB"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 112 bytes"),
+])
+def test_a_study_too_large_for_memory_says_what_to_make_smaller(grokscape, finished, monkeypatch, error):
+    def full(folder, console):
+        raise error
+
+    monkeypatch.setattr("grokscape.terminal.show", full)
+    outcome = grokscape("show", finished)
+    assert outcome.code == 1
+    assert "Memory is full: take fewer --seeds" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
 def test_debugging_shows_where_a_message_came_from(grokscape, monkeypatch):
     monkeypatch.setenv("GROKSCAPE_DEBUG", "1")
     outcome = grokscape("run", "quikstart")
