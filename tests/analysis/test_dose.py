@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 import synthetic
-from grokscape.analysis.dose import trend
+from grokscape.analysis.dose import page, trend
 from grokscape.analysis.effects import effects
 from grokscape.analysis.necessity import doses, targets
 from synthetic import BASELINE, ArmTruth, clamp
@@ -53,3 +53,10 @@ def test_doses_that_end_before_the_run_are_compared_at_the_end_of_the_first_of_t
     assert trend_found["monotone"]
     shown = {dose["arm"]: set(dose["final_accuracy_per_seed"]) for dose in doses(record, target, found)}
     assert shown == {"baseline": {0.97}, "a": {1.0}, "b": {0.6}}  # a acts for a hundred steps more
+
+
+@pytest.mark.parametrize(("seeds", "tested"), [(1, False), (2, True)])
+def test_one_seed_shows_no_trend(seeds, tested):
+    record = synthetic.study([BASELINE, dose("a", 60.0), dose("b", 120.0)], seeds=seeds).record()
+    found = page(record, ["baseline", "a", "b"])
+    assert (found["p_accuracy"] is not None, found["p_delay"] is not None, found["n"]) == (tested, tested, seeds)
