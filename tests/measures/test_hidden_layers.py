@@ -64,6 +64,13 @@ def test_snapshots_have_the_flatness_of_layers():
         assert abs(values.mean() - expected[layer].value) <= 4 * values.std() / 20
 
 
+def test_signs_go_on_from_probe_to_probe_and_begin_anew_with_a_model():
+    (x, y), first, second = data(8), made(), made()
+    values = [float(taken(model, x, y, ["first"], 1)["first"]) for model in (first, first, second, second)]
+    assert values[:2] == values[2:]
+    assert values[0] != values[1]
+
+
 def test_the_model_answers_as_before_and_is_left_as_it_was():
     model, (x, _) = made(), data()
     expected = model(x)
@@ -103,19 +110,19 @@ def test_a_clamp_holds_it():
 
 def test_slopes_go_through_norms():
     """PyTorch's own third derivatives of a layer norm are wrong."""
-    model, (x, y) = made(), data(8)
-    weight = model.first.weight.detach().clone()
-    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x, y = data(8)
+    direction = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     def value(step):
+        model = made()
         with torch.no_grad():
-            model.first.weight.copy_(weight + step * direction)
+            model.first.weight += step * direction
         with gs.Probe(model, head="head", layers=["first"]) as probe:
             model(x)
-            return probe.snapshot(y).layers[KAPPA]
+            return probe.snapshot(y).layers[KAPPA], model.first.weight
 
-    (slope,) = torch.autograd.grad(value(0.0), model.first.weight)
-    difference = (value(1e-5) - value(-1e-5)).detach() / 2e-5
+    (slope,) = torch.autograd.grad(*value(0.0))
+    difference = (value(1e-5)[0] - value(-1e-5)[0]).detach() / 2e-5
     torch.testing.assert_close((slope * direction).sum(), difference, rtol=1e-5, atol=1e-7)
 
 
@@ -298,18 +305,18 @@ def test_norms_in_half_precision_are_as_exact_as_pytorchs_own(norm, autocast):
 
 
 def test_mixed_precision():
-    model, (x, y) = made().float(), data(8)
-    with gs.Probe(model, head="head", layers=["first", "second"]) as probe:
-        with torch.autocast("cpu", torch.bfloat16):
-            model(x.float())
-        rough = probe.snapshot(y).layers
-    with gs.Probe(model, head="head", layers=["first", "second"]) as probe:
-        model(x.float())
-        torch.testing.assert_close(rough, probe.snapshot(y).layers, rtol=0.1, atol=0.05, check_dtype=False)
+    def values(precise):
+        model, (x, y) = made().float(), data(8)
+        with gs.Probe(model, head="head", layers=["first", "second"]) as probe:
+            with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+                model(x.float())
+            return probe.snapshot(y).layers
+
+    torch.testing.assert_close(values(False), values(True), rtol=0.1, atol=0.05, check_dtype=False)
 
 
 def test_a_frozen_layer_has_a_flatness_that_depends_on_what_comes_after():
     model, (x, y) = made(), data(8)
-    expected = taken(model, x, y, ["first"], 1)
+    expected = taken(made(), x, y, ["first"], 1)
     model.first.requires_grad_(False)
     assert taken(model, x, y, ["first"], 1) == expected

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,9 @@ from grokscape.perturbations import (
     perturbed_module,
     signs_of,
 )
+
+_GENERATORS: WeakKeyDictionary[nn.Module, torch.Generator] = WeakKeyDictionary()
+"""Of each model's signs; a loop that makes a probe in every step must not get the same ones in every step."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class HiddenLayers:
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self._model = model
         self._layers = {name: _found(model, name) for name in names}
-        self._generator = torch.Generator().manual_seed(0)
+        self._generator = _GENERATORS.setdefault(model, torch.Generator().manual_seed(0))
         self._seen: dict[str, list[_Call]] = {}
         self._checked: set[str] = set()
 
