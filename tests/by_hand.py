@@ -208,8 +208,11 @@ class Study:
 
     # ------------------------------------------------------------------ what it did
 
-    def delays(self, arm, seeds, clock):
-        """Delays of the arm and of the baseline, cut at τ, τ, and whether all ended before it."""
+    def delays(self, arm, seeds, clock, at_least=False):
+        """Delays of the arm and of the baseline, cut at τ, τ, and whether all ended before it.
+
+        `at_least`: not cut where all of the baseline's ended.
+        """
         pairs = []
         for seed in seeds:
             pair = []
@@ -222,7 +225,8 @@ class Study:
             pairs += [pair] if len(pair) == 2 else []
         lost = [time for pair in pairs for time, seen in pair if not seen]
         limit = min(lost) if lost else max((time for pair in pairs for time, _ in pair), default=math.nan)
-        own, base = (np.array([min(pair[side][0], limit) for pair in pairs]) for side in (0, 1))
+        cut = math.inf if at_least and all(base[1] for _, base in pairs) else limit
+        own, base = (np.array([min(pair[side][0], cut) for pair in pairs]) for side in (0, 1))
         return own, base, limit, not lost
 
     def clock(self):
@@ -245,7 +249,7 @@ class Study:
         kept = [seed for seed in seeds if self.fate((arm, seed), self.end(arm))["intact"]]
         gaps = {seed: self.gap(arm, seed) for seed in seeds}
         own, base, limit, whole = self.delays(arm, seeds, clock)
-        own_kept, base_kept, *_ = self.delays(arm, kept, clock)
+        own_kept, base_kept, *_ = self.delays(arm, kept, clock, at_least=True)
         own_time, base_time, *_ = self.delays(arm, seeds, "time")
         late = {seed for seed in kept if not self.fate((arm, seed), self.end(arm))["generalised"]
                 and self.fate((self.base, seed), self.end(arm))["generalised"]}

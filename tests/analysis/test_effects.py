@@ -167,6 +167,23 @@ def test_where_the_baseline_does_not_generalise_either_accuracy_is_all_there_is(
     assert found.call == "harmed"
 
 
+@pytest.mark.parametrize(("arm", "what", "call"), [
+    ("a", "memorises late", "harmed"), ("a", "stops early", "harmed"), ("baseline", "stops early", "unclear")])
+def test_one_run_that_was_followed_for_a_short_time_hides_no_harm_unless_it_is_the_baseline_s(arm, what, call):
+    """The others never generalise, though followed for ten times the baseline's delay."""
+    never = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, never=True, final_accuracy=0.3)
+    one = of(arm) & (pl.col("seed") == 0)
+
+    def change(frame):
+        if what == "stops early":
+            return frame.filter(~(one & (pl.col("step") > 400)))
+        late = pl.when(one & (pl.col("step") < 5700)).then(0.1).otherwise("train/accuracy")
+        return frame.with_columns(late.alias("train/accuracy"))
+    (found,) = effects(made(never, steps=6000, every=50, change=change))
+    assert found.ratio["value"] < 2
+    assert found.call == call
+
+
 def test_one_run_that_was_not_followed_for_twice_the_baseline_s_delay_leaves_it_open():
     one = of("a") & (pl.col("seed") == 0)
     below = pl.when(one).then(pl.min_horizontal("test/accuracy", 0.94)).otherwise(pl.col("test/accuracy"))

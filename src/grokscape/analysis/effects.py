@@ -90,7 +90,7 @@ def effect(record: Record, arm: Arm) -> Effect:
     generalised = record.moment("generalised", arm.until)
     waiting = np.isnan(generalised[rows]) & ~np.isnan(generalised[others])  # its accuracy is low for want of time
     worse = greater(np.where(waiting, 0.0, -gaps)[kept], rules.accuracy_margin)
-    slower = slower_than(*_delays(record, timed, rows[kept])[:2], rules.delay_ratio_margin)
+    slower = slower_than(*_delays(record, timed, rows[kept], at_least=True)[:2], rules.delay_ratio_margin)
     not_worse = greater(gaps, -rules.accuracy_margin)
     allowed = np.minimum(rules.delay_ratio_margin * base, np.inf if cut is None else cut)  # cut as the arm's delays are
     not_slower = greater(allowed - own, 0.0) if long_enough else 1.0
@@ -126,11 +126,13 @@ def _accuracy_gaps(record: Record, own: Rows, base: Rows, end: float | None) -> 
     return finals[0] - finals[1]
 
 
-def _delays(record: Record, results: pl.DataFrame, rows: Rows) -> tuple[Array, Array, float, Flags, Flags]:
-    """Restricted delays of the runs in `rows`, all of one arm, and of the baseline's of the same seeds."""
+def _delays(record: Record, results: pl.DataFrame, rows: Rows, *,
+            at_least: bool = False) -> tuple[Array, Array, float, Flags, Flags]:
+    """Delays of the runs in `rows`, all of one arm, and of the baseline's of the same seeds (see `paired_delays`)."""
     assert record.baseline is not None
     chosen = results.filter(pl.col("seed").is_in(record.panel.seeds[rows].tolist()))
-    return paired_delays(chosen, str(record.panel.arms[rows[0]]) if len(rows) else "", record.baseline.name)
+    arm = str(record.panel.arms[rows[0]]) if len(rows) else ""
+    return paired_delays(chosen, arm, record.baseline.name, at_least=at_least)
 
 
 def effects(record: Record) -> list[Effect]:
