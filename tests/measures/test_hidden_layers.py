@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 import grokscape as gs
 from grokscape.integrations import Applied
 from grokscape.measures import find_measure
+from grokscape.measures.curvature import sharpness
+from grokscape.measures.layer_routes import Layer
 from grokscape.perturbations import DifferentiableNorms
 
 KAPPA = "relative_flatness@first"
@@ -320,3 +322,51 @@ def test_a_frozen_layer_has_a_flatness_that_depends_on_what_comes_after():
     expected = taken(made(), x, y, ["first"], 1)
     model.first.requires_grad_(False)
     assert taken(model, x, y, ["first"], 1) == expected
+
+
+def test_weights_put_in_by_functional_call():
+    (x, y), other = data(8), made()
+    other.load_state_dict({name: 1.5 * value for name, value in other.state_dict().items()})
+    expected, model = taken(other, x, y, ["first"], 1), made()
+    with gs.Probe(model, head="head", layers=["first"]) as probe:
+        torch.func.functional_call(model, dict(other.named_parameters()), (x,))
+        assert probe.snapshot(y).layers[KAPPA] == expected["first"]
+    assert expected != taken(made(), x, y, ["first"], 1)
+
+
+@pytest.mark.parametrize(("value", "label"), [(torch.nan, 0), (torch.inf, 0), (torch.nan, -100)])
+def test_a_sample_that_is_not_finite_is_not_taken_for_one_that_others_see(value, label):
+    model, (x, y) = made(), data(8)
+    x[3], y[3] = value, label
+    assert taken(model, x, y, ["first"], 1)["first"].isnan()
+
+
+def test_hooks_on_weights_change_no_flatness_and_stay():
+    def clipped():
+        model = made()
+        for parameter in model.parameters():
+            parameter.register_hook(lambda slope: slope.clamp(-1e-4, 1e-4))
+        return model
+
+    model, (x, y) = clipped(), data(8)
+    assert taken(model, x, y, ["first"], 1) == taken(made(), x, y, ["first"], 1)
+    assert gs.layer_flatness(model, (x, y), exact=True) == gs.layer_flatness(made(), (x, y), exact=True)
+    assert sharpness(model, (x, y)) == sharpness(made(), (x, y))
+    F.cross_entropy(model(x), y).backward()
+    assert max(parameter.grad.abs().max() for parameter in model.parameters()) == 1e-4
+
+
+def test_a_layer_is_checked_once_in_each_mode_of_its_model(monkeypatch):
+    class Mixing(Net):
+        def forward(self, x):
+            hidden = torch.tanh(self.first(x))
+            return self.head(torch.tanh(self.second(hidden + hidden.roll(1, 0) if self.training else hidden)))
+
+    looks, looked = [], Layer.is_apart
+    monkeypatch.setattr(Layer, "is_apart", lambda layer, *rest: looks.append(layer.name) or looked(layer, *rest))
+    model, (x, y) = made(Mixing).eval(), data(8)
+    for _ in range(3):
+        taken(model, x, y, ["second", "first"], 2)
+    assert looks == ["second", "first"]
+    with pytest.raises(ValueError, match="layer 'first' cannot be taken in a loop: every sample"):
+        taken(model.train(), x, y, ["second", "first"], 1)

@@ -283,12 +283,16 @@ def eagerly(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def differentiable(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Gradients on for these parameters; their flags are restored after, and no .grad is left behind."""
-    flags = [(parameter, parameter.requires_grad) for parameter in parameters]
-    for parameter, _ in flags:
+    """Gradients on for these parameters, without hooks that change them; all is restored after, no .grad is left."""
+    found = [(each, each.requires_grad, dict(each._backward_hooks or {})) for each in parameters]
+    for parameter, _, hooks in found:
         parameter.requires_grad_(True)
+        if hooks:
+            parameter._backward_hooks.clear()  # type: ignore[union-attr]
     try:
         yield
     finally:
-        for parameter, flag in flags:
+        for parameter, flag, hooks in found:
             parameter.requires_grad_(flag)
+            if hooks:
+                parameter._backward_hooks.update(hooks)  # type: ignore[union-attr]

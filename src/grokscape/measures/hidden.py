@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from grokscape.measures.batches import differentiable
 from grokscape.measures.layer_routes import Layer
 from grokscape.measures.locate import evaluation_flags
 from grokscape.measures.table import OF_LAYER
-from grokscape.numerics import full_precision
+from grokscape.numerics import full_precision, holds
 from grokscape.perturbations import (
     DifferentiableNorms,
     Perturbation,
@@ -24,8 +25,21 @@ from grokscape.perturbations import (
     signs_of,
 )
 
-_GENERATORS: WeakKeyDictionary[nn.Module, torch.Generator] = WeakKeyDictionary()
-"""Of each model's signs; a loop that makes a probe in every step must not get the same ones in every step."""
+
+@dataclass(frozen=True)
+class _Lasting:
+    """What outlasts the probes of a model, as loops make one in every step.
+
+    Attributes:
+        generator: of signs, which must not be the same ones in every step.
+        checked: names of layers whose perturbations say what κ is, each with the mode of the model.
+    """
+
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    checked: set[tuple[str, bool]] = field(default_factory=set)
+
+
+_LASTING: WeakKeyDictionary[nn.Module, _Lasting] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -34,11 +48,13 @@ class _Call:
 
     Attributes:
         perturbation: what was added to its outputs.
+        weight: of this call; torch.func.functional_call puts others in.
         inputs: of the layer.
         outputs: of the layer, before anything was added.
     """
 
     perturbation: Perturbation
+    weight: Tensor
     inputs: Tensor
     outputs: Tensor
 
@@ -57,9 +73,8 @@ class HiddenLayers:
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         self._model = model
         self._layers = {name: _found(model, name) for name in names}
-        self._generator = _GENERATORS.setdefault(model, torch.Generator().manual_seed(0))
+        self._lasting = _LASTING.setdefault(model, _Lasting())
         self._seen: dict[str, list[_Call]] = {}
-        self._checked: set[str] = set()
 
     def watch(self) -> Callable[[], None]:
         """Begin, and give what ends it."""
@@ -89,8 +104,9 @@ class HiddenLayers:
             output = output if output.requires_grad else output.detach().requires_grad_()  # of a frozen layer
             size = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
             with evaluation_flags(layer):  # a spectral norm would take a step of its iteration at each look
-                perturbation = Perturbation.draw(size, len(inputs[0]), signs_of(layer), self._generator)
-                self._seen.setdefault(name, []).append(_Call(perturbation, inputs[0].detach(), output))
+                perturbation = Perturbation.draw(size, len(inputs[0]), signs_of(layer), self._lasting.generator)
+                call = _Call(perturbation, layer.weight, inputs[0].detach(), output)  # type: ignore[arg-type]
+                self._seen.setdefault(name, []).append(call)
                 return perturbed_module(perturbation, layer, inputs, output)
 
         return perturb
@@ -114,7 +130,7 @@ class HiddenLayers:
         Raises:
             RuntimeError: a layer was not called just once in the last forward pass, on a row for each of the batch's.
             ValueError: samples see each other, or the loss has another gradient in a layer's weight than through its
-                outputs; found out at the first pass.
+                outputs; found out at the first pass of a model in each mode.
         """
         if not self._layers or not logits.requires_grad:
             return {}
@@ -129,9 +145,11 @@ class HiddenLayers:
                     f"of the {rows} in the batch; it was called on {on}"
                 )
         loss = F.cross_entropy(logits, labels)
-        for name in self._layers.keys() - self._checked:
-            self._check(name, loss)
-            self._checked.add(name)
+        for name in self._layers:
+            if (key := (name, self._model.training)) not in self._lasting.checked:
+                self._check(name, loss)
+                if holds(loss.isfinite()):  # NaN says nothing
+                    self._lasting.checked.add(key)
         perturbations = {name: calls[0].perturbation for name, calls in self._seen.items()}
         found = curvatures(loss, perturbations, differentiable=True)
         return {OF_LAYER + name: value for name, value in found.items()}
@@ -139,14 +157,12 @@ class HiddenLayers:
     @full_precision()
     def _check(self, name: str, loss: Tensor) -> None:
         """Refuse a layer of which κ would be another number than what its perturbations give."""
-        module, (call,) = self._layers[name], self._seen[name]
-        with evaluation_flags(module):
-            weight: Any = module.weight
-        layer = Layer(name, module, weight)
+        (call,) = self._seen[name]
+        layer = Layer(name, self._layers[name], call.weight)
         layer.inputs, layer.outputs = call.inputs, call.outputs
-        plain = isinstance(weight, nn.Parameter) and weight.requires_grad
-        variables = [call.outputs, weight] if plain else [call.outputs]
-        through, *slope = torch.autograd.grad(loss, variables, create_graph=True, allow_unused=True)
+        plain = [call.weight] if isinstance(call.weight, nn.Parameter) and call.weight.requires_grad else []
+        with differentiable(plain):
+            through, *slope = torch.autograd.grad(loss, [call.outputs, *plain], create_graph=True, allow_unused=True)
         if through is None or any(each is None or not layer.acts_nowhere_else(each, through) for each in slope):
             raise ValueError(
                 f"κ of layer {name!r} cannot be taken in a loop: the loss has another gradient in its weight than "
