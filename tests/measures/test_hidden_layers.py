@@ -370,3 +370,13 @@ def test_a_layer_is_checked_once_in_each_mode_of_its_model(monkeypatch):
     assert looks == ["second", "first"]
     with pytest.raises(ValueError, match="layer 'first' cannot be taken in a loop: every sample"):
         taken(model.train(), x, y, ["second", "first"], 1)
+
+
+def test_slopes_close_to_the_smallest_numbers_of_half_precision():
+    torch.manual_seed(0)
+    module, x = nn.Linear(64, 64).half(), (0.01 * torch.randn(256, 64)).half()
+    layer = Layer("", module, module.weight, inputs=x, outputs=module(x))
+    loss = (1e-6 * torch.randn(256, 64) * layer.outputs.float()).sum()
+    slope, through = torch.autograd.grad(loss, [module.weight, layer.outputs])
+    assert layer.acts_nowhere_else(slope, through)
+    assert not layer.acts_nowhere_else(slope.roll(1, 0), through)

@@ -92,11 +92,12 @@ class Layer:
     def acts_nowhere_else(self, slope: Tensor, through: Tensor) -> bool:
         """Whether all of the loss's gradient in the weight comes through the outputs of the module, up to rounding."""
         assert self.inputs is not None
-        eps = max(torch.finfo(tensor.dtype).eps for tensor in (slope, through, self.inputs))
+        kind = max((torch.finfo(tensor.dtype) for tensor in (slope, through, self.inputs)), key=lambda kind: kind.eps)
         inputs, through = widen(self.inputs), widen(through.detach())
         apart = widen(slope.detach()) - self._pulled_back(inputs, through)
-        rounding = 4 * eps * self._pulled_back(inputs.abs(), through.abs()).norm()
-        return not apart.norm() > rounding
+        rounding = 4 * self._pulled_back(inputs.abs(), through.abs()).norm()
+        rounding = rounding + kind.tiny * apart.numel() ** 0.5  # numbers below tiny are tiny · eps apart
+        return not apart.norm() > kind.eps * rounding
 
     def _pulled_back(self, inputs: Tensor, through: Tensor) -> Tensor:
         """Slope in the weight of a layer with these inputs and slopes in its outputs."""
