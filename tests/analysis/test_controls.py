@@ -54,7 +54,8 @@ def test_random_labels_that_are_all_alike_above_chance_fail_on_any_testbed(seeds
 def test_where_chance_is_not_known_random_labels_say_so():
     """Two classes, one with nine samples in ten: who has learnt nothing is right in four of five."""
     random = ArmTruth("random", never=True, final_accuracy=0.8, **RANDOM)
-    for testbed, classes in (({"kind": "tensor", "classes": 2}, 2), ({"kind": "hub"}, None)):
+    for testbed, classes in (({"kind": "tensor", "classes": 2}, 2), ({"kind": "hub"}, None), (7, None),
+                             ({"degree": "high", "classes": ["cat", "dog"]}, None)):  # the last two of somebody else
         record = dataclasses.replace(record_of(random), spec={**record_of(random).spec, "testbed": testbed})
         assert number_of_classes(record) == classes
         assert control(record, "random").verdict == "passed"

@@ -235,6 +235,12 @@ def test_what_happened_before_an_intervention_ended_needs_all_its_evaluations_be
     assert study().results_before(until).filter(arm="a")["generalised"].count() == count
 
 
+def test_before_the_first_evaluation_nothing_had_become_of_anybody():
+    before = study(diverged=[3]).results_before(0)
+    assert len(before) == 20
+    assert before.select("memorised", "generalised", "followed").null_count().row(0) == (20, 20, 20)
+
+
 def test_a_run_that_diverged_after_the_intervention_ended_had_not_diverged_by_then():
     record = study(diverged=[3])
     assert (record.results_before(150)["diverged"].sum(), record.results["diverged"].sum()) == (0, 1)

@@ -59,11 +59,18 @@ def _finding(record: Record, arm: Arm) -> Finding:
 
 def number_of_classes(record: Record) -> int | None:
     """K from the spec, if it says so or names a testbed that has no choice."""
+    testbed = _testbed(record)
+    kind, degree = testbed.get("kind"), testbed.get("degree")
+    if kind == "symmetric_group" and isinstance(degree, int):
+        return math.factorial(degree)
+    given = (testbed.get(name) for name in ("num_classes", "p", "classes"))
+    return next((one for one in given if isinstance(one, int)), {"digits": 10, "sparse_parity": 2}.get(str(kind)))
+
+
+def _testbed(record: Record) -> Mapping[str, Any]:
+    """The testbed's settings, as far as somebody else's spec has them in our form."""
     testbed = record.spec.get("testbed")
-    testbed = testbed if isinstance(testbed, Mapping) else {}
-    value = testbed.get("num_classes") or testbed.get("p") or testbed.get("classes")
-    fixed = {"digits": 10, "sparse_parity": 2, "symmetric_group": math.factorial(int(testbed.get("degree") or 0))}
-    return int(value) if value else fixed.get(str(testbed.get("kind")))
+    return testbed if isinstance(testbed, Mapping) else {}
 
 
 def _no_generalisation(record: Record, arm: Arm) -> Judged:
@@ -71,7 +78,7 @@ def _no_generalisation(record: Record, arm: Arm) -> Judged:
     runs, classes = record.results.filter(arm=arm.name), number_of_classes(record)
     memorised, generalised = runs["memorised"].count(), runs["generalised"].count()
     accuracy = mean_interval(record.moment("final_accuracy")[rows], 1 - rules.alpha, "test accuracy")
-    alike = "classes" not in (record.spec.get("testbed") or {})  # those of people's own data may differ in frequency
+    alike = "classes" not in _testbed(record)  # those of people's own data may differ in frequency
     chance = 1 / classes if classes and alike and arm.control == "random-labels" else None
     sure = accuracy["low"] if accuracy["low"] is not None or len(rows) < 2 else accuracy["value"]  # all alike
     high = chance is not None and sure is not None and sure > chance + rules.accuracy_margin

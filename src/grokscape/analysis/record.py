@@ -80,7 +80,7 @@ class Record:
             frame = self.panel.frame.filter(pl.col("step") < step)
             last = self.panel.frame.group_by("replica").agg(pl.col("step").max())
             gone = self.panel.replicas.filter("diverged").join(last, on="replica", how="left").filter(
-                (pl.col("step") < frame["step"].max()).fill_null(True)).with_columns(diverged_at=pl.lit(0))
+                (pl.col("step") < pl.lit(frame["step"].max())).fill_null(True)).with_columns(diverged_at=pl.lit(0))
             found = outcomes(Panel.of(frame, {"replicas": gone.to_dicts()}), self.rules).drop("arm", "seed")
             placed = self.panel.replicas.drop("diverged").join(found, on="replica", how="left", maintain_order="left")
             self._until[step] = placed.with_columns(pl.col(pl.Boolean).fill_null(False))
