@@ -208,11 +208,8 @@ class Study:
 
     # ------------------------------------------------------------------ what it did
 
-    def delays(self, arm, seeds, clock, at_least=False):
-        """Delays of the arm and of the baseline, cut at τ, τ, and whether all ended before it.
-
-        `at_least`: not cut where all of the baseline's ended.
-        """
+    def delays(self, arm, seeds, clock):
+        """Delays of the arm and of the baseline, cut at τ, τ, and whether all ended before it."""
         pairs = []
         for seed in seeds:
             pair = []
@@ -225,8 +222,7 @@ class Study:
             pairs += [pair] if len(pair) == 2 else []
         lost = [time for pair in pairs for time, seen in pair if not seen]
         limit = min(lost) if lost else max((time for pair in pairs for time, _ in pair), default=math.nan)
-        cut = math.inf if at_least and all(base[1] for _, base in pairs) else limit
-        own, base = (np.array([min(pair[side][0], cut) for pair in pairs]) for side in (0, 1))
+        own, base = (np.array([min(pair[side][0], limit) for pair in pairs]) for side in (0, 1))
         return own, base, limit, not lost
 
     def clock(self):
@@ -243,16 +239,27 @@ class Study:
         own, base = (median(values[-self.rules["final_evaluations"]:]) for values in seen)
         return own - base
 
+    def late(self, arm, seed, seeds, clock):
+        """Whether a run may still generalise: as its baseline has, and not followed for twice the longest delay."""
+        def waited(run, until):
+            fate = self.fate(run, self.end(arm))
+            return (fate[until][0] if until == "generalised" else fate[until]) - (
+                0 if clock == "time" else fate["memorised"][0])
+        done = [one for one in seeds if self.fate((self.base, one), self.end(arm))["generalised"]]
+        if self.fate((arm, seed), self.end(arm))["generalised"] or seed not in done:
+            return False
+        longest = max(waited((self.base, one), "generalised") for one in done)
+        return waited((arm, seed), "followed") < 2 * longest
+
     def effect(self, arm):
         """Numbers of one arm before correction."""
         seeds, clock = self.yardsticks(arm), self.clock()
         kept = [seed for seed in seeds if self.fate((arm, seed), self.end(arm))["intact"]]
         gaps = {seed: self.gap(arm, seed) for seed in seeds}
         own, base, limit, whole = self.delays(arm, seeds, clock)
-        own_kept, base_kept, *_ = self.delays(arm, kept, clock, at_least=True)
+        own_kept, base_kept, *_ = self.delays(arm, kept, clock)
         own_time, base_time, *_ = self.delays(arm, seeds, "time")
-        late = {seed for seed in kept if not self.fate((arm, seed), self.end(arm))["generalised"]
-                and self.fate((self.base, seed), self.end(arm))["generalised"]}
+        late = {seed for seed in kept if self.late(arm, seed, seeds, clock)}
         worse = greater([0.0 if seed in late else -gaps[seed] for seed in kept], 0.05)
         slower = greater(own_kept - 2 * base_kept, 0)
         not_worse = greater([gap for gap in gaps.values() if not math.isnan(gap)], -0.05)

@@ -70,8 +70,7 @@ def effect(record: Record, arm: Arm) -> Effect:
     """The effect of one arm, while it acted, before correction for the number of arms.
 
     Seeds whose baseline lost memorisation are left out. Harm must show in the seeds in which the arm kept it as well;
-    an arm is intact or hastened only with those in which it did not. A run that has not generalised though its
-    baseline has can be told from one that will by its delay alone, so its accuracy is no harm.
+    an arm is intact or hastened only with those in which it did not. Accuracy that may only be late is no harm.
     """
     assert record.baseline is not None
     rules, results = record.rules, record.results_before(arm.until)
@@ -87,10 +86,8 @@ def effect(record: Record, arm: Arm) -> Effect:
     cut = counted_to(limit, seen, seen_base)
     long_enough = bool(len(base)) and float(base.mean()) > 0 and (
         cut is None or limit >= rules.delay_ratio_margin * float(base.mean()))
-    generalised = record.moment("generalised", arm.until)
-    waiting = np.isnan(generalised[rows]) & ~np.isnan(generalised[others])  # its accuracy is low for want of time
-    worse = greater(np.where(waiting, 0.0, -gaps)[kept], rules.accuracy_margin)
-    slower = slower_than(*_delays(record, timed, rows[kept], at_least=True)[:2], rules.delay_ratio_margin)
+    worse = greater(np.where(_waiting(record, arm, rows, others), 0.0, -gaps)[kept], rules.accuracy_margin)
+    slower = slower_than(*_delays(record, timed, rows[kept])[:2], rules.delay_ratio_margin)
     not_worse = greater(gaps, -rules.accuracy_margin)
     allowed = np.minimum(rules.delay_ratio_margin * base, np.inf if cut is None else cut)  # cut as the arm's delays are
     not_slower = greater(allowed - own, 0.0) if long_enough else 1.0
@@ -113,6 +110,18 @@ def _clock(record: Record) -> Literal["delay", "time"]:
     return "delay" if not len(known) or np.mean(known > 0) > 0.5 else "time"
 
 
+def _waiting(record: Record, arm: Arm, own: Rows, base: Rows) -> Flags:
+    """Runs whose accuracy may be low for want of time: they have not generalised though their baselines have, and were
+    not followed for the margin times the longest of the baseline's delays."""
+    memorised, generalised, followed = (record.moment(name, arm.until) for name in (
+        "memorised", "generalised", "followed"))
+    start = memorised if _clock(record) == "delay" else np.zeros(len(memorised))
+    there = ~np.isnan(generalised[base])
+    longest = np.max((generalised - start)[base], where=there, initial=0.0)
+    late = (followed - start)[own] < record.rules.delay_ratio_margin * longest
+    return np.isnan(generalised[own]) & there & late
+
+
 def _accuracy_gaps(record: Record, own: Rows, base: Rows, end: float | None) -> Array:
     """Differences in final test accuracy, pair by pair; a pair is followed as long as both of its runs are."""
     steps, followed = record.panel.steps, record.moment("followed")
@@ -126,13 +135,11 @@ def _accuracy_gaps(record: Record, own: Rows, base: Rows, end: float | None) -> 
     return finals[0] - finals[1]
 
 
-def _delays(record: Record, results: pl.DataFrame, rows: Rows, *,
-            at_least: bool = False) -> tuple[Array, Array, float, Flags, Flags]:
-    """Delays of the runs in `rows`, all of one arm, and of the baseline's of the same seeds (see `paired_delays`)."""
+def _delays(record: Record, results: pl.DataFrame, rows: Rows) -> tuple[Array, Array, float, Flags, Flags]:
+    """Restricted delays of the runs in `rows`, all of one arm, and of the baseline's of the same seeds."""
     assert record.baseline is not None
     chosen = results.filter(pl.col("seed").is_in(record.panel.seeds[rows].tolist()))
-    arm = str(record.panel.arms[rows[0]]) if len(rows) else ""
-    return paired_delays(chosen, arm, record.baseline.name, at_least=at_least)
+    return paired_delays(chosen, str(record.panel.arms[rows[0]]) if len(rows) else "", record.baseline.name)
 
 
 def effects(record: Record) -> list[Effect]:

@@ -26,7 +26,7 @@ from grokscape.analysis.record import Record
 
 RULE = (
     "An arm harms if final test accuracy falls by more than {accuracy:g} or the delay grows by more than a factor of "
-    "{ratio:g} (a run that has not generalised though its baseline has counts by its delay); it is intact if neither "
+    "{ratio:g} (accuracy that may only be late does not count); it is intact if neither "
     "is so (TOST on accuracy, upwards open; one-sided t on the delay; level {alpha:g}, Holm over all arms). Consistent "
     "with necessary: at one level two different hands that were made to bring it there harm, and no hand at that level "
     "or beyond leaves generalisation intact. Belongs to the manipulation: one hand harms while another, at that level "

@@ -65,18 +65,11 @@ def restriction(delays: Array, observed: Flags) -> float:
     return float(np.max(delays) if observed.all() else np.min(delays[~observed]))
 
 
-def paired_delays(results: pl.DataFrame, arm: str, baseline: str, *,
-                  at_least: bool = False) -> tuple[Array, Array, float, Flags, Flags]:
+def paired_delays(results: pl.DataFrame, arm: str, baseline: str) -> tuple[Array, Array, float, Flags, Flags]:
     """Delays of two arms by shared seed, restricted at their common τ, seeds that memorised in both.
 
     A run memorised, and generalised, somewhere between two evaluations. The middles are taken: the later of the two
     would add the same steps to a short delay as to a long one, or take them off, and so bend their ratio.
-
-    Args:
-        results: of `Record.results_before`.
-        arm: the arm.
-        baseline: the baseline.
-        at_least: cut none at τ if all of the baseline's ended: no delay is shorter than its run was followed.
 
     Returns:
         Delays of the arm and of the baseline, τ, and whether each ended by generalising within τ.
@@ -88,8 +81,7 @@ def paired_delays(results: pl.DataFrame, arm: str, baseline: str, *,
     first, second = both["delay"].to_numpy(), both["delay_base"].to_numpy()
     seen, seen_base = both["delay_observed"].to_numpy(), both["delay_observed_base"].to_numpy()
     limit = restriction(np.r_[first, second], np.r_[seen, seen_base])
-    cut = np.inf if at_least and seen_base.all() else limit
-    return (np.minimum(first, cut), np.minimum(second, cut), limit,
+    return (np.minimum(first, limit), np.minimum(second, limit), limit,
             seen & (first <= limit), seen_base & (second <= limit))
 
 
