@@ -240,16 +240,17 @@ class Study:
         return own - base
 
     def late(self, arm, seed, seeds, clock):
-        """Whether a run may still generalise: as its baseline has, and not followed for twice the longest delay."""
-        def waited(run, until):
-            fate = self.fate(run, self.end(arm))
-            return (fate[until][0] if until == "generalised" else fate[until]) - (
-                0 if clock == "time" else fate["memorised"][0])
-        done = [one for one in seeds if self.fate((self.base, one), self.end(arm))["generalised"]]
-        if self.fate((arm, seed), self.end(arm))["generalised"] or seed not in done:
-            return False
-        longest = max(waited((self.base, one), "generalised") for one in done)
-        return waited((arm, seed), "followed") < 2 * longest
+        """Whether a run may still have generalised where it is compared: as its baseline had, and not followed for
+        twice the longest delay."""
+        fates = {run: self.fate(run, self.end(arm)) for one in seeds for run in ((arm, one), (self.base, one))}
+        since = {run: 0 if clock == "time" or not fate["memorised"] else fate["memorised"][0]
+                 for run, fate in fates.items()}
+        delays = [fate["generalised"][0] - since[run] for run, fate in fates.items()
+                  if run[0] == self.base and fate["generalised"]]
+        run, base = (arm, seed), (self.base, seed)
+        last = min(fates[run]["followed"], fates[base]["followed"])
+        done = fates[run]["generalised"] and fates[run]["generalised"][0] <= last
+        return bool(fates[base]["generalised"]) and not done and last - since[run] < 2 * max(delays)
 
     def effect(self, arm):
         """Numbers of one arm before correction."""

@@ -160,6 +160,14 @@ def test_accuracy_that_is_low_because_a_run_has_not_generalised_yet_is_no_harm_b
     assert found.call == call
 
 
+def test_a_baseline_that_was_stopped_once_it_had_generalised_makes_no_harm_of_an_arm_that_does_so_later():
+    arm = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, delay_factor=1.8)
+    (found,) = effects(made(arm, spread=0.15, seeds=12, change=lambda f: f.filter(of("a") | (pl.col("step") < 750))))
+    assert found.generalised["value"] == 1
+    assert found.accuracy["value"] < -0.5
+    assert found.call == "unclear"
+
+
 def test_where_the_baseline_does_not_generalise_either_accuracy_is_all_there_is():
     arm = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, final_accuracy=0.6)
     (found,) = effects(made(arm, change=lambda f: f.with_columns(pl.min_horizontal("test/accuracy", 0.8))))

@@ -111,15 +111,14 @@ def _clock(record: Record) -> Literal["delay", "time"]:
 
 
 def _waiting(record: Record, arm: Arm, own: Rows, base: Rows) -> Flags:
-    """Runs whose accuracy may be low for want of time: they have not generalised though their baselines have, and were
-    not followed for the margin times the longest of the baseline's delays."""
+    """Pairs whose runs are compared before the arm's has generalised, though the baseline's has, and before it was
+    followed for the margin times the longest of the baseline's delays: its accuracy may be low for want of time."""
     memorised, generalised, followed = (record.moment(name, arm.until) for name in (
         "memorised", "generalised", "followed"))
     start = memorised if _clock(record) == "delay" else np.zeros(len(memorised))
-    there = ~np.isnan(generalised[base])
+    end, there = np.minimum(followed[own], followed[base]), ~np.isnan(generalised[base])
     longest = np.max((generalised - start)[base], where=there, initial=0.0)
-    late = (followed - start)[own] < record.rules.delay_ratio_margin * longest
-    return np.isnan(generalised[own]) & there & late
+    return there & ~(generalised[own] <= end) & (end - start[own] < record.rules.delay_ratio_margin * longest)
 
 
 def _accuracy_gaps(record: Record, own: Rows, base: Rows, end: float | None) -> Array:
