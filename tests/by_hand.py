@@ -240,8 +240,7 @@ class Study:
         return own - base
 
     def late(self, arm, seed, seeds, clock):
-        """Whether a run may still have generalised where it is compared: as its baseline had, and not followed for
-        twice the longest delay."""
+        """Whether a run has not generalised where it is compared, but may: not followed for twice the longest delay."""
         fates = {run: self.fate(run, self.end(arm)) for one in seeds for run in ((arm, one), (self.base, one))}
         since = {run: 0 if clock == "time" or not fate["memorised"] else fate["memorised"][0]
                  for run, fate in fates.items()}
@@ -250,7 +249,7 @@ class Study:
         run, base = (arm, seed), (self.base, seed)
         last = min(fates[run]["followed"], fates[base]["followed"])
         done = fates[run]["generalised"] and fates[run]["generalised"][0] <= last
-        return bool(fates[base]["generalised"]) and not done and last - since[run] < 2 * max(delays)
+        return not done and last - since[run] < 2 * max(delays, default=0)
 
     def effect(self, arm):
         """Numbers of one arm before correction."""

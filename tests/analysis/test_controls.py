@@ -110,6 +110,9 @@ def test_no_delay_passes_when_the_delay_is_gone():
     record = record_of(quick, slow)
     assert control(record, "quick").verdict == "passed"
     assert control(record, "slow").verdict == "failed"
+    assert "counting" not in control(record, "quick").statement
+    assert "times the baseline's delay, counting at most 14" in control(record_of(
+        dataclasses.replace(slow, never=True, final_accuracy=0.3)), "slow").statement
     assert {arm.name: arm.hand for arm in record.arms}["quick"] == "optimizer.lr"
     states = {row["arm"]: row["state"] for row in table_of(record).iter_rows(named=True)}
     assert states == {"baseline": "nothing to hold", "quick": "unmeasured", "slow": "unmeasured"}

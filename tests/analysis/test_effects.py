@@ -168,6 +168,23 @@ def test_a_baseline_that_was_stopped_once_it_had_generalised_makes_no_harm_of_an
     assert found.call == "unclear"
 
 
+def test_a_study_that_ends_while_runs_of_the_baseline_generalise_has_seen_no_harm():
+    arm = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, delay_factor=1.5)
+    half = pl.when(of("baseline") & (pl.col("seed") < 6)).then(pl.min_horizontal("test/accuracy", 0.94))
+    (found,) = effects(made(arm, spread=0.05, seeds=12, steps=620, change=lambda f: f.with_columns(
+        half.otherwise("test/accuracy").alias("test/accuracy"))))
+    assert found.accuracy["value"] < -0.5
+    assert found.call == "unclear"
+
+
+def test_where_there_is_no_delay_an_arm_may_be_late_by_times_from_the_start():
+    arm = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, delay_factor=1.5)
+    (found,) = effects(made(arm, spread=0.05, steps=700, change=lambda f: f.with_columns(
+        pl.when(of("baseline")).then("test/accuracy").otherwise("train/accuracy").alias("train/accuracy"))))
+    assert (found.clock, found.call) == ("time", "unclear")
+    assert found.accuracy["value"] < -0.05
+
+
 def test_where_the_baseline_does_not_generalise_either_accuracy_is_all_there_is():
     arm = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, final_accuracy=0.6)
     (found,) = effects(made(arm, change=lambda f: f.with_columns(pl.min_horizontal("test/accuracy", 0.8))))

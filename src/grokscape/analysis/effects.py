@@ -111,14 +111,14 @@ def _clock(record: Record) -> Literal["delay", "time"]:
 
 
 def _waiting(record: Record, arm: Arm, own: Rows, base: Rows) -> Flags:
-    """Pairs whose runs are compared before the arm's has generalised, though the baseline's has, and before it was
-    followed for the margin times the longest of the baseline's delays: its accuracy may be low for want of time."""
+    """Pairs that are compared before the arm's run has generalised, or was followed for the margin times the longest
+    delay with which the baseline did: its accuracy may be low for want of time."""
     memorised, generalised, followed = (record.moment(name, arm.until) for name in (
         "memorised", "generalised", "followed"))
     start = memorised if _clock(record) == "delay" else np.zeros(len(memorised))
-    end, there = np.minimum(followed[own], followed[base]), ~np.isnan(generalised[base])
-    longest = np.max((generalised - start)[base], where=there, initial=0.0)
-    return there & ~(generalised[own] <= end) & (end - start[own] < record.rules.delay_ratio_margin * longest)
+    end, delays = np.minimum(followed[own], followed[base]), (generalised - start)[base]
+    longest = np.max(delays, where=~np.isnan(delays), initial=0.0)
+    return ~(generalised[own] <= end) & (end - start[own] < record.rules.delay_ratio_margin * longest)
 
 
 def _accuracy_gaps(record: Record, own: Rows, base: Rows, end: float | None) -> Array:

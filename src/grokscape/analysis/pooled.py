@@ -155,7 +155,8 @@ def _pool_verdicts(studies: Sequence[tuple[Record, list[Finding]]], kind: str, n
     said = ", ".join(f"{one} in {times}" for one, times in counts.most_common())
     text = f"Over {len(items)} testbeds, {kind} of {subject['property']} ({subject['measure']}): {said}"
     if estimates["delay ratio"]["value"] is not None:
-        text += f"; the arms that decide multiply the delay by {estimates['delay ratio']['value']:.2f}" \
+        text += f"; the arms that decide multiply the delay, as far as each testbed counts it, by " \
+                f"{estimates['delay ratio']['value']:.2f}" \
                 + _span(estimates["delay ratio"])
     table = [{"study": record.name, "verdict": item.verdict, "n": item.n, "p": item.p, "statement": item.statement,
               "accuracy difference": _strongest(item, "accuracy difference"),
