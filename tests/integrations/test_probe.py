@@ -380,6 +380,15 @@ def test_a_head_of_several_is_named(data, form, head):
     assert found["relative_flatness"] == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
+@pytest.mark.parametrize("form", [lambda *both: both[0].softmax(-1), lambda *both: (both[0].softmax(-1), both[1])])
+def test_a_named_head_that_the_answer_changes(data, form):
+    model, (x, y) = Heads(form).eval(), data
+    with gs.Probe(model, "fc") as probe:
+        model(x)
+        with pytest.raises(ValueError, match="'fc' is not the head of Heads: the model's logits differ"):
+            probe.snapshot(y)
+
+
 def test_a_head_that_nobody_named_is_that_of_the_first_answer(data):
     model, (x, y) = Heads(lambda one, two: (two, one)).eval(), data
     with gs.Probe(model) as probe:

@@ -341,6 +341,14 @@ def test_a_sample_that_is_not_finite_is_not_taken_for_one_that_others_see(value,
     assert taken(model, x, y, ["first"], 1)["first"].isnan()
 
 
+def test_a_layer_is_checked_once_there_are_numbers():
+    model, (x, y) = made(Graph), data(8)
+    with gs.Probe(model, head="head", layers=["first"]) as probe, pytest.raises(ValueError, match="see each other"):
+        for inputs in (torch.full_like(x, torch.nan), x):
+            model(inputs)
+            probe.snapshot(y)
+
+
 def test_hooks_on_weights_change_no_flatness_and_stay():
     def clipped():
         model = made()

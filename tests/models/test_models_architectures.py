@@ -86,6 +86,13 @@ def test_inputs_that_do_not_fit(model, spec, text):
         model.make(spec, 3)
 
 
+@pytest.mark.parametrize(("model", "spec"), [
+    (ViT(patch=8, width=8, layers=1, heads=1), IMAGE), (BERT(vocabulary=20, width=8, layers=1, heads=1), TOKENS),
+])
+def test_inputs_that_just_fit(model, spec):
+    assert sum(parameter.numel() for parameter in model.make(spec, 3).parameters())
+
+
 @pytest.mark.parametrize(("changes", "text"), [
     ({"widths": ()}, "at least 1 item"),
     ({"depths": (2, 2, 2, 0)}, "greater than or equal to 1"),
