@@ -184,6 +184,15 @@ def test_a_control_whose_harm_a_third_hand_contradicts_does_not_agree(third, wor
     assert all_found["convergence/flatness"].verdict == "hands disagree"
 
 
+def test_two_controls_that_harm_do_not_make_a_property_necessary():
+    other = ArmTruth("c", role="control", control="matched-level", never=True, final_accuracy=0.6, floor={FLAT: 60.0},
+                     extra={"optimizer": {"lr": 0.1}})
+    found = judged(arm("a", 20.0), harmed("b", 60.0, "loss"), other)
+    assert [dose["arm"] for dose in found.data["doses"] if dose["aimed"]] == ["a"]
+    assert [dose["effect"]["call"] for dose in found.data["doses"][1:]] == ["intact", "harmed", "harmed"]
+    assert found.verdict == "not necessary"
+
+
 def test_an_arm_that_stops_generalisation_by_other_means_is_no_second_hand():
     stopped = ArmTruth("dropout", extra={"model": {"dropout": 0.5}}, never=True, final_accuracy=0.6)
     found, _ = verdict(harmed("a", 60.0), stopped)
