@@ -44,6 +44,33 @@ def test_the_loss_keeps_its_digits_where_softmax_rounds(margin):
     assert value("loss", s) == pytest.approx(np.log1p(np.exp(-margin) + np.exp(1 - margin)), rel=1e-5)
 
 
+def test_entropy_of_predictions_against_the_sum_written_out():
+    s = snapshot()
+    entropies = []
+    for z in s.logits.tolist():
+        p = np.exp(z) / np.exp(z).sum()
+        entropies.append(-(p * np.log(p)).sum())
+    assert value("predictive_entropy", s) == pytest.approx(np.mean(entropies), rel=1e-12)
+
+
+def test_entropy_of_predictions_at_its_ends():
+    uniform = Snapshot(torch.ones(2, 2), torch.zeros(2, 4), torch.zeros(2).long(), torch.ones(4, 2))
+    assert value("predictive_entropy", uniform) == pytest.approx(np.log(4), rel=1e-6)
+    masked = Snapshot(torch.ones(1, 2), torch.tensor([[0.0, 0.0, -np.inf]]), torch.tensor([0]), torch.ones(3, 2))
+    assert value("predictive_entropy", masked) == pytest.approx(np.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("margin", [5.0, 20.0, 60.0])
+def test_entropy_keeps_its_digits_and_its_slope_where_softmax_rounds(margin):
+    logits = torch.tensor([[margin, 0.0, 0.0]], requires_grad=True)
+    s = Snapshot(torch.ones(1, 2), logits, torch.tensor([0]), torch.ones(3, 2))
+    entropy = MEASURES["predictive_entropy"](s)
+    (slope,) = torch.autograd.grad(entropy, logits)
+    q = np.exp(-margin) / (1 + 2 * np.exp(-margin))  # each of the two unlikely classes
+    assert entropy.item() == pytest.approx(np.log1p(2 * np.exp(-margin)) + 2 * q * margin, rel=1e-5)
+    assert float(slope[0, 1]) == pytest.approx(q * (1 - 2 * q) * margin, rel=1e-4)  # −p_c (log p_c + H)
+
+
 def test_softmax_collapse_counts_samples_that_round_to_one_hot():
     logits = torch.tensor([[30.0, 0.0], [10.0, 0.0], [0.0, 90.0], [0.0, 0.0]])
     s = Snapshot(torch.ones(4, 2), logits, torch.zeros(4).long(), torch.ones(2, 2))

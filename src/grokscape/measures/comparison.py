@@ -21,6 +21,11 @@ def accuracy(prediction: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
     return (prediction == labels).to(weight.dtype).mean(-1)
 
 
+def predictive_entropy(entropies: Tensor) -> Tensor:
+    """Mean entropy of the predicted probabilities: how uncertain the network is, whatever the labels."""
+    return entropies.mean(-1)
+
+
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
     """z_y − max_{c≠y} z_c of every sample: (..., N)."""
     label = labels[..., None]

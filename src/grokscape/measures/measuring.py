@@ -164,6 +164,7 @@ _PER_SAMPLE: dict[str, Callable[[Quantities], Tensor]] = {
     "row_variance": lambda quantities: quantities.row_variance.double(),
     "cross_entropies": lambda quantities: quantities.cross_entropies.double(),
     "impurity": lambda quantities: quantities.softmax.impurity().double(),
+    "entropies": lambda quantities: quantities.entropies.double(),
     "margins": lambda quantities: quantities.margins.double(),
     "saturated": lambda quantities: quantities.saturated,
     "smoothing_excesses": lambda quantities: quantities.smoothing_excesses.double(),

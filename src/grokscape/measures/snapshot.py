@@ -119,6 +119,11 @@ class Quantities:
         return self.softmax.cross_entropy(self._snapshot.labels)
 
     @cached_property
+    def entropies(self) -> Tensor:
+        """Entropy of the predicted probabilities of every sample, (..., N)."""
+        return self.softmax.entropy()
+
+    @cached_property
     def margins(self) -> Tensor:
         """z_y − max_{c≠y} z_c of every sample, (..., N)."""
         return margins(self._snapshot.logits, self._snapshot.labels)

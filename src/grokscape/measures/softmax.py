@@ -72,3 +72,8 @@ class Softmax:
     def impurity(self) -> Tensor:
         """1 − ‖p‖² = Tr(diag(p) − ppᵀ) of every sample, (..., N)."""
         return self.rest_mass * (2 - self.rest_mass) - self.rest.square().sum(-1)
+
+    def entropy(self) -> Tensor:
+        """−Σ_c p_c log p_c of every sample, (..., N), in nats; keeps its digits where p is one-hot to rounding."""
+        gaps = torch.where(self.rest > 0, self.gaps, 0.0)
+        return self.log_normaliser - (self.rest * gaps).sum(-1)

@@ -106,6 +106,8 @@ _ROWS = (
          "cross-entropy", "nats", "–", property="fit"),
     _row("accuracy", comparison.accuracy, "prediction labels weight",
          "accuracy", "0 … 1", "–", property="fit", direction="higher", differentiable=False),
+    _row("predictive_entropy", comparison.predictive_entropy, "entropies",
+         "entropy of predictions", "0 … log K, nats", "Pereyra et al. 2017 (arXiv 1701.06548)", property="margin"),
     _row("margin", comparison.margin, "margins",
          "mean logit margin", "logits", _BARTLETT, property="margin", direction="higher", positive=False),
     _row("margin_min", comparison.margin_min, "margins",

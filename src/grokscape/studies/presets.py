@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from grokscape.interventions import Clamp, Promote, Rescale
+from grokscape.interventions import Clamp, Intervention, Promote, Rescale, Suppress
 from grokscape.measures import MEASURES
 from grokscape.models import MLP, QuadraticMLP, Transformer
 from grokscape.studies.paper import PAPER_PRESETS, SAME_RUNS
@@ -170,14 +170,23 @@ def _necessity_layers() -> StudySpec:
         title = f"κ of {title} ≥ {share:g} × at memorisation"
         return Arm(name=f"{name}-{share:g}", title=title, interventions=clamps)
 
+    def other(name: str, title: str, *interventions: Intervention) -> Arm:
+        """Another hand, which does not press on κ and leaves hidden layers sharp."""
+        return Arm(name=name, title=title, role="control", control="matched-level", interventions=interventions)
+
+    uncertain = Clamp("predictive_entropy", at_least=1.0, strength=1.0)
+    large = {share: Clamp("weight_norm", at_least=share, strength=1.0, relative_to="memorisation")
+             for share in (0.9, 1.2)}
+
     return StudySpec(
         name="necessity-layers",
         title="Flatness of the head, of the hidden layers, and of all",
         question="In which layers does a network need flatness to generalise?",
         description=(
             "The testbed of `necessity-digits`. κ of the head, of both hidden layers, or of all three is held at a "
-            "tenth or a half of what it is at memorisation; a last arm holds the training loss. 8 arms × 8 paired "
-            "seeds; about five minutes on 2 CPU cores."
+            "tenth or a half of what it is at memorisation. Other arms leave hidden layers sharp by other hands: held "
+            "training loss, uncertain predictions, the same with large weights, small margins. 12 arms × 8 paired "
+            "seeds; about ten minutes on 2 CPU cores."
         ),
         arms=(
             BASELINE,
@@ -185,8 +194,13 @@ def _necessity_layers() -> StudySpec:
             *(held("hidden", "hidden layers", share, *hidden) for share in (0.1, 0.5)),
             *(held("all", "all layers", share, head, *hidden) for share in (0.1, 0.5)),
             _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
+            other("uncertain", "Entropy ≥ 1", uncertain),
+            *(other(f"uncertain-norm-{share:g}", f"Entropy ≥ 1, ‖θ‖ ≥ {share:g} × at memorisation", uncertain, clamp)
+              for share, clamp in large.items()),
+            other("margin", "Margin suppressed", Suppress("margin", strength=0.05)),
         ),
-        **_digits_testbed(*hidden, *(name.replace("@", "_stderr@") for name in hidden)),
+        **_digits_testbed("predictive_entropy", *hidden, *(name.replace("@", "_stderr@") for name in hidden))
+        | {"steps": 2500},
     )
 
 
