@@ -85,3 +85,13 @@ class Updated(torch.nn.Linear):
 def test_a_cap_needs_a_weight_that_it_can_change(make):
     with pytest.raises(ValueError, match=r"WeightCap needs a torch\.nn\.Linear with a weight of its own as head"):
         Applied(torch.nn.Sequential(make()), [gs.WeightCap(1)])
+
+
+def test_features_have_one_radius_at_a_time():
+    with Applied(model(), [gs.NormalizeFeatures(1.0, until=2), gs.NormalizeFeatures(3.0, start=2)]) as arm:
+        for step, radius in ((1, 1.0), (2, 3.0)):
+            arm.before_forward(step)
+            assert arm.probe.transform.radius == radius
+    both = Applied(model(), [gs.NormalizeFeatures(1.0), gs.NormalizeFeatures(3.0, start=2)])
+    with both as arm, pytest.raises(ValueError, match=r"one radius at a time, got .* at step 2; leave one out"):
+        arm.before_forward(2)

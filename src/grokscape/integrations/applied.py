@@ -79,8 +79,16 @@ class Applied:
         self.probe.__exit__(kind, error, trace)
 
     def before_forward(self, step: int) -> None:
-        """Normalise features in the forward passes of this step, or stop doing so."""
-        self.probe.transform = next((i for i in self._normalise if i.gate(step)), None)
+        """Normalise features in the forward passes of this step, or stop doing so.
+
+        Raises:
+            ValueError: two normalisations act at this step.
+        """
+        acting = [i for i in self._normalise if i.gate(step)]
+        if len(acting) > 1:
+            both = " and ".join(map(str, acting))
+            raise ValueError(f"features can have one radius at a time, got {both} at step {step}; leave one out")
+        self.probe.transform = acting[0] if acting else None
 
     def penalty(self, labels: Tensor, step: int) -> Tensor:
         """What to add to the loss of the last forward pass, a scalar; 0 where no penalty acts at this step."""

@@ -174,9 +174,9 @@ def _necessity_layers() -> StudySpec:
         """Another hand, which does not press on κ and leaves hidden layers sharp."""
         return Arm(name=name, title=title, role="control", control="matched-level", interventions=interventions)
 
-    uncertain = Clamp("predictive_entropy", at_least=1.0, strength=1.0)
+    uncertain = Clamp("predictive_entropy", at_least=1.0, strength=3.0)
     large = {share: Clamp("weight_norm", at_least=share, strength=1.0, relative_to="memorisation")
-             for share in (0.9, 1.2)}
+             for share in (0.9, 1.1)}
 
     return StudySpec(
         name="necessity-layers",
