@@ -180,19 +180,18 @@ def _necessity_layers() -> StudySpec:
 
     return StudySpec(
         name="necessity-layers",
-        title="Flatness of the head, of the hidden layers, and of all",
+        title="Flatness of the head, and of the hidden layers",
         question="In which layers does a network need flatness to generalise?",
         description=(
-            "The testbed of `necessity-digits`. κ of the head, of both hidden layers, or of all three is held at a "
-            "tenth or a half of what it is at memorisation. Other arms leave hidden layers sharp by other hands: held "
-            "training loss, uncertain predictions, the same with large weights, small margins. 12 arms × 8 paired "
-            "seeds; about ten minutes on 2 CPU cores."
+            "The testbed of `necessity-digits`. κ of the head, or of both hidden layers, is held at a tenth "
+            "or a half of what it is at memorisation. Other arms leave hidden layers sharp by other hands: held "
+            "training loss, uncertain predictions, the same with large weights, small margins. 10 arms × 8 paired "
+            "seeds; about eight minutes on 2 CPU cores."
         ),
         arms=(
             BASELINE,
             *(held("head", "the head", share, head) for share in (0.1, 0.5)),
             *(held("hidden", "hidden layers", share, *hidden) for share in (0.1, 0.5)),
-            *(held("all", "all layers", share, head, *hidden) for share in (0.1, 0.5)),
             _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
             other("uncertain", "Entropy ≥ 1", uncertain),
             *(other(f"uncertain-norm-{share:g}", f"Entropy ≥ 1, ‖θ‖ ≥ {share:g} × at memorisation", uncertain, clamp)
