@@ -1,10 +1,12 @@
 """Numbers, interventions and ticks in words."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from grokscape.report.arms import in_words
 from grokscape.report.ticks import log_ticks
-from grokscape.report.wording import anchor, number, p_value, points, sentence, times
+from grokscape.report.wording import anchor, estimates, number, p_value, points, sentence, times
 
 TITLES = {"relative_flatness": "κ", "cdnv": "CDNV"}
 
@@ -33,6 +35,17 @@ def test_differences_factors_and_p_values() -> None:
     assert times(2.5) == "× 2.50"
     assert p_value(0.0004) == "p < 0.001"
     assert p_value(0.0404) == "p = 0.040"
+
+
+def test_a_factor_stays_one_where_its_unit_says_how_far_delays_are_counted() -> None:
+    unit = "times the baseline's delay, counting at most 1430.5 steps"
+    ratio = {"value": 3.064, "low": 2.68, "high": 3.257, "unit": unit}
+    finding = {"estimates": {"delay ratio, held": ratio, "delay ratio": {**ratio, "value": None}}}
+    run = SimpleNamespace(arm_by_name={"held": {}}, title_of={"held": "κ ≥ 30"}.get)
+    of_arm, none = estimates(finding, run)
+    assert of_arm == {"name": "Delay ratio", "of": "κ ≥ 30", "value": "× 3.06, counting at most 1430.5 steps",
+                      "interval": "2.68 to 3.26"}
+    assert none["value"] == "–"
 
 
 def test_symbols_keep_their_case() -> None:

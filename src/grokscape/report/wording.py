@@ -32,10 +32,13 @@ def estimates(finding: Mapping[str, Any], run: Run) -> list[dict[str, str]]:
         what, _, arm = str(name).rpartition(", ")
         about = run.title_of(arm) if what and arm in run.arm_by_name else ""
         unit, value = str(estimate.get("unit") or ""), estimate.get("value")
-        show = _FORMATS.get(unit, number)
+        kind, _, condition = unit.partition(", ")  # "times the baseline's delay, counting at most 1400 steps"
+        show = _FORMATS.get(kind, number)
         low, high = estimate.get("low"), estimate.get("high")
         interval = "" if low is None and high is None else f"{bare(show(low))} to {bare(show(high))}"
-        shown = show(value) if value is None or unit in _FORMATS else number(value, unit)
+        shown = show(value) if value is None or kind in _FORMATS else number(value, unit)
+        if value is not None and kind in _FORMATS and condition:
+            shown += f", {condition}"
         label = (what if about else str(name)).replace("_", " ")
         rows.append({"name": sentence(label), "of": about, "value": shown, "interval": interval})
     return rows
