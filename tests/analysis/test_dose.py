@@ -6,7 +6,7 @@ import pytest
 import synthetic
 from grokscape.analysis.dose import page, trend
 from grokscape.analysis.effects import effects
-from grokscape.analysis.necessity import doses, targets
+from grokscape.analysis.necessity import doses, necessity, targets
 from synthetic import BASELINE, ArmTruth, clamp
 
 FLAT = "relative_flatness"
@@ -60,3 +60,27 @@ def test_one_seed_shows_no_trend(seeds, tested):
     record = synthetic.study([BASELINE, dose("a", 60.0), dose("b", 120.0)], seeds=seeds).record()
     found = page(record, ["baseline", "a", "b"])
     assert (found["p_accuracy"] is not None, found["p_delay"] is not None, found["n"]) == (tested, tested, seeds)
+
+
+def test_dose_response_is_page_s_trend_over_one_hand():
+    made = [dose(f"dose-{k}", 60.0 * 2**k, final_accuracy=0.97 - 0.1 * k) for k in range(3)]
+    record = synthetic.study([BASELINE, *made]).record()
+    target = targets(record, "block")[0]
+    found = necessity(record, target, effects(record), [])[0]
+    (found,) = found.data["trend"]
+    assert found["arms"] == ["baseline", "dose-0", "dose-1", "dose-2"]
+    assert found["p_accuracy"] < 1e-4
+    assert found["monotone"]
+
+
+def test_doses_run_from_the_least_blocked_one_though_that_blocks_less_than_the_baseline():
+    push = {"kind": "suppress", "measure": FLAT}
+    weak = ArmTruth("weak", interventions=[push])
+    held = [ArmTruth(f"dose-{k}", interventions=[push], floor={FLAT: 60.0 * 2**k}, final_accuracy=0.97 - 0.1 * k)
+            for k in range(2)]
+    made = synthetic.study([BASELINE, weak, *held])
+    factor = pl.when(pl.col("arm") != "weak").then(1.0).when(pl.col("step") < 300).then(2.0).otherwise(0.8)
+    record = made.record(made.frame.with_columns(pl.col("train/relative_flatness") * factor))
+    (found,) = necessity(record, targets(record, "block")[0], effects(record), [])[0].data["trend"]
+    assert found["arms"] == ["weak", "baseline", "dose-0", "dose-1"]
+    assert found["p_accuracy"] < 1e-4

@@ -347,30 +347,6 @@ def test_two_hands_that_hasten_are_consistent_with_sufficient(shared, expected):
     assert shared or item.p == max(one["p_hastened"] for one in item.data["promoting"])
 
 
-def test_dose_response_is_page_s_trend_over_one_hand():
-    doses = [arm(f"dose-{k}", 60.0 * 2**k, final_accuracy=0.97 - 0.1 * k) for k in range(3)]
-    record = record_of(*doses)
-    target = targets(record, "block")[0]
-    found = necessity(record, target, effects(record), [])[0]
-    (trend,) = found.data["trend"]
-    assert trend["arms"] == ["baseline", "dose-0", "dose-1", "dose-2"]
-    assert trend["p_accuracy"] < 1e-4
-    assert trend["monotone"]
-
-
-def test_doses_run_from_the_least_blocked_one_though_that_blocks_less_than_the_baseline():
-    push = {"kind": "suppress", "measure": FLAT}
-    weak = ArmTruth("weak", interventions=[push])
-    doses = [ArmTruth(f"dose-{k}", interventions=[push], floor={FLAT: 60.0 * 2**k}, final_accuracy=0.97 - 0.1 * k)
-             for k in range(2)]
-    made = synthetic.study([BASELINE, weak, *doses])
-    factor = pl.when(pl.col("arm") != "weak").then(1.0).when(pl.col("step") < 300).then(2.0).otherwise(0.8)
-    record = made.record(made.frame.with_columns(pl.col("train/relative_flatness") * factor))
-    (trend,) = necessity(record, targets(record, "block")[0], effects(record), [])[0].data["trend"]
-    assert trend["arms"] == ["weak", "baseline", "dose-0", "dose-1"]
-    assert trend["p_accuracy"] < 1e-4
-
-
 def test_holm_is_over_all_arms_of_the_study():
     alone = effects(record_of(arm("a", 80.0)))[0].p_intact
     others = [ArmTruth(name, role="control", control=name) for name in

@@ -12,7 +12,12 @@ import pytest
 
 import tiny
 from grokscape import cli
+from grokscape.store import RunFolder
+from grokscape.studies import train
+from grokscape.training import Interrupted
+from grokscape.workflow import run
 
+STEPS = 12
 SOURCES = str(Path(cli.__file__).parents[1])
 
 
@@ -77,3 +82,28 @@ def study_file(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def finished(tmp_path, grokscape, study_file):
+    """A finished run without a report."""
+    folder = tmp_path / "finished"
+    assert grokscape("run", study_file(steps=STEPS), "--out", folder, "--no-report", "--quiet").code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A finished run with its report."""
+    return run(tiny.spec(steps=STEPS), tmp_path_factory.mktemp("reported") / "run").path
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run that was stopped before its sixth step."""
+    spec = tiny.spec(steps=STEPS)
+    folder = RunFolder.create(tmp_path / "stopped", spec.model_dump(mode="json"))
+    count = iter(range(100))
+    with pytest.raises(Interrupted):
+        train(spec, folder, stop=lambda: next(count) == 5)
+    return folder.path

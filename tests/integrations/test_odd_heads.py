@@ -238,3 +238,52 @@ def test_other_weights_under_functional_call(data, normed):
             seen.weight.sum().backward()
             assert all(parameter.grad is None for parameter in model.parameters())
             weights = {name: (2 * value).detach().requires_grad_() for name, value in weights.items()}
+
+
+class Heads(Net):
+    """Two heads, and an answer in any form."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.other, self.form = nn.Linear(8, 5), form
+
+    def forward(self, x):
+        features = self.body(x)
+        return self.form(self.fc(features), self.other(features))
+
+
+@pytest.mark.parametrize("head", ["fc", "other"])
+@pytest.mark.parametrize("form", [lambda *both: both, lambda one, two: {"one": one, "two": two}])
+def test_a_head_of_several_is_named(data, form, head):
+    model, (x, y) = Heads(form).eval(), data
+    layer, features = model.get_submodule(head), model.body(x)
+    expected = gs.relative_flatness(features, layer.weight, layer(features))
+    with gs.Probe(model, head) as probe:
+        model(x)
+        assert gs.evaluate(probe.snapshot(y), ["relative_flatness"])["relative_flatness"] == expected
+    found = gs.measure(model, (x, y), head, measures=["relative_flatness"])
+    assert found["relative_flatness"] == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("form", [lambda *both: both[0].softmax(-1), lambda *both: (both[0].softmax(-1), both[1])])
+def test_a_named_head_that_the_answer_changes(data, form):
+    model, (x, y) = Heads(form).eval(), data
+    with gs.Probe(model, "fc") as probe:
+        model(x)
+        with pytest.raises(ValueError, match="'fc' is not the head of Heads: the model's logits differ"):
+            probe.snapshot(y)
+
+
+def test_a_head_that_nobody_named_is_that_of_the_first_answer(data):
+    model, (x, y) = Heads(lambda one, two: (two, one)).eval(), data
+    with gs.Probe(model) as probe:
+        model(x)
+        with pytest.raises(ValueError, match="'fc' is not the head"):
+            probe.snapshot(y)
+
+
+def test_a_loss_that_comes_before_the_logits(data):
+    model, (x, y) = Heads(lambda one, two: (F.cross_entropy(one, torch.zeros(24).long()), one)).eval(), data
+    with gs.Probe(model) as probe:
+        _, logits = model(x)
+        assert probe.snapshot(y).logits.equal(logits)

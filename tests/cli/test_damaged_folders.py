@@ -1,0 +1,128 @@
+"""Damaged, edited and foreign run folders: what the commands say, and what can still be read."""
+
+import json
+import shutil
+
+import polars as pl
+import pytest
+
+from grokscape.store import RunFolder
+
+FOREIGN = ['{"openapi": "3.0"}', '{"name": "x", "arms": ["a"]}', '{"name": "x", "arms": {"a": 1}}']
+
+
+@pytest.mark.parametrize("text", FOREIGN)
+@pytest.mark.parametrize("command", ["resume", "show", "report", "analyze"])
+def test_somebody_elses_spec_is_no_run_folder(grokscape, tmp_path, command, text):
+    (tmp_path / "spec.json").write_text(text)
+    outcome = grokscape(command, tmp_path)
+    assert outcome.code == 1
+    assert "spec.json is not a study's: expected a name and a list of named arms" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+EDITED = [
+    ("onset", "soon", "'onset' is \"soon\""),
+    ("onset", {"hold": 3.5}, "'onset.hold' is 3.5"),
+    ("onset", {"train_threshold": "0.9"}, "'onset.train_threshold' is \"0.9\""),
+    ("verdict", [], "'verdict' is []"),
+    ("verdict", {"accuracy_margin": [0.05]}, "'verdict.accuracy_margin' is [0.05]"),
+    ("verdict", {"primary": "cdnv"}, "'verdict.primary' is \"cdnv\""),
+    ("steps", "12", "'steps' is \"12\""),
+    ("arms", [{"name": "baseline", "interventions": {"kind": "clamp"}}], "'arms.0.interventions' is {\"kind\""),
+    ("arms", [{"name": "baseline", "interventions": ["clamp"]}], "'arms.0.interventions.0' is \"clamp\""),
+    ("arms", [{"name": "baseline", "interventions": [{"measure": "cdnv"}]}], "it holds {\"measure\": \"cdnv\"}"),
+    ("arms", [{"name": "baseline", "interventions": [{"kind": "unplug", "step": "9"}]}], "interventions.0.step' is"),
+    ("arms", [{"name": "baseline"}, {"name": "held", "testbed": "mnist"}], "'arms.1.testbed' is \"mnist\""),
+]
+
+
+@pytest.mark.parametrize(("entry", "value", "words"), EDITED)
+@pytest.mark.parametrize("command", ["resume", "show", "report", "analyze"])
+def test_an_entry_of_another_type_in_the_study_of_a_run_is_named(grokscape, reported, tmp_path, command, entry, value,
+                                                                   words):
+    folder = tmp_path / "run"
+    shutil.copytree(reported, folder, ignore=shutil.ignore_patterns("figures", "report.html"))
+    spec = json.loads((folder / "spec.json").read_text())
+    (folder / "spec.json").write_text(json.dumps({**spec, entry: value}))
+    outcome = grokscape(command, folder)
+    assert outcome.code == 1
+    assert f"{folder / 'spec.json'} is damaged: " in outcome.err
+    assert words in outcome.err
+    assert "restore it or start the run anew" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(("rule", "value"), [("accuracy_margin", -1), ("delay_ratio_margin", 0), ("alpha", 3)])
+def test_a_rule_that_decides_nothing_is_refused_by_the_analysis(grokscape, reported, tmp_path, rule, value):
+    folder = shutil.copytree(reported, tmp_path / "run", ignore=shutil.ignore_patterns("figures", "report.html"))
+    spec = json.loads((folder / "spec.json").read_text())
+    (folder / "spec.json").write_text(json.dumps({**spec, "verdict": {rule: value}}))
+    outcome = grokscape("analyze", folder)
+    assert outcome.code == 1
+    assert rule in outcome.err
+    assert "put `verdict` right in spec.json" in outcome.err
+
+
+def test_a_spec_of_another_tool_stays_readable(grokscape, reported, tmp_path):
+    folder = shutil.copytree(reported, tmp_path / "run", ignore=shutil.ignore_patterns("figures", "report.html"))
+    arms = [{"name": "baseline", "interventions": None, "testbed": None}, {"name": "held", "epochs": "many"}]
+    verdict = {"note": "theirs", "alpha": None}
+    theirs = {"name": "theirs", "seeds": "two", "testbed": "mnist", "onset": None, "verdict": verdict}
+    (folder / "spec.json").write_text(json.dumps({**theirs, "arms": arms, "optimizer": ["adam"]}))
+    for command in ("show", "analyze"):
+        assert grokscape(command, folder).code == 0
+
+
+@pytest.mark.parametrize("text", ['{"state":', "[]", '{"step": null}', '{"step": 3, "replicas": [null]}'])
+def test_a_damaged_status_can_be_done_without(grokscape, stopped, text):
+    (stopped / "status.json").write_text(text)
+    for command in ("resume", "show", "report"):
+        outcome = grokscape(command, stopped)
+        assert outcome.code == 1
+        assert f"remove it, then go on with: grokscape resume {stopped}" in outcome.err
+        assert "Traceback" not in outcome.err
+    (stopped / "status.json").unlink()
+    assert grokscape("resume", stopped, "--no-report").code == 0
+    assert RunFolder.open(stopped).finished
+
+
+@pytest.mark.parametrize("text", ['[{"id":', '{"id": 1}', "[1]", '[{"kind": "necessity"}]'])
+def test_damaged_findings_can_be_made_anew(grokscape, finished, text):
+    findings = RunFolder.open(finished).findings
+    (finished / "findings.json").write_text(text)
+    outcome = grokscape("show", finished)
+    assert outcome.code == 1
+    assert f"make it anew with: grokscape analyze {finished}" in outcome.err
+    assert grokscape("analyze", finished).code == 0
+    assert RunFolder.open(finished).findings == findings
+
+
+def test_findings_of_another_version_can_be_made_anew(grokscape, reported, tmp_path):
+    folder = RunFolder(shutil.copytree(reported, tmp_path / "run"))
+    findings = folder.findings
+    folder.write_findings([{**finding, "later": 1} for finding in findings])
+    outcome = grokscape("resume", folder.path)
+    assert outcome.code == 1
+    assert "findings.json is of another version" in outcome.err
+    assert f"make it anew with: grokscape analyze {folder.path}" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert grokscape("analyze", folder.path).code == 0
+    assert folder.findings == findings
+
+
+def test_a_part_that_no_run_wrote_is_named(grokscape, finished):
+    pl.DataFrame({"a": [1]}).write_parquet(finished / "trajectory" / "part-99999.parquet")
+    outcome = grokscape("show", finished)
+    assert outcome.code == 1
+    assert "part-99999.parquet is damaged" in outcome.err
+    assert "replica" in outcome.err
+
+
+def test_a_part_that_is_there_twice_is_not_counted_twice(grokscape, finished):
+    part = next((finished / "trajectory").iterdir())
+    (finished / "trajectory" / "part-99999.parquet").write_bytes(part.read_bytes())
+    outcome = grokscape("show", finished)
+    assert outcome.code == 1
+    assert "holds step 0 of replica 0 twice" in outcome.err
+    assert "remove those that do not belong there" in outcome.err
