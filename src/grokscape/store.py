@@ -88,7 +88,11 @@ def _locked(file: IO[str]) -> bool:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that, whatever happens, its place holds either the old content or the new."""
+    """Write a file so that, whatever happens, its place holds either the old content or the new.
+
+    Raises:
+        RunFolderError: there is a folder in its place.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -98,8 +102,10 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, IsADirectoryError):
+            raise RunFolderError(f"there is a folder at {path}, expected a file or nothing; remove it") from None
         raise
 
 
@@ -109,13 +115,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, kind: type = object, remedy: str = "restore it") -> Any:
-    """Read JSON; a missing or damaged file, or one that holds another type, gives a `RunFolderError` that names it."""
+    """Read JSON; a missing, unreadable or damaged file, or another type, gives a `RunFolderError` that names it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise RunFolderError(
             f"{path} does not exist; is {path.parent} a run folder? `grokscape run` makes one"
         ) from None
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read ({error.strerror}): expected a JSON file; {remedy}") from None
     except ValueError as error:  # not JSON, or not text
         raise RunFolderError(f"{path} is not valid JSON ({error}); {remedy}") from None
     if not isinstance(value, kind):
@@ -337,7 +345,7 @@ class RunFolder:
     def findings(self) -> list[dict[str, Any]]:
         """What the analysis found; empty before it ran."""
         path = self.path / "findings.json"
-        remedy = f"make it anew with: {self.command('analyze')}"
+        remedy = f"remove it, then make it anew with: {self.command('analyze')}"
         findings = read_json(path, list, remedy) if path.exists() else []
         _check_objects(path, findings, remedy, ("id", "kind", "subject", "statement", "verdict"))
         return findings

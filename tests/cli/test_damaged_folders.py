@@ -98,6 +98,37 @@ def test_damaged_findings_can_be_made_anew(grokscape, finished, text):
     assert RunFolder.open(finished).findings == findings
 
 
+@pytest.mark.parametrize(("name", "remedy"), [
+    ("spec.json", "restore it or start the run anew"),
+    ("status.json", "remove it, then go on with: grokscape resume"),
+    ("findings.json", "remove it, then make it anew with: grokscape analyze"),
+])
+def test_a_folder_in_the_place_of_a_file_is_named(grokscape, reported, tmp_path, name, remedy):
+    folder = shutil.copytree(reported, tmp_path / "run", ignore=shutil.ignore_patterns("figures", "report.html"))
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    outcome = grokscape("show", folder)
+    assert outcome.code == 1
+    assert f"{folder / name} cannot be read (Is a directory): expected a JSON file; {remedy}" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_file_that_cannot_be_read_is_named(grokscape, tmp_path):
+    (tmp_path / "spec.json").symlink_to(tmp_path / "spec.json")
+    outcome = grokscape("show", tmp_path)
+    assert outcome.code == 1
+    assert f"{tmp_path / 'spec.json'} cannot be read (Too many levels of symbolic links)" in outcome.err
+
+
+def test_a_folder_where_findings_are_to_be_written_is_named(grokscape, finished):
+    (finished / "findings.json").unlink()
+    (finished / "findings.json").mkdir()
+    outcome = grokscape("analyze", finished)
+    assert outcome.code == 1
+    assert f"there is a folder at {finished / 'findings.json'}, expected a file or nothing; remove it" in outcome.err
+    assert [path.name for path in finished.glob(".findings*")] == []
+
+
 def test_findings_of_another_version_can_be_made_anew(grokscape, reported, tmp_path):
     folder = RunFolder(shutil.copytree(reported, tmp_path / "run"))
     findings = folder.findings
