@@ -37,11 +37,12 @@ from grokscape.penalties import (
     schedule_gate,
     smallest,
 )
+from grokscape.settings import NUMBER
 
 _FROZEN = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Step = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0), NUMBER]
+NonNegative = Annotated[float, Field(ge=0), NUMBER]
+Step = Annotated[int, Field(ge=0, le=10**18), NUMBER]  # PyTorch's integers hold the sum of a few
 
 
 def _differentiable_measure(name: str) -> Measure:
@@ -326,7 +327,7 @@ class Unplug:
     unplugged at step 200: lr 0.1, cosine, weight decay 0.0002
     """
 
-    step: Annotated[int, Field(ge=1)]
+    step: Annotated[Step, Field(ge=1)]
     lr: Positive | None = None
     cosine: bool = False
     weight_decay: NonNegative | None = None

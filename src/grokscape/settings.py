@@ -1,9 +1,35 @@
 """What testbeds, networks, optimisers, rules and whole studies are written down as."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {value}")
+    return value
+
+
+NUMBER = BeforeValidator(_no_truth_value)
+"""Marks a number in settings that are not `Settings`: true and false are none, though Python counts with them."""
 
 
 class Settings(BaseModel):
-    """A frozen value that compares by content and goes to JSON and back; no unknown entries, no infinite numbers."""
+    """A frozen value that compares by content and goes to JSON and back; no unknown entries, no infinite numbers.
+
+    Numbers may come as text or from NumPy, and a whole one as 1e4: all of these mean what they say. True and false
+    do not where a number is meant, and are refused.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        for name, given in value.items() if isinstance(value, dict) else ():
+            field = cls.model_fields.get(name)
+            parts = given if isinstance(given, list | tuple) else [given]
+            if field is not None and field.annotation is not bool and any(isinstance(part, bool) for part in parts):
+                raise ValueError(f"expected neither true nor false as {name}, got {given}")
+        return value

@@ -139,7 +139,7 @@ def _check_entries(path: Path, value: Mapping[str, Any], kinds: Mapping[str, Any
 
 def _misfits(value: Any, kind: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Entries that are not of a kind: a type, or {entry: kind} or [kind], which may be null; absent ones are none."""
-    if not isinstance(value, type(kind) | None if isinstance(kind, dict | list) else kind):
+    if isinstance(value, bool) or not isinstance(value, type(kind) | None if isinstance(kind, dict | list) else kind):
         yield name, value
     elif isinstance(kind, dict):
         for entry in [entry for entry in kind if entry in (value or ())]:

@@ -24,6 +24,7 @@ def test_somebody_elses_spec_is_no_run_folder(grokscape, tmp_path, command, text
 EDITED = [
     ("onset", "soon", "'onset' is \"soon\""),
     ("onset", {"hold": 3.5}, "'onset.hold' is 3.5"),
+    ("onset", {"hold": True}, "'onset.hold' is true"),
     ("onset", {"train_threshold": "0.9"}, "'onset.train_threshold' is \"0.9\""),
     ("verdict", [], "'verdict' is []"),
     ("verdict", {"accuracy_margin": [0.05]}, "'verdict.accuracy_margin' is [0.05]"),

@@ -85,6 +85,27 @@ IMPOSSIBLE = {
     ),
     "unknown optimiser": ({"optimizer": {"kind": "lion"}}, ["lion", "adamw", "sgd"]),
     "batch larger than the training set": ({"batch_size": 1000}, ["1 ≤ batch_size ≤ 29", "1000"]),
+    **{
+        f"a step that no schedule reaches: {name}": ({"arms": [{**ONE_ARM[0], "interventions": [at]}]}, [
+            f"interventions.0.{at['kind']}.{name.split()[-1]}: ", "less than or equal to 1000000000000000000, got 1844",
+        ])
+        for name, at in {
+            "start": {**tiny.CLAMP, "start": 2**64},
+            "until": {**tiny.CLAMP, "until": 2**64},
+            "ramp": {**tiny.CLAMP, "ramp": 2**64},
+            "unplug's step": {"kind": "unplug", "step": 2**64},
+        }.items()
+    },
+    "a warm-up that does not end": (
+        {"optimizer": {**tiny.ADAMW, "warmup": 10**400}}, ["optimizer.adamw.warmup", "less than or equal to"],
+    ),
+    "more steps than there are": ({"steps": 10**400}, ["steps", "less than or equal to 1000000000000000000"]),
+    "true for a number": ({"evaluation": {"measures": [], "refine": True}}, ["neither true nor false as refine"]),
+    "false in a list of numbers": ({"init_seeds": [3, False]}, ["true nor false as init_seeds, got [3, False]"]),
+    "true for an intervention's number": (
+        {"arms": [{**ONE_ARM[0], "interventions": [{"kind": "weight_cap", "at_most": True}]}]},
+        ["interventions.0.weight_cap.at_most: ", "number, got True"],
+    ),
     "clamp of nothing": (
         {"arms": [{**ONE_ARM[0], "interventions": [{"kind": "clamp", "measure": "cdnv"}]}]},
         ["at_least", "at_most"],

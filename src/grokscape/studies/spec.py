@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from grokscape.interventions import Intervention, describe
+from grokscape.interventions import Intervention, Step, describe
 from grokscape.models import Model
 from grokscape.settings import Settings
 from grokscape.testbeds import Task
@@ -155,7 +155,7 @@ class StudySpec(Settings):
     init_seeds: tuple[Seed, ...] = ()
     first_split_seed: Seed = 1000
     same_split: bool = False
-    steps: Annotated[int, Field(ge=1)]
+    steps: Annotated[Step, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)] | None = None
     evaluation: Evaluation = Evaluation(measures=DEFAULT_MEASURES)
     onset: OnsetRule = OnsetRule()

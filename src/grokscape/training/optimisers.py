@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from grokscape.interventions import NonNegative, Positive, Unplug
+from grokscape.interventions import NonNegative, Positive, Step, Unplug
 from grokscape.settings import Settings
 
 Unit = Annotated[float, Field(ge=0, lt=1)]
@@ -23,7 +23,7 @@ _LONG = 2**15
 class _Optimizer(Settings):
     lr: Positive
     weight_decay: NonNegative = 0.0
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Step = 0
     schedule: Literal["constant", "cosine"] = "constant"
     sam_radius: NonNegative = 0.0
     orthogonal_gradient: bool = False
