@@ -88,3 +88,10 @@ def test_errors_say_what_to_do(problem):
         curvature.hessian_trace(model, (inputs, torch.full_like(labels, -100)))
     with pytest.raises(ValueError, match="no trainable parameter"):
         curvature.sharpness(model.requires_grad_(False), (inputs, labels))
+
+
+def test_classes_that_do_not_come_last_are_refused():
+    pytest.importorskip("curvlinops")
+    model, x, y = torch.nn.Conv2d(2, 3, 1), torch.randn(4, 2, 5, 3), torch.zeros(4, 5, 3).long()
+    with pytest.raises(ValueError, match=r"classes come last, move them by .movedim\(1, -1\)"):
+        curvature.hessian_trace(model, (x, y), 1)

@@ -24,6 +24,7 @@ def snapshot(labels):
     (MODEL, (INPUTS, LABELS), {"batch_size": 0}, "expected a batch_size of 1 or more, got 0"),
     (MODEL, (INPUTS, LABELS), {"batch_size": -1}, "expected a batch_size of 1 or more, got -1"),
     (MODEL, (INPUTS, LABELS[:, None]), {}, r"expected \(20,\).* a column of indices by .squeeze\(-1\)"),
+    (MODEL, (INPUTS, torch.ones(20, 3).long()), {}, r"expected \(20,\).* rows with several ones name several classes"),
     (ONE_OUTPUT, (INPUTS, LABELS * 0), {}, "the head has one output; measures of a classifier need one for each"),
     (nn.Linear(4, 3, device="meta"), (INPUTS, LABELS), {},
      "parameters on the device 'meta', which holds no numbers; load its weights"),
@@ -48,6 +49,7 @@ def test_what_the_model_was_called_with_is_said_where_it_does_not_take_it(take, 
     (None, "labels must be a tensor of class indices, got None"),
     (LABELS.tolist(), "labels must be a tensor, got list"),
     (F.one_hot(LABELS).float(), r"labels must be class indices \(int64\), got torch.float32; soft .* by .argmax"),
+    (torch.ones(20, 3), "got torch.float32; rows with several ones .* measures need one for each sample; .* knows κ"),
     (LABELS.float(), r"got torch.float32; convert with .long\(\)"),
 ])
 def test_labels_of_a_snapshot_are_class_indices(labels, text):
@@ -83,3 +85,49 @@ def test_flatness_that_is_no_number_is_named_once_with_the_reason():
 def test_a_loss_gives_one_number_for_each_sample(loss):
     with pytest.raises(ValueError, match="loss must give one value per sample, got a single one"):
         gs.layer_flatness(MODEL, (INPUTS, LABELS), loss=loss)
+
+
+class Last(nn.Module):
+    """A head at every pixel, channels last; its classes can be moved to where F.cross_entropy has them."""
+
+    def __init__(self, move):
+        super().__init__()
+        self.head, self.move = nn.Linear(2, 3), move
+
+    def forward(self, x):
+        z = self.head(x)
+        return z.movedim(-1, 1) if self.move else z
+
+
+@pytest.mark.parametrize("move", [False, True])
+def test_where_the_classes_are_is_not_guessed(move):
+    model, x, y = Last(move), torch.randn(4, 3, 3, 2), torch.randint(3, (4, 3, 3))
+    for take in (gs.layer_flatness, gs.measures.sharpness):
+        with pytest.raises(ValueError, match=r"\(4, 3, 3, 3\) .* classes last, or at axis 1 as for F.cross_entropy"):
+            take(model, (x, y))
+
+
+def test_a_function_as_loss_says_where_the_classes_are():
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 3, 3, 2), torch.randint(3, (4, 3, 3))
+    first, last = Last(True), Last(False)
+    last.load_state_dict(first.state_dict())
+
+    def at_one(z, y):
+        return F.cross_entropy(z, y, reduction="none")
+
+    def at_the_end(z, y):
+        return at_one(z.movedim(-1, 1), y)
+
+    found = gs.layer_flatness(first, (x, y), loss=at_one, exact=True)["head"].value
+    assert found == pytest.approx(gs.layer_flatness(last, (x, y), loss=at_the_end, exact=True)["head"].value)
+    assert found == pytest.approx(gs.measure(last, (x, y))["relative_flatness"])
+    with pytest.raises(ValueError, match="the model's logits differ from what this layer returns"):
+        gs.measure(first, (x, y))
+
+
+def test_soft_labels_with_classes_at_axis_1_are_refused():
+    x, y = torch.randn(4, 5, 6, 2), torch.randn(4, 5, 6, 3).softmax(-1)
+    gs.layer_flatness(Last(False), (x, y))
+    with pytest.raises(ValueError, match=r"\(4, 3, 5, 6\) sum to 1 over axis 1; classes come last"):
+        gs.layer_flatness(Last(True), (x, y.movedim(-1, 1)))

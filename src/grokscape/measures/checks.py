@@ -12,8 +12,6 @@ from torch import Tensor
 
 from grokscape.numerics import holds
 
-FORMS_OF_LABELS = "soft and one-hot labels become indices by .argmax(-1), a column of indices by .squeeze(-1)"
-
 
 class MeasureWarning(UserWarning):
     """A measure does not exist for this input and is NaN; the message says why."""
@@ -63,13 +61,23 @@ def check_samples(features: Tensor) -> None:
         raise ValueError(f"there are no samples: features have shape {tuple(features.shape)}")
 
 
+def form_of_labels(labels: Tensor) -> str:
+    """What to do with labels that are no indices (...)."""
+    if labels.dim() > 1 and holds(((labels == 1).sum(-1) > 1).any()):
+        return (
+            "rows with several ones name several classes, and measures need one for each sample; of such targets "
+            "layer_flatness knows κ, with loss='binary_cross_entropy'"
+        )
+    return "soft and one-hot labels become indices by .argmax(-1), a column of indices by .squeeze(-1)"
+
+
 def check_indices(labels: Tensor | None) -> None:
     """Raise TypeError unless labels are a tensor of whole numbers, of any width."""
     if labels is None:
         raise TypeError("labels must be a tensor of class indices, got None")
     check_tensors(labels=labels)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        remedy = FORMS_OF_LABELS if labels.dim() > 1 else "convert with .long()"
+        remedy = form_of_labels(labels) if labels.dim() > 1 else "convert with .long()"
         raise TypeError(f"labels must be class indices (int64), got {labels.dtype}; {remedy}")
 
 
@@ -80,7 +88,7 @@ def check_labels(labels: Tensor, features: Tensor, num_classes: int) -> None:
     if labels.shape[-1:] != features.shape[-2:-1]:
         raise ValueError(
             f"labels must be one for each sample, (..., {features.shape[-2]}), got {tuple(labels.shape)}; "
-            f"{FORMS_OF_LABELS}"
+            f"{form_of_labels(labels)}"
         )
     if labels.numel() and holds(((labels < 0) | (labels >= num_classes)).any()):
         low, high = int(labels.min()), int(labels.max())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from grokscape.measures.batches import Batch, as_batch, batches, differentiable, eagerly, evaluating, placement
 from grokscape.measures.locate import bare
-from grokscape.measures.model_loss import align_labels, counted, forward, rows_with_labels, total_loss
+from grokscape.measures.model_loss import align, align_labels, counted, forward, total_loss
 from grokscape.numerics import Estimate, full_precision, in_float64, rademacher
 
 
@@ -131,7 +131,7 @@ class _Rows(nn.Module):
     def forward(self, inputs: Any) -> Tensor:
         """Logits of the positions that carry a label, one row each."""
         batch: Batch = inputs["batch"]
-        return rows_with_labels(self.model, batch.labels, forward(self.model, batch))
+        return align(self.model, batch.labels, forward(self.model, batch))[1]
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -73,7 +73,7 @@ def layer_flatness(
     The model is in evaluation mode meanwhile, and is left as it was found. BatchNorm then couples no samples.
 
     Args:
-        model: any module that returns logits.
+        model: any module that returns logits, with classes last.
         data: a DataLoader, iterable of batches, Dataset, or (inputs, labels); the loss is its mean over all samples.
         layers: names, or one, as in `named_modules()` of the model without wrappers; by default every layer that has a
             linear weight, embeddings apart: name those.
@@ -90,7 +90,8 @@ def layer_flatness(
         layer name → Estimate. A weight that several layers share is named once, for all its uses.
 
     Raises:
-        ValueError: a layer of that name does not exist or has no linear weight; no samples; probes below 1.
+        ValueError: a layer of that name does not exist or has no linear weight; no samples; probes below 1; labels do
+            not fit the logits, or do not tell which axis has the classes.
 
     Warns:
         MeasureWarning: a layer is NaN, because the loss has no gradient in it, or because something is not finite.

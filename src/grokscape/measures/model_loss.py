@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grokscape.measures.batches import IGNORED, Batch, logits_of, shifts_labels
-from grokscape.measures.checks import FORMS_OF_LABELS, check_indices, check_labels
+from grokscape.measures.checks import check_indices, check_labels, form_of_labels
 from grokscape.measures.losses import Loss, check_loss
-from grokscape.numerics import widen
+from grokscape.numerics import holds, widen
+
+_MOVE_CLASSES = "; classes come last, move them by .movedim(1, -1), or give layer_flatness a function as loss"
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
@@ -47,18 +49,23 @@ def align(model: nn.Module, labels: Tensor, *tensors: Tensor) -> tuple[Tensor, .
 
     Raises:
         TypeError: labels that are no class indices.
-        ValueError: labels do not fit the leading axes of the tensors.
+        ValueError: labels do not fit the leading axes of the tensors, or logits alone of which they do not tell
+            whether classes come last.
     """
     check_indices(labels)
-    *_, logits = tensors
-    lead = logits.shape[:-1]
+    *others, logits = tensors
+    lead, ahead = logits.shape[:-1], labels.dim() > 1 and labels.shape == logits.shape[:1] + logits.shape[2:]
     if labels.shape != lead:
-        ahead = labels.dim() > 1 and labels.shape == logits.shape[:1] + logits.shape[2:]
-        last = "; classes come last, move them by .movedim(1, -1), or give layer_flatness a function as loss"
         raise ValueError(
             f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}: expected "
-            f"{tuple(lead)}, one class index for each row of logits; {FORMS_OF_LABELS}"
-            f"{last if ahead else ''}"
+            f"{tuple(lead)}, one class index for each row of logits; {form_of_labels(labels)}"
+            f"{_MOVE_CLASSES if ahead else ''}"
+        )
+    if ahead and labels.dim() > 2 and not others:  # features beside them would tell; in sequences classes come last
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} with labels of shape {tuple(labels.shape)} may have their classes "
+            f"last, or at axis 1 as for F.cross_entropy; let the model return rows (M, K), with labels (M,), or give "
+            f"layer_flatness a function as loss"
         )
     return align_labels(model, labels), *(rows_with_labels(model, labels, tensor) for tensor in tensors)
 
@@ -132,9 +139,15 @@ def _without_ignored(losses: Tensor, labels: Tensor) -> Tensor:
     return losses
 
 
+def _are_shares(targets: Tensor, axis: int) -> bool:
+    return holds(((targets.sum(axis) - 1).abs() < 0.01).all())
+
+
 def _dense_loss(loss: Any, logits: Tensor, targets: Tensor) -> Tensor:
     """Losses (B, …) for targets of the logits' shape; means over outputs as in torch, except for soft labels."""
     if loss == "cross_entropy":
+        if targets.dim() > 2 and _are_shares(targets, 1) and not _are_shares(targets, -1):
+            raise ValueError(f"soft labels of shape {tuple(targets.shape)} sum to 1 over axis 1{_MOVE_CLASSES}")
         return -(targets * torch.log_softmax(logits, -1)).sum(-1)
     if loss == "binary_cross_entropy":
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1)
