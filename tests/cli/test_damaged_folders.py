@@ -54,15 +54,37 @@ def test_an_entry_of_another_type_in_the_study_of_a_run_is_named(grokscape, repo
     assert "Traceback" not in outcome.err
 
 
-@pytest.mark.parametrize(("rule", "value"), [("accuracy_margin", -1), ("delay_ratio_margin", 0), ("alpha", 3)])
-def test_a_rule_that_decides_nothing_is_refused_by_the_analysis(grokscape, reported, tmp_path, rule, value):
+@pytest.mark.parametrize(("rule", "value", "range_"), [
+    ("accuracy_margin", -1, "from 0 to below 1"),
+    ("accuracy_margin", 1, "from 0 to below 1"),
+    ("delay_ratio_margin", 0, "of 1 or more"),
+    ("alpha", 3, "between 0 and 1"),
+    ("alpha", 0, "between 0 and 1"),
+    ("train_threshold", 1.5, "above 0, at most 1"),
+    ("test_threshold", 0, "above 0, at most 1"),
+    ("hold", 0, "of 1 or more"),
+    ("held_fraction", 2, "above 0, at most 1"),
+    ("held_tolerance", -0.1, "from 0 to below 1"),
+    ("memorised_fraction", 1.01, "above 0, at most 1"),
+    ("reached_fraction", float("nan"), "above 0, at most 1"),
+    ("blocked_fraction", -0.5, "from 0 to 1"),
+    ("match_factor", 0, "of 1 or more"),
+    ("beyond_factor", 0.9, "of 1 or more"),
+    ("moved_factor", float("inf"), "of 1 or more"),
+    ("minimum_seeds", -1, "of 1 or more"),
+    ("final_evaluations", 0, "of 1 or more"),
+    ("rescaling_tolerance", 0, "above 0"),
+    ("bootstrap", 0, "from 1 to 100,000"),
+    ("bootstrap", 10**9, "from 1 to 100,000"),
+])
+def test_a_rule_that_decides_nothing_is_refused_by_the_analysis(grokscape, reported, tmp_path, rule, value, range_):
     folder = shutil.copytree(reported, tmp_path / "run", ignore=shutil.ignore_patterns("figures", "report.html"))
     spec = json.loads((folder / "spec.json").read_text())
-    (folder / "spec.json").write_text(json.dumps({**spec, "verdict": {rule: value}}))
+    place = "onset" if rule == "hold" or "threshold" in rule else "verdict"
+    (folder / "spec.json").write_text(json.dumps({**spec, place: {rule: value}}))
     outcome = grokscape("analyze", folder)
     assert outcome.code == 1
-    assert rule in outcome.err
-    assert "put `verdict` right in spec.json" in outcome.err
+    assert outcome.err == f"grokscape: expected {rule} {range_}, got {value}; put it right in spec.json\n"
 
 
 def test_a_spec_of_another_tool_stays_readable(grokscape, reported, tmp_path):

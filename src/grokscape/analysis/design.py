@@ -12,8 +12,9 @@ Read from `spec.json`, every field with a default, so that a missing one is fine
     testbed: {"kind", …, "num_classes": K (or "p" for modular tasks)}
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from math import inf
 from typing import Any, Literal
 
 Goal = Literal["block", "promote", "other"]
@@ -25,6 +26,24 @@ _KNOWN: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("nc2_equinorm", "nc2_equiangular", "nc2_etf", "nc3", "nc4"), ("collapse", "lower")),
     "ildr": ("collapse", "higher"), "loss": ("fit", "lower"), "accuracy": ("fit", "higher"),
     "weight_norm": ("norm", "lower"), "head_norm": ("norm", "lower"), "margin": ("margin", "higher"),
+}
+
+# What each rule may be: beyond it, it would decide nothing, or the same for any data. NaN is nowhere inside.
+_RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+    "above 0, at most 1": (
+        lambda x: 0 < x <= 1,
+        ("train_threshold", "test_threshold", "held_fraction", "memorised_fraction", "reached_fraction"),
+    ),
+    "from 0 to below 1": (lambda x: 0 <= x < 1, ("accuracy_margin", "held_tolerance")),
+    "from 0 to 1": (lambda x: 0 <= x <= 1, ("blocked_fraction",)),
+    "between 0 and 1": (lambda x: 0 < x < 1, ("alpha",)),
+    "above 0": (lambda x: 0 < x < inf, ("rescaling_tolerance",)),
+    "of 1 or more": (
+        lambda x: 1 <= x < inf,
+        ("hold", "delay_ratio_margin", "match_factor", "beyond_factor", "moved_factor", "minimum_seeds",
+         "final_evaluations"),
+    ),
+    "from 1 to 100,000": (lambda x: 1 <= x <= 100_000, ("bootstrap",)),
 }
 
 
@@ -55,6 +74,9 @@ class Rules:
         rescaling_tolerance: relative change of an invariant measure that a rescaling control may show.
         bootstrap: resamples behind an interval.
         primary: property → measure whose verdict stands for it; default: the one that most arms manipulate.
+
+    Raises:
+        ValueError: a rule that would decide nothing, such as a threshold above 1.
     """
 
     train_threshold: float = 0.99
@@ -78,12 +100,11 @@ class Rules:
     primary: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.accuracy_margin < 0 or self.delay_ratio_margin <= 0 or not 0 < self.alpha < 1:
-            raise ValueError(
-                f"expected rules of a verdict with accuracy_margin ≥ 0, delay_ratio_margin > 0 and 0 < alpha < 1, got "
-                f"{self.accuracy_margin:g}, {self.delay_ratio_margin:g} and {self.alpha:g}; put `verdict` right in "
-                f"spec.json"
-            )
+        for wanted, (inside, names) in _RANGES.items():
+            for name in names:
+                value = getattr(self, name)
+                if not inside(value):
+                    raise ValueError(f"expected {name} {wanted}, got {value}; put it right in spec.json")
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> "Rules":

@@ -116,7 +116,7 @@ class VerdictRule(Settings):
     minimum_seeds: Annotated[int, Field(ge=2)] = 5
     final_evaluations: Annotated[int, Field(ge=1)] = 5
     rescaling_tolerance: Annotated[float, Field(gt=0)] = 0.05
-    bootstrap: Annotated[int, Field(ge=200)] = 4000
+    bootstrap: Annotated[int, Field(ge=200, le=100_000)] = 4000
     primary: dict[str, str] = Field(default_factory=dict)
 
 
