@@ -115,6 +115,20 @@ def test_looking_at_a_spectral_norm_takes_no_step_of_its_iteration(data):
     torch.testing.assert_close(seen.features @ seen.weight.T + seen.bias, logits)
 
 
+def test_a_head_in_two_parts_has_slopes_after_a_pass_without_a_graph_as_a_plain_one_has(data):
+    plain, normed, (x, y) = net().eval(), net().eval(), data
+    nn.utils.parametrizations.weight_norm(normed.fc)
+    penalty, weights = gs.Suppress("relative_flatness", strength=0.1), normed.fc.weight
+    slopes = []
+    for model, of in ((plain, [plain.fc.weight]), (normed, normed.fc.parametrizations.weight.parameters())):
+        with gs.Probe(model) as probe:
+            with torch.no_grad():
+                model(x)
+            slopes.append(torch.autograd.grad(penalty(probe.snapshot(y)), list(of)))
+    expected = torch.autograd.grad(weights, list(normed.fc.parametrizations.weight.parameters()), slopes[0][0])
+    torch.testing.assert_close(slopes[1], expected)
+
+
 class Beside(nn.Module):
     """An adapter under another name, with an update in two layers."""
 

@@ -161,7 +161,8 @@ class Probe:
             self._forget()
         self._seen = (*self._seen[-1:], (_entering(inputs, keywords)[0], output))
         if is_linear(module) and not has_own_forward(module):  # torch.func.functional_call puts other weights in
-            self._affine = self.head.affine()
+            with torch.enable_grad():  # also after a pass without a graph a penalty acts on the head
+                self._affine = self.head.affine()
 
     # --- models that were compiled: hooks that come later are not seen by them ------------------------------
 
