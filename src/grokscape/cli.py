@@ -381,7 +381,8 @@ def _explain(error: Exception) -> int:
     from grokscape.training import Interrupted
     from grokscape.workflow import wrong
 
-    print(f"grokscape: {wrong(error) if isinstance(error, ValidationError) else error}", file=sys.stderr)
+    said = wrong(error) if isinstance(error, ValidationError) else str(error)
+    print(f"grokscape: {said or type(error).__name__}", file=sys.stderr)
     if isinstance(error, Interrupted):
         return 130
     full = isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)

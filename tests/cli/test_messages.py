@@ -299,7 +299,7 @@ def test_a_study_too_large_for_memory_says_what_to_make_smaller(grokscape, finis
     monkeypatch.setattr("grokscape.terminal.show", full)
     outcome = grokscape("show", finished)
     assert outcome.code == 1
-    assert "Memory is full: take fewer --seeds" in outcome.err
+    assert outcome.err.startswith(f"grokscape: {str(error) or 'MemoryError'}\nMemory is full: take fewer --seeds")
     assert "Traceback" not in outcome.err
 
 
