@@ -42,7 +42,8 @@ from grokscape.settings import NUMBER
 _FROZEN = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 Positive = Annotated[float, Field(gt=0), NUMBER]
 NonNegative = Annotated[float, Field(ge=0), NUMBER]
-Step = Annotated[int, Field(ge=0, le=10**18), NUMBER]  # PyTorch's integers hold the sum of a few
+_Step = Annotated[int, Field(ge=0, le=10**18)]  # PyTorch's integers hold the sum of a few
+Step = Annotated[_Step, NUMBER]
 
 
 def _differentiable_measure(name: str) -> Measure:
@@ -197,7 +198,7 @@ class Clamp(_Penalty):
     at_least: Positive | None = None
     at_most: Positive | None = None
     strength: Positive = 0.1
-    relative_to: Literal["memorisation"] | Step | None = None
+    relative_to: Annotated[Literal["memorisation"] | _Step | None, NUMBER] = None
     start: Step = 0
     until: Step | None = None
     ramp: Step = 0

@@ -106,6 +106,10 @@ IMPOSSIBLE = {
         {"arms": [{**ONE_ARM[0], "interventions": [{"kind": "weight_cap", "at_most": True}]}]},
         ["interventions.0.weight_cap.at_most: ", "number, got True"],
     ),
+    "a moment that is none": (
+        {"arms": [{**ONE_ARM[0], "interventions": [{**tiny.CLAMP, "relative_to": True}]}]},
+        ["interventions.0.clamp.relative_to: expected a number, got True"],
+    ),
     "clamp of nothing": (
         {"arms": [{**ONE_ARM[0], "interventions": [{"kind": "clamp", "measure": "cdnv"}]}]},
         ["at_least", "at_most"],
