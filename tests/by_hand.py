@@ -209,21 +209,35 @@ class Study:
     # ------------------------------------------------------------------ what it did
 
     def delays(self, arm, seeds, clock):
-        """Delays of the arm and of the baseline, cut at τ, τ, and whether all ended before it."""
-        pairs = []
+        """Delays of the arm and of the baseline, (shortest, middle, longest) each, cut at τ; τ, infinite if all end."""
+        times = {}
         for seed in seeds:
-            pair = []
             for run in ((arm, seed), (self.base, seed)):
                 fate = self.fate(run, self.end(arm))
                 start = (0.0, 0.0) if clock == "time" else fate["memorised"]
                 stop = fate["generalised"] or (fate["followed"],) * 2
                 if start is not None and stop[0] is not None:
-                    pair.append((max(sum(stop) / 2 - sum(start) / 2, 0.0), fate["generalised"] is not None))
-            pairs += [pair] if len(pair) == 2 else []
-        lost = [time for pair in pairs for time, seen in pair if not seen]
-        limit = min(lost) if lost else max((time for pair in pairs for time, _ in pair), default=math.nan)
-        own, base = (np.array([min(pair[side][0], limit) for pair in pairs]) for side in (0, 1))
-        return own, base, limit, not lost
+                    times[run] = start, stop, fate["generalised"] is not None
+        both = [seed for seed in seeds if (arm, seed) in times and (self.base, seed) in times]
+        middle = {run: max(sum(stop) / 2 - sum(start) / 2, 0.0) for run, (start, stop, _) in times.items()}
+        limit = min((middle[name, seed] for name in (arm, self.base) for seed in both if not times[name, seed][2]),
+                    default=math.inf)
+        found = []
+        for name in (arm, self.base):
+            shared = [self.shared([times[name, seed][0][0] for seed in both]),
+                      self.shared([times[name, seed][1][0] for seed in both if times[name, seed][2]])]
+            spans = [[], [], []]
+            for seed in both:
+                start, stop, _ = times[name, seed]
+                begin, end = (ends[::-1] if tied else [sum(ends) / 2] * 2 for ends, tied in zip((start, stop), shared))
+                for span, time in zip(spans, (end[0] - begin[1], middle[name, seed], end[1] - begin[0])):
+                    span.append(min(max(time, 0.0), limit))
+            found.append(np.array(spans))
+        return *found, limit
+
+    def shared(self, steps):
+        """Whether more than four fifths of the onsets were seen at one evaluation."""
+        return bool(steps) and max(map(steps.count, steps)) > 0.8 * len(steps)
 
     def clock(self):
         runs = [self.fate((self.base, seed)) for seed in self.seeds(self.base)]
@@ -256,17 +270,16 @@ class Study:
         seeds, clock = self.yardsticks(arm), self.clock()
         kept = [seed for seed in seeds if self.fate((arm, seed), self.end(arm))["intact"]]
         gaps = {seed: self.gap(arm, seed) for seed in seeds}
-        own, base, limit, whole = self.delays(arm, seeds, clock)
-        own_kept, base_kept, *_ = self.delays(arm, kept, clock)
-        own_time, base_time, *_ = self.delays(arm, seeds, "time")
+        (_, own, slow), (base_fast, base, _), limit = self.delays(arm, seeds, clock)
+        (fast_kept, _, _), (_, _, base_slow_kept), _ = self.delays(arm, kept, clock)
+        (_, _, slow_time), (base_fast_time, _, _), _ = self.delays(arm, seeds, "time")
         late = {seed for seed in kept if self.late(arm, seed, seeds, clock)}
         worse = greater([0.0 if seed in late else -gaps[seed] for seed in kept], 0.05)
-        slower = greater(own_kept - 2 * base_kept, 0)
+        slower = greater(fast_kept - 2 * base_slow_kept, 0)
         not_worse = greater([gap for gap in gaps.values() if not math.isnan(gap)], -0.05)
-        allowed = 2 * base if whole else np.minimum(2 * base, limit)
-        long_enough = len(base) and base.mean() > 0 and (whole or limit >= 2 * base.mean())
-        not_slower = greater(allowed - own, 0) if long_enough else 1.0
-        faster, sooner = greater(base / 2 - own, 0), greater(base_time - own_time, 0)
+        long_enough = len(base) and base.mean() > 0 and limit >= 2 * base.mean()
+        not_slower = greater(np.minimum(2 * base_fast, limit) - slow, 0) if long_enough else 1.0
+        faster, sooner = greater(base_fast / 2 - slow, 0), greater(base_fast_time - slow_time, 0)
         some = len(base) and base.mean() > 0
         return {"p_harmed": min(1.0, 2 * min(worse, slower if some else 1.0)), "p_intact": max(not_worse, not_slower),
                 "p_hastened": max(faster if some else 1.0, sooner, not_worse), "n": len(gaps),

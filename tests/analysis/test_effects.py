@@ -9,7 +9,7 @@ from grokscape.analysis.effects import effects, worded
 from grokscape.analysis.frames import tidy
 from grokscape.analysis.pipeline import findings_of
 from grokscape.analysis.record import Record
-from grokscape.analysis.survival import paired_delays, slower_than
+from grokscape.analysis.survival import paired_delays
 from synthetic import BASELINE, ArmTruth, clamp
 
 FLAT = "relative_flatness"
@@ -106,8 +106,7 @@ def test_a_delay_is_judged_by_the_margin_of_a_factor_of_two(factor, call):
     (found,) = effects(record)
     assert (found.call, found.ratio["value"]) == (call, pytest.approx(factor, rel=0.1))
     if call == "harmed":  # by its delay alone; each of the two ways to harm has half of the level
-        own, base, *_ = paired_delays(record.results, "a", "baseline")
-        assert found.p_harmed == pytest.approx(2 * slower_than(own, base, 2.0))
+        assert found.p_harmed == pytest.approx(2 * paired_delays(record.results, "a", "baseline").slower_than(2.0))
 
 
 def test_a_shorter_delay_hastens_though_the_time_from_the_start_shrinks_by_less_than_the_margin():
@@ -233,7 +232,7 @@ def test_a_delay_beyond_the_margin_is_not_intact_because_one_run_was_cut_short()
     """Times are cut where the shortest run ends, the allowed ones too: else long delays would pass for allowed ones."""
     arm = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, delay_factor=2.1)
     cut = (pl.col("step") <= 1100) | (pl.col("seed") > 0)
-    (found,) = effects(made(arm, seeds=100, steps=3000, every=50, change=lambda f: f.filter(cut)))
+    (found,) = effects(made(arm, seeds=100, steps=3000, every=20, change=lambda f: f.filter(cut)))
     assert found.ratio["high"] < 2  # of the restricted means
     assert found.call == "unclear"
 
@@ -311,9 +310,9 @@ def test_a_ratio_of_delays_of_which_some_have_not_ended_says_how_far_they_are_co
     record = made(ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, **truth),
                   change=None if change is None else stop)
     (found,) = effects(record)
-    own, base, limit, *_ = paired_delays(record.results, "a", "baseline")
-    words = f", counting at most {limit:g} steps"
-    assert found.ratio["value"] == pytest.approx(own.mean() / base.mean())
+    delays = paired_delays(record.results, "a", "baseline")
+    words = f", counting at most {delays.limit:g} steps"
+    assert found.ratio["value"] == pytest.approx(delays.own.mean() / delays.base.mean())
     assert worded(found).endswith(words) is cut
     assert found.ratio["unit"] == "times the baseline's delay" + words * cut
     survival = {item.id: item for item in findings_of(record)}["survival/a"]

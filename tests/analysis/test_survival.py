@@ -8,15 +8,7 @@ import pytest
 from scipy import integrate, stats
 
 from grokscape.analysis.design import Rules
-from grokscape.analysis.survival import (
-    delay_ratio,
-    faster_than,
-    kaplan_meier,
-    paired_delays,
-    paired_log_rank,
-    restriction,
-    slower_than,
-)
+from grokscape.analysis.survival import Delays, kaplan_meier, paired_delays, paired_log_rank, restriction
 
 RULES = Rules(bootstrap=1000)
 
@@ -74,12 +66,18 @@ def draw(generator, n, ratio, spread=0.3, limit=np.inf):
     return np.minimum(arm, limit), np.minimum(base, limit)
 
 
+def exact(own, base):
+    """Delays that are known to the step, none of them censored."""
+    seen = np.ones(len(own), bool)
+    return Delays(own, base, np.stack([own, own]), np.stack([base, base]), np.max(own, initial=0), seen, seen)
+
+
 @pytest.mark.parametrize(("n", "limit"), [(5, np.inf), (8, np.inf), (8, 800.0), (20, 800.0)])
 def test_interval_of_the_delay_ratio_covers_at_its_rate(n, limit):
     generator = np.random.default_rng(n)
     arm, base = draw(generator, 1_000_000, 1.5, limit=limit)
     truth = arm.mean() / base.mean()
-    found = [delay_ratio(*draw(generator, n, 1.5, limit=limit), RULES) for _ in range(1000)]
+    found = [exact(*draw(generator, n, 1.5, limit=limit)).ratio(RULES) for _ in range(1000)]
     cover = np.mean([one["low"] <= truth <= one["high"] for one in found])
     assert 0.92 <= cover <= 0.98
     assert np.median([one["value"] for one in found]) == pytest.approx(truth, rel=0.03)  # censoring moves nothing
@@ -88,9 +86,9 @@ def test_interval_of_the_delay_ratio_covers_at_its_rate(n, limit):
 @pytest.mark.parametrize("n", [5, 8, 20])
 def test_delays_at_the_margin_are_called_slower_or_not_slower_at_the_level_at_most(n):
     generator = np.random.default_rng(n)
-    pairs = [draw(generator, n, 2.0) for _ in range(2000)]
-    for test in (slower_than, faster_than):
-        wrong = np.mean([test(arm, base, 2.0) <= 0.05 for arm, base in pairs])
+    pairs = [exact(*draw(generator, n, 2.0)) for _ in range(2000)]
+    for test in (Delays.slower_than, Delays.faster_than, Delays.within):
+        wrong = np.mean([test(pair, 2.0) <= 0.05 for pair in pairs])
         assert wrong <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000)
 
 
@@ -130,11 +128,11 @@ def test_paired_log_rank_of_seeds_that_are_all_slower():
 
 
 def test_nobody_or_everybody_at_once_gives_no_interval_and_no_crash():
-    assert delay_ratio(np.array([]), np.array([]), RULES)["value"] is None
+    assert exact(np.array([]), np.array([])).ratio(RULES)["value"] is None
     zeros = np.zeros(6)
-    assert delay_ratio(zeros + 5, zeros, RULES)["value"] is None
-    assert delay_ratio(zeros, zeros + 5, RULES)["value"] == 0
-    same = delay_ratio(zeros + 100, zeros + 50, RULES)
+    assert exact(zeros + 5, zeros).ratio(RULES)["value"] is None
+    assert exact(zeros, zeros + 5).ratio(RULES)["value"] == 0
+    same = exact(zeros + 100, zeros + 50).ratio(RULES)
     assert (same["value"], same["low"], same["high"]) == (pytest.approx(2), None, None)
     assert paired_log_rank(zeros, zeros, zeros > 0, zeros > 0) == 1
 
@@ -147,26 +145,87 @@ def test_delays_are_cut_where_the_first_censored_run_was_lost():
         "generalised": [60.0, None, None, None, 120, 50, 70, 80, 40, 100], "generalised_lower": [None] * 10,
         "followed": [500.0, 90, 130, 500, 500, 500, 500, 500, 500, 500]})
     results = seeds.with_columns(delay_observed=pl.col("generalised").is_not_null())
-    own, base, limit, seen, seen_base = paired_delays(results, "arm", "base")
-    assert limit == 80
-    assert own.tolist() == [50, 80, 80, 80]
-    assert base.tolist() == [40, 60, 70, 80]
-    assert seen.tolist() == [True, False, False, False]
-    assert seen_base.tolist() == [True, True, True, False]
+    found = paired_delays(results, "arm", "base")
+    assert found.limit == found.counted_to == 80
+    assert found.own.tolist() == [50, 80, 80, 80]
+    assert found.base.tolist() == [40, 60, 70, 80]
+    assert found.seen.tolist() == [True, False, False, False]
+    assert found.seen_base.tolist() == [True, True, True, False]
+
+
+def on_a_grid(start, late, every, phase=0.0):
+    """Results of two arms, (2, n) true moments of memorisation and generalisation each, evaluated now and then."""
+    n = start.shape[1]
+    columns = {"arm": ["arm"] * n + ["base"] * n, "seed": [*range(n)] * 2, "delay_observed": [True] * 2 * n}
+    for name, moments in (("memorised", start), ("generalised", late)):
+        step = np.ceil((moments.ravel() - phase) / every) * every + phase
+        columns |= {name: step, f"{name}_lower": np.maximum(step - every, 0.0)}
+    return pl.DataFrame(columns | {"followed": np.full(2 * n, 1e6)})
 
 
 @pytest.mark.parametrize("memorised", [0.0, 130.0])
-def test_a_coarse_grid_makes_a_delay_neither_longer_nor_shorter(memorised):
+def test_a_grid_makes_a_delay_neither_longer_nor_shorter(memorised):
     """Delays of twice the baseline's, seen every 100 steps: "less" and "more than twice" at their level at most."""
     generator, draws, less, more = np.random.default_rng(3), 400, 0, 0
-    keys = {"arm": ["base"] * 24 + ["arm"] * 24, "seed": [*range(24)] * 2, "delay_observed": [True] * 48}
     for _ in range(draws):
-        start = memorised * np.exp(generator.normal(0, 0.3, 48))
-        late = start + np.r_[np.full(24, 500.0), np.full(24, 1000.0)] * np.exp(generator.normal(0, 0.15, 48))
-        grid = {"memorised": np.ceil(start / 100) * 100, "generalised": np.ceil(late / 100) * 100}
-        before = {f"{name}_lower": np.maximum(step - 100, 0.0) for name, step in grid.items()}
-        results = pl.DataFrame({**keys, **grid, **before, "followed": np.full(48, 9000.0)})
-        delays = paired_delays(results, "arm", "base")[:2]
-        less += faster_than(*delays, 2.0) <= 0.05
-        more += slower_than(*delays, 2.0) <= 0.05
+        start = memorised * np.exp(generator.normal(0, 0.3, (2, 24)))
+        late = start + np.array([[1000.0], [500.0]]) * np.exp(generator.normal(0, 0.15, (2, 24)))
+        delays = paired_delays(on_a_grid(start, late, 100), "arm", "base")
+        less += delays.faster_than(2.0) <= 0.05
+        more += delays.slower_than(2.0) <= 0.05
     assert max(less, more) / draws <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)
+
+
+def moments(generator, n, factor, spread):
+    """Moments of memorisation and generalisation of an arm and of its baseline; one memorises where the other does."""
+    start = np.tile(300 * (1 + spread * generator.standard_normal(n)), (2, 1))
+    return start, start + np.array([[1000 * factor], [1000]]) * (1 + spread * generator.standard_normal((2, n)))
+
+
+@pytest.mark.parametrize(("n", "spread", "every"), [
+    (24, 0.3, 100), (8, 0.03, 100), (24, 0.03, 200), (8, 0.1, 330), (24, 0.2, 670), (5, 0.05, 670), (24, 0.02, 50)])
+def test_tests_of_delays_at_the_margin_keep_their_level_on_grids_fine_and_coarse(n, spread, every):
+    """Delays of exactly twice, or half, the baseline's, whichever way the evaluations fall."""
+    generator, draws, wrong = np.random.default_rng(3), 400, np.zeros(4)
+    for _ in range(draws):
+        phase = generator.uniform(0, every)
+        twice, half = (paired_delays(on_a_grid(*moments(generator, n, factor, spread), every, phase), "arm", "base")
+                       for factor in (2, 0.5))
+        found = twice.slower_than(2), twice.within(2), half.faster_than(0.5), half.slower_than(0.5)
+        wrong += np.array(found) <= 0.05
+    assert (wrong / draws <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / draws)).all(), wrong / draws
+
+
+@pytest.mark.parametrize(("n", "spread", "every"), [(8, 0.1, 330), (24, 0.1, 200), (24, 0.05, 400), (8, 0.2, 670)])
+def test_intervals_of_delay_ratios_cover_on_coarse_grids(n, spread, every):
+    generator, cover = np.random.default_rng(5), []
+    for _ in range(300):
+        results = on_a_grid(*moments(generator, n, 1.5, spread), every, generator.uniform(0, every))
+        found = paired_delays(results, "arm", "base").ratio(RULES)
+        cover += [found["low"] <= 1.5 <= found["high"]] if found["low"] is not None else []
+    assert len(cover) > 30  # where there is any spread at all
+    assert np.mean(cover) >= 0.92
+
+
+@pytest.mark.parametrize(("last", "reach"), [([700] * 4 + [900], 50), ([700] * 5, 100)])
+def test_onsets_that_nearly_all_seeds_share_may_lie_at_either_end(last, reach):
+    """By hand: memorised in (0, 100] in all runs, generalised in the hundred steps up to `last`; baseline's, to 600."""
+    late = np.array(last, float)
+    found = paired_delays(on_a_grid(np.full((2, 5), 60.0), np.stack([late, np.full(5, 600.0)]), 100), "arm", "base")
+    middle = late - 100
+    assert (found.own.tolist(), found.base.tolist()) == (middle.tolist(), [500] * 5)
+    assert found.own_ends.tolist() == [(middle - reach).tolist(), (middle + reach).tolist()]
+    assert found.base_ends.tolist() == [[400] * 5, [600] * 5]
+    if reach == 100:
+        calls = found.slower_than(0.8), found.slower_than(0.9), found.faster_than(1.7), found.faster_than(1.8)
+        assert calls == (0, 1, 1, 0)  # 600 against 500 may be anything from 500 against 600 to 700 against 400
+
+
+def test_an_interval_moves_its_ends_as_far_as_the_evaluations_leave_the_ratio_open():
+    own, base = draw(np.random.default_rng(0), 12, 1.5)
+    sure, seen = exact(own, base), np.ones(12, bool)
+    coarse = Delays(own, base, np.stack([own - 90, own + 60]), np.stack([base - 20, base + 30]), own.max(), seen, seen)
+    fine, wide = sure.ratio(RULES), coarse.ratio(RULES)
+    assert wide["value"] == fine["value"]
+    assert wide["low"] == pytest.approx(fine["low"] * (own - 90).sum() / (base + 30).sum() * base.sum() / own.sum())
+    assert wide["high"] == pytest.approx(fine["high"] * (own + 60).sum() / (base - 20).sum() * base.sum() / own.sum())

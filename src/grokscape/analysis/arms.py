@@ -5,7 +5,7 @@ import polars as pl
 from grokscape.analysis.estimation import estimate, share_interval
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.record import Record
-from grokscape.analysis.survival import counted_to, delay_ratio, kaplan_meier, paired_delays, paired_log_rank
+from grokscape.analysis.survival import kaplan_meier, paired_delays, paired_log_rank
 
 ONSET_RULE = (
     "Onset: first evaluation with train accuracy ≥ {train:g} (memorised) or test accuracy ≥ {test:g} (generalised) "
@@ -38,15 +38,14 @@ def survival_finding(record: Record, name: str) -> Finding:
     """Delay of an arm against the baseline's: Kaplan–Meier curves, log-rank test, ratio of restricted means."""
     assert record.baseline is not None
     results, rules, base = record.results_before(record.arm(name).until), record.rules, record.baseline.name
-    first, second, limit, seen, seen_base = paired_delays(results, name, base)
-    upto = counted_to(limit, seen, seen_base)
-    ratio = delay_ratio(first, second, rules, limit=upto)
-    p = paired_log_rank(first, second, seen, seen_base)
+    delays = paired_delays(results, name, base)
+    first, second, upto, ratio = delays.own, delays.base, delays.counted_to, delays.ratio(rules)
+    p = paired_log_rank(first, second, delays.seen, delays.seen_base)
     curves = {}
     for arm in (base, name):
         runs = results.filter(arm=arm).drop_nulls("delay")
         curves[arm] = kaplan_meier(runs["delay"].to_numpy(), runs["delay_observed"].to_numpy(), 1 - rules.alpha)
-    title, n = record.arm(name).title, len(seen)
+    title, n = record.arm(name).title, len(first)
     whose = "" if n == len(record.panel.rows(name)) else " that memorised in both"
     cut = "" if upto is None else f", counting at most {upto:g} steps"
     if ratio["value"] is None:
@@ -54,8 +53,8 @@ def survival_finding(record: Record, name: str) -> Finding:
     else:
         span = "" if ratio["low"] is None else f" (interval {ratio['low']:.2f} to {ratio['high']:.2f})"
         text = f"{title}: from memorisation to generalisation it takes {ratio['value']:.2f} times as long as the " \
-               f"baseline{span}{cut}; {int(seen.sum())} of {n} seeds{whose} generalised by " \
-               f"then, and {int(seen_base.sum())} of {n} in the baseline"
+               f"baseline{span}{cut}; {int(delays.seen.sum())} of {n} seeds{whose} generalised by " \
+               f"then, and {int(delays.seen_base.sum())} of {n} in the baseline"
     return Finding(
         f"survival/{name}", "survival", {"arm": name, "baseline": base}, text + ".",
         estimates={"delay ratio": ratio,
@@ -64,7 +63,7 @@ def survival_finding(record: Record, name: str) -> Finding:
         n=len(first), test="log-rank, paired by seed (swap test)", p=p,
         rule="Ratio of mean min(delay, τ), τ the longest time for which every censored run was followed; interval: "
              "bootstrap over seeds; p for this arm alone, not corrected.",
-        data={"kaplan_meier": curves, "restriction": limit, "delays": first, "delays_baseline": second})
+        data={"kaplan_meier": curves, "restriction": delays.limit, "delays": first, "delays_baseline": second})
 
 
 def _step(median: float | None) -> str:

@@ -13,7 +13,7 @@ from grokscape.analysis.frames import TEST_ACCURACY, first
 from grokscape.analysis.manipulation import at_memorisation, check, log_ratio, middle
 from grokscape.analysis.record import Record
 from grokscape.analysis.sufficiency import final_level
-from grokscape.analysis.survival import counted_to, delay_ratio, faster_than, paired_delays, slower_than
+from grokscape.analysis.survival import paired_delays
 
 INVARIANT = "relative_flatness"
 VOIDS_ALL = ("random-labels",)
@@ -100,11 +100,11 @@ def _no_generalisation(record: Record, arm: Arm) -> Judged:
 
 def _no_delay(record: Record, arm: Arm) -> Judged:
     rules, results = record.rules, record.results_before(arm.until)
-    own, base, limit, *seen = paired_delays(results, arm.name, record.arms[0].name)
-    ratio = delay_ratio(own, base, rules, limit=counted_to(limit, *seen))
+    delays = paired_delays(results, arm.name, record.arms[0].name)
+    ratio = delays.ratio(rules)
     if ratio["value"] is None or check(record, arm).memorised < rules.memorised_fraction:
         return "inconclusive", "the delay cannot be compared with the baseline's", {"delay ratio": ratio}, {}
-    p, p_slower = (test(own, base, 1 / rules.delay_ratio_margin) for test in (faster_than, slower_than))
+    p, p_slower = (test(1 / rules.delay_ratio_margin) for test in (delays.faster_than, delays.slower_than))
     verdict = "passed" if p <= rules.alpha else "failed" if p_slower <= rules.alpha else "inconclusive"
     return verdict, f"it takes {ratio['value']:.2f} {ratio['unit']}", {"delay ratio": ratio}, {"p": p}
 

@@ -15,7 +15,7 @@ from grokscape.analysis.frames import TEST_ACCURACY, Array, Flags
 from grokscape.analysis.manipulation import Check, check, intact_rows
 from grokscape.analysis.onsets import final
 from grokscape.analysis.record import Record
-from grokscape.analysis.survival import counted_to, delay_ratio, faster_than, paired_delays, slower_than
+from grokscape.analysis.survival import Delays, paired_delays
 
 Rows = NDArray[np.int64]
 Call = Literal["harmed", "intact", "hastened", "unclear", "says nothing"]
@@ -82,23 +82,17 @@ def effect(record: Record, arm: Arm) -> Effect:
                                       delay_observed=pl.col("generalised").is_not_null())
     clock = _clock(record)
     timed = results if clock == "delay" else from_start
-    own, base, limit, seen, seen_base = _delays(record, timed, rows)
-    cut = counted_to(limit, seen, seen_base)
-    long_enough = bool(len(base)) and float(base.mean()) > 0 and (
-        cut is None or limit >= rules.delay_ratio_margin * float(base.mean()))
+    delays, margin = _delays(record, timed, rows), rules.delay_ratio_margin
     worse = greater(np.where(_waiting(record, arm, rows, others), 0.0, -gaps)[kept], rules.accuracy_margin)
-    slower = slower_than(*_delays(record, timed, rows[kept])[:2], rules.delay_ratio_margin)
-    not_worse = greater(gaps, -rules.accuracy_margin)
-    allowed = np.minimum(rules.delay_ratio_margin * base, np.inf if cut is None else cut)  # cut as the arm's delays are
-    not_slower = greater(allowed - own, 0.0) if long_enough else 1.0
-    sooner = faster_than(*_delays(record, from_start, rows)[:2], 1.0)
-    faster = faster_than(own, base, 1 / rules.delay_ratio_margin)
+    slower = _delays(record, timed, rows[kept]).slower_than(margin)
+    not_worse, not_slower = greater(gaps, -rules.accuracy_margin), delays.within(margin)
+    sooner, faster = _delays(record, from_start, rows).faster_than(1.0), delays.faster_than(1 / margin)
     runs = results.filter(arm=arm.name)
     return Effect(
         arm, check(record, arm), int((~np.isnan(gaps)).sum()),
         share_interval(runs["generalised"].count(), len(runs), 1 - rules.alpha),
         mean_interval(gaps, 1 - rules.alpha, "difference in test accuracy"),
-        delay_ratio(own, base, rules, clock, cut), cut, clock, min(1.0, 2 * min(worse, slower)),
+        delays.ratio(rules, clock), delays.counted_to, clock, min(1.0, 2 * min(worse, slower)),
         max(not_worse, not_slower), max(faster, sooner, not_worse), tost(gaps, rules.accuracy_margin))
 
 
@@ -134,7 +128,7 @@ def _accuracy_gaps(record: Record, own: Rows, base: Rows, end: float | None) -> 
     return finals[0] - finals[1]
 
 
-def _delays(record: Record, results: pl.DataFrame, rows: Rows) -> tuple[Array, Array, float, Flags, Flags]:
+def _delays(record: Record, results: pl.DataFrame, rows: Rows) -> Delays:
     """Restricted delays of the runs in `rows`, all of one arm, and of the baseline's of the same seeds."""
     assert record.baseline is not None
     chosen = results.filter(pl.col("seed").is_in(record.panel.seeds[rows].tolist()))
