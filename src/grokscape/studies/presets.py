@@ -56,14 +56,14 @@ def _controls(**faster: float) -> tuple[Arm, ...]:
     return tuple(Arm(name=name, role="control", **fields) for name, fields in named.items())
 
 
-def _quick_testbed(points: int = 45) -> dict[str, Any]:
+def _quick_testbed(points: int = 45, refine: int = 25) -> dict[str, Any]:
     return {
         "testbed": ModularArithmetic(operation="x+y", p=31, train_fraction=0.5),
         "model": QuadraticMLP(width=128),
         "optimizer": AdamW(lr=1e-2, weight_decay=1.0, betas=(0.9, 0.98)),
         "seeds": 8,
         "steps": 1500,
-        "evaluation": Evaluation(measures=DEFAULT_MEASURES, points=points, refine=25),
+        "evaluation": Evaluation(measures=DEFAULT_MEASURES, points=points, refine=refine),
     }
 
 
@@ -87,7 +87,7 @@ def _quickstart() -> StudySpec:
             _held("collapse-held", "Collapse held back, CDNV", "cdnv", 1.6),
             _loss_held(1e-1, "loss-held", "Training loss held ≥ 0.1", strength=1.0),
         ),
-        **_quick_testbed(points=36),
+        **_quick_testbed(points=36, refine=50),
     )
 
 

@@ -38,7 +38,7 @@ class State:
         references: values that relative clamps wait for.
         memorised: whether train accuracy has reached its threshold at a measurement.
         streak: number of successive evaluations at which test accuracy was at its threshold.
-        accuracies: train and test accuracy at the last measurement, (R, 2).
+        accuracies: train and test accuracy at the last step of the grid, (R, 2).
         moving: replicas that are measured more often.
         buffers: what the network keeps beside its parameters, such as running statistics.
     """
@@ -269,7 +269,8 @@ class Engine:
         parts = []
         for chunk in self._measuring_chunks:
             values, train = self._measure(step, chunk)
-            self._note(values, torch.arange(chunk.rows.start, chunk.rows.stop, device=self.device))
+            rows = torch.arange(chunk.rows.start, chunk.rows.stop, device=self.device)
+            self._see_who_moves(rows, self._note(values, rows))
             self._take_levels(train, step, chunk, torch.ones_like(self.state.moving))
             parts.append(values)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -302,16 +303,24 @@ class Engine:
         state = self.state
         self.levers.record_references(state.references, train, step, state.memorised, chunk, measured)
 
-    def _note(self, values: dict[str, Tensor], rows: Tensor) -> None:
-        """Keep in the state what the measured replicas, in `rows`, have reached."""
+    def _note(self, values: dict[str, Tensor], rows: Tensor) -> Tensor:
+        """Keep in the state what the measured replicas, in `rows`, have reached; their train and test accuracy."""
         state, onset = self.state, self.plan.onset
         now = torch.stack([values["train/accuracy"], values["test/accuracy"]], 1).to(state.accuracies)
         state.alive[rows] &= values["train/loss"].isfinite()
-        state.moving[rows] = ((now - state.accuracies[rows]).abs() >= _MOVING).any(1) & state.alive[rows]
-        state.accuracies[rows] = now
         state.memorised[rows] |= now[:, 0] >= onset.train_threshold
         there = now[:, 1] >= onset.test_threshold
         state.streak[rows] = torch.where(there, state.streak[rows] + 1, torch.zeros_like(state.streak[rows]))
+        return now
+
+    def _see_who_moves(self, rows: Tensor, now: Tensor) -> None:
+        """Mark replicas whose accuracy moved between two steps of the grid.
+
+        Between any two measurements, of unequal distance, the same slow rise would look now fast, now slow.
+        """
+        state = self.state
+        state.moving[rows] = ((now - state.accuracies[rows]).abs() >= _MOVING).any(1) & state.alive[rows]
+        state.accuracies[rows] = now
 
     @property
     def settled(self) -> bool:
