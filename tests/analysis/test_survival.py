@@ -153,6 +153,17 @@ def test_delays_are_cut_where_the_first_censored_run_was_lost():
     assert found.seen_base.tolist() == [True, True, True, False]
 
 
+def test_a_delay_is_not_called_longer_than_a_share_of_one_whose_end_was_not_seen():
+    """The baseline's runs were lost at 700 and may have taken 2000: then 400 is less than half as long."""
+    generator, lost, steps = np.random.default_rng(0), np.zeros(8, bool), np.full(8, 700.0)
+    own = 400 * np.exp(generator.normal(0, 0.1, 8))
+    short = Delays(own, steps, np.stack([own, own]), np.stack([steps, steps]), 700.0, ~lost, lost)
+    assert short.slower_than(0.5) > 0.5
+    assert short.slower_than(0.4) > 0.5
+    assert exact(own, steps).slower_than(0.4) < 0.05
+    assert exact(own * 2.2, own).slower_than(2.0) < 0.05
+
+
 def on_a_grid(start, late, every, phase=0.0):
     """Results of two arms, (2, n) true moments of memorisation and generalisation each, evaluated now and then."""
     n = start.shape[1]

@@ -116,8 +116,11 @@ class Delays:
                         unit)
 
     def slower_than(self, factor: float) -> float:
-        """p value of "mean delay ≤ factor × baseline's mean delay" against "longer" (paired t test)."""
-        return self._greater(self.own_ends[0] - factor * self.base_ends[1])
+        """p value of "mean delay ≤ factor × baseline's mean delay" against "longer" (paired t test).
+
+        Where runs are censored both sides are cut at factor × τ: beyond it the baseline's count no more either.
+        """
+        return self._greater(np.minimum(self.own_ends[0], factor * self._cut) - factor * self.base_ends[1])
 
     def faster_than(self, factor: float) -> float:
         """p value of "mean delay ≥ factor × baseline's mean delay" against "shorter"."""
@@ -125,10 +128,13 @@ class Delays:
 
     def within(self, factor: float) -> float:
         """p value of "mean delay ≥ factor × baseline's", cut at τ as the arm's are; 1 if τ is too early to tell."""
-        cut = np.inf if self.counted_to is None else self.limit
-        if len(self.base) and cut < factor * self.base.mean():
+        if len(self.base) and self._cut < factor * self.base.mean():
             return 1.0
-        return self._greater(np.minimum(factor * self.base_ends[0], cut) - self.own_ends[1])
+        return self._greater(np.minimum(factor * self.base_ends[0], self._cut) - self.own_ends[1])
+
+    @property
+    def _cut(self) -> float:
+        return np.inf if self.counted_to is None else self.limit
 
     def _greater(self, differences: Array) -> float:
         return one_sided(differences, 0.0) if len(self.base) and self.base.mean() > 0 else 1.0
