@@ -88,10 +88,14 @@ def test_a_cap_needs_a_weight_that_it_can_change(make):
 
 
 def test_features_have_one_radius_at_a_time():
-    with Applied(model(), [gs.NormalizeFeatures(1.0, until=2), gs.NormalizeFeatures(3.0, start=2)]) as arm:
+    net, x = model(), torch.randn(5, 4)
+    with Applied(net, [gs.NormalizeFeatures(1.0, until=2), gs.NormalizeFeatures(3.0, start=2)]) as arm:
         for step, radius in ((1, 1.0), (2, 3.0)):
             arm.before_forward(step)
-            assert arm.probe.transform.radius == radius
+            features = torch.tanh(net[0](x))
+            expected = radius * features / features.norm(dim=1, keepdim=True)
+            torch.testing.assert_close(net(x), expected @ net[2].weight.T + net[2].bias)
+            torch.testing.assert_close(arm.probe.features, expected)
     both = Applied(model(), [gs.NormalizeFeatures(1.0), gs.NormalizeFeatures(3.0, start=2)])
     with both as arm, pytest.raises(ValueError, match=r"one radius at a time, got .* at step 2; leave one out"):
         arm.before_forward(2)

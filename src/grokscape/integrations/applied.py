@@ -1,6 +1,7 @@
 """The interventions of one arm at work on a module and an optimiser that are not ours."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from grokscape.interventions import Clamp, Intervention, NormalizeFeatures, Promote, Rescale, Suppress, WeightCap
 from grokscape.measures import Probe, Snapshot, evaluate, layers_of
 from grokscape.measures.locate import has_own_forward
+from grokscape.penalties import normalize_features
 from grokscape.training.levers import ended, unplug_of
 from grokscape.training.optimisers import falling
 
@@ -58,7 +60,8 @@ class Applied:
                 "Unplug(cosine=True) needs the length of the training; pass steps= (max_steps of a Trainer)"
             )
         self._penalties = [i for i in kept if isinstance(i, Promote | Suppress | Clamp)]
-        self._normalise = [i for i in kept if isinstance(i, NormalizeFeatures)]
+        normalise = [i for i in kept if isinstance(i, NormalizeFeatures)]
+        self._normalise = [(i, partial(normalize_features, radius=i.radius)) for i in normalise]
         self._caps = [i for i in kept if isinstance(i, WeightCap)]
         self.probe = Probe(model, head, layers=layers_of(penalty.measure for penalty in self._penalties))
         if self._caps and not _has_plain_weight(self.probe.head.module):
@@ -84,11 +87,11 @@ class Applied:
         Raises:
             ValueError: two normalisations act at this step.
         """
-        acting = [i for i in self._normalise if i.gate(step)]
+        acting = [(str(i), transform) for i, transform in self._normalise if i.gate(step)]
         if len(acting) > 1:
-            both = " and ".join(map(str, acting))
+            both = " and ".join(name for name, _ in acting)
             raise ValueError(f"features can have one radius at a time, got {both} at step {step}; leave one out")
-        self.probe.transform = acting[0] if acting else None
+        self.probe.transform = acting[0][1] if acting else None
 
     def penalty(self, labels: Tensor, step: int) -> Tensor:
         """What to add to the loss of the last forward pass, a scalar; 0 where no penalty acts at this step."""
