@@ -2,6 +2,7 @@
 
 import math
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -63,6 +64,45 @@ def test_every_form_of_data_gives_the_numbers_of_one_pass(form):
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=0.2 if name in NOISY else 1e-4, abs=1e-6), name
+
+
+class Rewritten:
+    """Batches that all lie in one place."""
+
+    def __iter__(self):
+        inputs, labels = samples()
+        place = torch.empty(50, 6), torch.empty(50, dtype=torch.long)
+        for start in range(0, 150, 50):
+            yield place[0].copy_(inputs[start:start + 50]), place[1].copy_(labels[start:start + 50])
+
+
+def test_batches_that_are_written_over():
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Linear(6, CLASSES))  # its features are the loader's own memory
+    found, expected = gs.measure(head, Rewritten()), gs.measure(head, samples(), batch_size=50)
+    assert dict(found) == dict(expected)
+
+
+class FirstPosition(nn.Module):
+    """A model whose features are a view of all positions, as in transformers on pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, CLASSES)
+        self.made = []
+
+    def forward(self, x):
+        states = x[:, None].expand(-1, 100, -1).clone()
+        self.made.append(weakref.ref(states))
+        return self.fc(states[:, 0])
+
+
+def test_what_features_are_a_view_of_is_not_kept():
+    model, alive = FirstPosition(), []
+    gs.measure(
+        model, samples(), batch_size=30, progress=lambda _: alive.append(sum(each() is not None for each in model.made))
+    )
+    assert alive == [1] * 5
 
 
 def test_arrays_by_name_and_lists_of_numbers():

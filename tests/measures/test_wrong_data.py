@@ -57,6 +57,20 @@ def test_labels_of_a_snapshot_are_class_indices(labels, text):
         snapshot(labels)
 
 
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3, dtype=torch.complex64)
+
+    def forward(self, x):
+        return self.fc(x.to(torch.complex64))
+
+
+def test_a_complex_head_is_not_measured_by_its_real_part():
+    with pytest.raises(TypeError, match=r"features must be floating point, got torch.complex64; take .real or .abs\(\)"):
+        gs.measure(Complex(), (INPUTS, LABELS))
+
+
 def test_a_head_is_named_not_numbered():
     with pytest.raises(ValueError, match="Sequential has no module 2; near: '2'"):
         gs.measure(MODEL, (INPUTS, LABELS), head=2)

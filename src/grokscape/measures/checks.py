@@ -29,7 +29,8 @@ def check_floating(**tensors: Tensor | None) -> None:
     check_tensors(**tensors)
     for name, tensor in tensors.items():
         if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {tensor.dtype}; convert with .float()")
+            remedy = "take .real or .abs()" if tensor.is_complex() else "convert with .float()"
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}; {remedy}")
 
 
 def check_head(features: Tensor, weight: Tensor, logits: Tensor | None, bias: Tensor | None = None) -> None:

@@ -152,7 +152,8 @@ class _Source:
             shared |= {name: vars(quantities)[name] for name in _OF_THE_WEIGHT if name in vars(quantities)}
             elements += head.features.numel()
             if kept is not None:
-                kept.append((head.features, head.labels, quantities.prediction))
+                # a copy: features may be a view of something larger, or lie in memory that a loader writes to again
+                kept.append((head.features.clone(), head.labels, quantities.prediction))
             kept = kept if elements <= KEPT_ELEMENTS else None
         if head is None or moments is None or not moments.counts.sum():
             raise ValueError(f"there are no {self.name} samples: the data is empty, or every label is ignored")

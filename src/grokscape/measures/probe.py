@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from grokscape.measures.batches import logits_of, tensors_of
-from grokscape.measures.checks import check_labels
+from grokscape.measures.checks import check_floating, check_labels
 from grokscape.measures.hidden import HiddenLayers
 from grokscape.measures.locate import (
     LinearHead,
@@ -233,10 +233,11 @@ class Probe:
 
         Raises:
             RuntimeError: no forward pass was seen, or the head took no part in it.
-            TypeError: labels that are no class indices.
+            TypeError: labels that are no class indices; features or logits that are complex.
             ValueError: the model's logits are not those of the head, or labels do not fit them.
         """
         features, logits = self._last()
+        check_floating(features=features, logits=logits)
         rows = len(logits)
         if self._output is not None:
             features, logits = self._matched(features, logits)
