@@ -132,6 +132,32 @@ def test_a_training_step_that_calls_a_part_of_the_module(data):
     assert torch.equal(*weights)
 
 
+def test_a_module_that_was_compiled_as_a_whole(data):
+    arm, weights = [gs.Suppress("cdnv", strength=1e-3)], []
+    for wrap in (lambda module: module, lambda module: torch.compile(module, backend="eager")):
+        module = Module()
+        callback = InterventionCallback(arm, data=data, measures=["cdnv"])
+        fit(wrap(module), data, [callback], 8, max_steps=-1, max_epochs=2)
+        weights.append(module.net["fc"].weight)
+    torch.testing.assert_close(*weights)
+    assert hasattr(module.training_step, "_torchdynamo_orig_callable")
+
+
+def test_batches_of_which_nobody_knows_the_labels(data):
+    class Two(Module):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch["one"], batch_idx)
+
+    loaders = {"one": DataLoader(data, 8), "two": DataLoader(data, 8)}
+    arm = [gs.Suppress("cdnv", strength=1e-3)]
+    options = {"logger": False, "enable_checkpointing": False, "max_epochs": 1}
+    with pytest.raises(ValueError, match="needs an entry 'labels'") as raised:
+        lightning.Trainer(callbacks=[InterventionCallback(arm)], **options).fit(Two(), loaders)
+    assert "InterventionCallback(labels=…)" in raised.value.__notes__[0]
+    known = InterventionCallback(arm, labels=lambda batch: batch["one"][1])
+    lightning.Trainer(callbacks=[known], **options).fit(Two(), loaders)
+
+
 def test_a_training_whose_length_nobody_knows(data):
     class Stop(lightning.Callback):
         def on_train_epoch_end(self, trainer, pl_module):

@@ -67,7 +67,7 @@ class Complex(nn.Module):
 
 
 def test_a_complex_head_is_not_measured_by_its_real_part():
-    with pytest.raises(TypeError, match=r"features must be floating point, got torch.complex64; take .real or .abs\(\)"):
+    with pytest.raises(TypeError, match=r"must be floating point, got torch.complex64; take .real or .abs\(\)"):
         gs.measure(Complex(), (INPUTS, LABELS))
 
 

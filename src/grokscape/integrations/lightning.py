@@ -56,8 +56,9 @@ class InterventionCallback(Callback):
         self.interventions, self.head, self.measures = tuple(interventions), head, tuple(measures)
         self.every_n_steps, self.every_n_epochs = every_n_steps, every_n_epochs
         self.data, self.test_data = data, test_data
-        self._labels = labels or (lambda batch: as_batch(batch).labels)
+        self._labels = labels or _last_or_named
         self._arm: Applied | None = None
+        self._compiled_step: Callable[..., Any] | None = None
         self._steps_made = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,6 +73,7 @@ class InterventionCallback(Callback):
         self._arm = Applied(pl_module, self.interventions, head=self.head, steps=length).__enter__()
         self._steps_made = trainer.global_step
         own = pl_module.training_step
+        self._compiled_step = pl_module.__dict__.get("training_step")
 
         @functools.wraps(own)
         def training_step(batch: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -140,4 +142,15 @@ class InterventionCallback(Callback):
         if self._arm is not None:
             self._arm.__exit__(None, None, None)
             pl_module.__dict__.pop("training_step", None)
+            if self._compiled_step is not None:
+                pl_module.__dict__["training_step"] = self._compiled_step
             self._arm = None
+
+
+def _last_or_named(batch: Any) -> Tensor:
+    """The labels of a batch."""
+    try:
+        return as_batch(batch).labels
+    except (TypeError, ValueError) as error:
+        error.add_note("InterventionCallback(labels=…) takes a function that gets the labels out of other batches")
+        raise

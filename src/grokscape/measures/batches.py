@@ -276,7 +276,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eagerly(model: nn.Module) -> Iterator[None]:
-    """A compiled model as it was written: compiled code has no second derivative."""
+    """A compiled model as it was written: compiled code has no second derivative, and may not notice a probe."""
     with torch.compiler.set_stance("force_eager") if is_compiled(model) else nullcontext():
         yield
 

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grokscape.measures.batches import differentiable
 from grokscape.measures.layer_routes import Layer
-from grokscape.measures.locate import evaluation_flags
+from grokscape.measures.locate import Hook, evaluation_flags
 from grokscape.measures.table import OF_LAYER
 from grokscape.numerics import full_precision, holds
 from grokscape.perturbations import (
@@ -83,7 +83,7 @@ class HiddenLayers:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(DifferentiableNorms())
         for name, layer in self._layers.items():
-            stack.callback(layer.register_forward_hook(self._hook(name)).remove)
+            stack.callback(layer.register_forward_hook(Hook(self._hook(name))).remove)
         return stack.close
 
     def forget(self) -> None:

@@ -47,7 +47,26 @@ def bare(model: nn.Module) -> nn.Module:
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether a model, or a part of it, runs through `torch.compile`."""
-    return any("_orig_mod" in part._modules or getattr(part, "_compiled_call_impl", None) for part in model.modules())
+    return any(
+        "_orig_mod" in part._modules
+        or getattr(part, "_compiled_call_impl", None)
+        or hasattr(part.forward, "_torchdynamo_orig_callable")
+        for part in model.modules()
+    )
+
+
+class Hook:
+    """A hook of this model that does nothing in its copies: teachers, averages of weights, files."""
+
+    def __init__(self, function: Callable[..., Any] | None = None) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function gives, if this is no copy."""
+        return None if self._function is None else self._function(*arguments)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
 
 
 def _wraps(model: nn.Module, name: str) -> bool:

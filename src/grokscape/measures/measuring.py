@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grokscape.measures.batches import as_batch, batches, evaluating, placement
+from grokscape.measures.batches import as_batch, batches, eagerly, evaluating, placement
 from grokscape.measures.checks import MeasureWarning, nan_inputs
 from grokscape.measures.functional import why_no_collapse
 from grokscape.measures.measurement import Measurement
@@ -74,7 +74,7 @@ def measure(
         TypeError: data or batches of another form.
     """
     names = _checked(measures)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), eagerly(model), torch.no_grad():
         probe = Probe(model, head)
         train = _Source(model, probe, loader, batch_size, progress, "train").measured(names)
         splits: dict[str, tuple[_Seen, _Seen | None, list[str]]] = {"train": (train, None, names)}

@@ -3,6 +3,7 @@
 Shapes: B samples or sequences, T positions, M samples that carry a loss, d features, K classes.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import TracebackType
@@ -15,6 +16,7 @@ from grokscape.measures.batches import logits_of, tensors_of
 from grokscape.measures.checks import check_floating, check_labels
 from grokscape.measures.hidden import HiddenLayers
 from grokscape.measures.locate import (
+    Hook,
     LinearHead,
     has_own_forward,
     is_compiled,
@@ -22,12 +24,18 @@ from grokscape.measures.locate import (
     linear_layers,
     locate_head,
     unwrapped,
+    without_probes,
 )
 from grokscape.measures.model_loss import align
 from grokscape.measures.snapshot import Snapshot
 from grokscape.numerics import full_precision, widen
 
 Transform = Callable[[Tensor], Tensor]
+
+_COMPILED_BEFORE = (
+    " (what torch.compile made before of a function that calls the model goes on as it was: have it compiled in one "
+    "`with` block around the whole loop, or call torch.compiler.reset() in it)"
+)
 
 _LOOKED_AT = 256
 """So many samples tell whether a head is linear."""
@@ -84,7 +92,7 @@ class Probe:
         self._seen: tuple[tuple[Tensor, Tensor], ...] = ()
         self._affine: tuple[Tensor, Tensor | None] | None = None
         self._output: Any = None
-        self._checked = False
+        self._checked = self._without_graph = False
         self._slot: str | None = None
         self._undo: list[Callable[[], None]] = []
 
@@ -111,8 +119,8 @@ class Probe:
         if is_compiled(self._outer):
             self._swap_class()
         else:
-            enter = self.head.module.register_forward_pre_hook(self._transformed, with_kwargs=True)
-            leave = self.head.module.register_forward_hook(self._record, with_kwargs=True)
+            enter = self.head.module.register_forward_pre_hook(Hook(self._transformed), with_kwargs=True)
+            leave = self.head.module.register_forward_hook(Hook(self._record), with_kwargs=True)
             self._undo += [enter.remove, leave.remove]
         return self
 
@@ -133,8 +141,8 @@ class Probe:
         outer = self._outer
         compiled = getattr(outer, "_compiled_call_impl", None)
         if compiled is None:
-            before = outer.register_forward_pre_hook(lambda module, inputs: self._forget())
-            after = outer.register_forward_hook(self._end)
+            before = outer.register_forward_pre_hook(Hook(lambda module, inputs: self._forget()))
+            after = outer.register_forward_hook(Hook(self._end))
             self._undo += [before.remove, after.remove]
             return
 
@@ -160,6 +168,7 @@ class Probe:
         if self._output is not None:  # that pass is over: the head is called by itself, not through the whole model
             self._forget()
         self._seen = (*self._seen[-1:], (_entering(inputs, keywords)[0], output))
+        self._without_graph = not torch.is_grad_enabled()
         if is_linear(module) and not has_own_forward(module):  # torch.func.functional_call puts other weights in
             with torch.enable_grad():  # also after a pass without a graph a penalty acts on the head
                 self._affine = self.head.affine()
@@ -192,6 +201,7 @@ class Probe:
         if not calls and self._output is None:
             raise RuntimeError(
                 f"no forward pass of {kind} was seen; inside the `with` block call the model, then ask for a snapshot"
+                f"{_COMPILED_BEFORE if 'torch._dynamo' in sys.modules else ''}"
             )
         if not calls:
             raise RuntimeError(
@@ -232,12 +242,17 @@ class Probe:
             A snapshot in float32 (float64 for a float64 model), with graph.
 
         Raises:
-            RuntimeError: no forward pass was seen, or the head took no part in it.
+            RuntimeError: no forward pass was seen, or the head took no part in it, or did so in a reentrant checkpoint.
             TypeError: labels that are no class indices; features or logits that are complex.
             ValueError: the model's logits are not those of the head, or labels do not fit them.
         """
         features, logits = self._last()
         check_floating(features=features, logits=logits)
+        if self._without_graph and logits.requires_grad:
+            raise RuntimeError(
+                f"the head {self.head.name!r} ran in a reentrant checkpoint: what it saw has no gradient, so no "
+                f"penalty would reach what comes before it; use checkpoint(…, use_reentrant=False)"
+            )
         rows = len(logits)
         if self._output is not None:
             features, logits = self._matched(features, logits)
@@ -341,6 +356,11 @@ def _recording(own: type, slot: str) -> type:
                 features = self._probe0_seen[-1][0]
             setattr(self, seen, (*getattr(self, seen)[-1:], (features, output)))
             return output
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            """A copy is of the head's own class, and has seen nothing."""
+            kind, state = without_probes(own), super().__reduce_ex__(protocol)[2]
+            return kind.__new__, (kind,), {k: v for k, v in state.items() if k not in (seen, transformation)}
 
     Recording.__name__, Recording.__qualname__ = own.__name__, own.__qualname__
     return Recording
