@@ -219,7 +219,7 @@ def _grok_transformer() -> StudySpec:
         seeds=3,
         steps=3000,
         batch_size=512,
-        evaluation=Evaluation(measures=DEFAULT_MEASURES, points=40, refine=50, max_samples=3072),
+        evaluation=Evaluation(measures=DEFAULT_MEASURES, points=34, refine=60, max_samples=3072),
     )
 
 
