@@ -92,6 +92,11 @@ def bart_config():
     return transformers.BartConfig(vocab_size=12, max_position_embeddings=16, **sizes)
 
 
+def t5_config():
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    return transformers.T5Config(vocab_size=12, decoder_start_token_id=0, pad_token_id=0, **sizes)
+
+
 def llava():
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     eyes = transformers.CLIPVisionConfig(**sizes, image_size=8, patch_size=4)
@@ -139,10 +144,34 @@ def test_labels_are_shifted_where_the_model_does(make):
     model = make().eval()
     tokens = torch.randint(3, 12, (2, 7), generator=torch.Generator().manual_seed(1))
     batch = {"input_ids": tokens, "labels": masked(tokens)}
-    if isinstance(model, transformers.BartForConditionalGeneration):
-        batch["decoder_input_ids"] = tokens
     found = gs.measure(model, [batch], measures=["loss"])
     assert found["loss"] == pytest.approx(float(model(**batch).loss.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("wrap", [lambda model: model, Adapted])
+@pytest.mark.parametrize("make", [
+    lambda: transformers.BartForConditionalGeneration(bart_config()),
+    lambda: transformers.T5ForConditionalGeneration(t5_config()),
+])
+def test_a_decoder_sees_what_it_sees_in_training(make, wrap, said):
+    torch.manual_seed(0)
+    model = make().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    tokens, answers = torch.randint(3, 12, (2, 4, 7), generator=torch.Generator().manual_seed(1)).unbind()
+    batch = {"input_ids": tokens, "labels": masked(answers)}
+    if said:
+        batch["decoder_input_ids"] = tokens.flip(1)
+    seen = []
+    with model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output))):
+        loss = float(model(**batch).loss.detach())
+    kept = batch["labels"] != -100
+    expected = gs.relative_flatness(seen[0][0][kept].detach(), model.lm_head.weight.detach(), seen[0][1][kept].detach())
+    found = gs.measure(wrap(model), [batch], measures=["loss", "relative_flatness"])
+    assert found["loss"] == pytest.approx(loss, rel=1e-5)
+    assert found["relative_flatness"] == pytest.approx(float(expected), rel=1e-4)
+    assert abs(gs.measures.sharpness(wrap(model), [batch], radius=1e-9)) < 1e-5  # that pass is made in another way
 
 
 @pytest.mark.parametrize("wrap", ["subclass", "wrapper", "compiled"])

@@ -71,6 +71,14 @@ def test_a_complex_head_is_not_measured_by_its_real_part():
         gs.measure(Complex(), (INPUTS, LABELS))
 
 
+@pytest.mark.parametrize("labels", [LABELS, LABELS.float(), LABELS.float()[:, None]])
+def test_a_head_with_one_output_in_a_loop(labels):
+    with gs.Probe(ONE_OUTPUT) as probe:
+        ONE_OUTPUT(INPUTS)
+        with pytest.raises(ValueError, match="the head has one output; measures of a classifier need one for each"):
+            probe.snapshot(labels)
+
+
 def test_a_head_is_named_not_numbered():
     with pytest.raises(ValueError, match="Sequential has no module 2; near: '2'"):
         gs.measure(MODEL, (INPUTS, LABELS), head=2)

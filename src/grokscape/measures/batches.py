@@ -222,13 +222,18 @@ def tensors_of(output: Any) -> list[Tensor]:
     return [part for part in (output if isinstance(output, (tuple, list)) else [output]) if isinstance(part, Tensor)]
 
 
+def without_adapters(model: nn.Module) -> nn.Module:
+    """The model inside wrappers and adapters of peft."""
+    model = unwrapped(model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
 def shifts_labels(model: nn.Module) -> bool:
     """Whether a model predicts the next position from each, as the causal language models of transformers do.
 
     Those that also see pictures or sound do so too, unless an encoder sees them; adapters of peft are seen through.
     """
-    model = unwrapped(model)
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    model = without_adapters(model)
     names = [kind.__name__ for kind in type(model).__mro__]
     causal = next((name for name in names if name.endswith(_PREDICT_THE_NEXT)), None)
     if causal is not None and causal.endswith("ForConditionalGeneration"):

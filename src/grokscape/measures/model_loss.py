@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grokscape.measures.batches import IGNORED, Batch, logits_of, shifts_labels
+from grokscape.measures.batches import IGNORED, Batch, logits_of, shifts_labels, without_adapters
 from grokscape.measures.checks import check_indices, check_labels, form_of_labels
 from grokscape.measures.losses import Loss, check_loss
 from grokscape.numerics import holds, widen
@@ -24,7 +24,7 @@ _MOVE_CLASSES = "; classes come last, move them by .movedim(1, -1), or give laye
 def call(model: nn.Module, batch: Batch) -> Any:
     """What a model makes of a batch."""
     try:
-        return model(*batch.arguments, **batch.keywords)
+        return model(*batch.arguments, **_keywords(model, batch))
     except TypeError as error:
         given = ", ".join([f"{len(batch.arguments)} by position", *batch.keywords])
         error.add_note(f"of a batch the model gets all but the labels ({given}); give batches of (inputs, labels)")
@@ -35,7 +35,19 @@ def forward(model: nn.Module, batch: Batch, parameters: Mapping[str, Tensor] | N
     """The logits of a batch, (B, K) or (B, T, K), with the model's own parameters or others in their place."""
     if parameters is None:
         return logits_of(call(model, batch))
-    return logits_of(torch.func.functional_call(model, dict(parameters), batch.arguments, batch.keywords))
+    return logits_of(torch.func.functional_call(model, dict(parameters), batch.arguments, _keywords(model, batch)))
+
+
+def _keywords(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """What a model gets by name; what its decoder sees, where the batch does not say, is made of labels as in training.
+
+    Without labels encoder-decoder models of transformers show it the encoder's inputs, or nothing.
+    """
+    shift = getattr(without_adapters(model), "prepare_decoder_input_ids_from_labels", None)
+    said = {"decoder_input_ids", "decoder_inputs_embeds"} & batch.keywords.keys()
+    if shift is None or said or batch.labels.dim() != 2:
+        return batch.keywords
+    return {**batch.keywords, "decoder_input_ids": shift(labels=batch.labels)}
 
 
 def check_outputs(logits: Tensor) -> None:

@@ -26,7 +26,7 @@ from grokscape.measures.locate import (
     unwrapped,
     without_probes,
 )
-from grokscape.measures.model_loss import align
+from grokscape.measures.model_loss import align, check_outputs
 from grokscape.measures.snapshot import Snapshot
 from grokscape.numerics import full_precision, widen
 
@@ -244,7 +244,7 @@ class Probe:
         Raises:
             RuntimeError: no forward pass was seen, or the head took no part in it, or did so in a reentrant checkpoint.
             TypeError: labels that are no class indices; features or logits that are complex.
-            ValueError: the model's logits are not those of the head, or labels do not fit them.
+            ValueError: the model's logits are not those of the head, or of one class, or labels do not fit them.
         """
         features, logits = self._last()
         check_floating(features=features, logits=logits)
@@ -256,6 +256,7 @@ class Probe:
         rows = len(logits)
         if self._output is not None:
             features, logits = self._matched(features, logits)
+        check_outputs(logits)
         labels, features, logits = align(self._model, labels, features, logits)
         check_labels(labels, features, logits.shape[-1])
         weight, bias = self._affine or self.head.affine()
