@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 
 from grokscape.measures import neural_collapse, relative_flatness
+from probed import LowRank
 
 try:
     from grokscape.integrations.torchmetrics import NeuralCollapse, RelativeFlatness
@@ -96,3 +98,34 @@ def _process(rank, folder):
 
 def test_two_processes_equal_one_pass(tmp_path):
     mp.spawn(_process, args=(str(tmp_path),), nprocs=2)
+
+
+@pytest.mark.parametrize("change", [lambda holder: holder.to(torch.bfloat16), lambda holder: holder.half()])
+def test_sums_stay_wide_in_a_module_of_half_precision(change):
+    flatness, collapse = filled([slice(0, 50)])
+    change(torch.nn.ModuleList([flatness, collapse]))
+    features, labels, weight = data()
+    flatness.update(features[50:], weight, features[50:] @ weight.T)
+    collapse.update(features[50:], labels[50:])
+    check(flatness.compute(), collapse.compute())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_loss_of_ones_own_in_validation(mode):
+    features, labels, weight = data()
+    flatness = RelativeFlatness(loss=lambda logits, targets: F.cross_entropy(logits, targets, reduction="none"))
+    with mode():
+        flatness.update(features + 0, weight + 0, features @ weight.T, labels + 0)
+    expected = relative_flatness(features.double(), weight.double())
+    torch.testing.assert_close(flatness.compute(), expected, rtol=1e-5, atol=0)
+
+
+def test_a_head_with_an_adapter_counts_as_a_whole():
+    features, labels, weight = data()
+    head = LowRank(torch.nn.Linear(8, 5))
+    collapse = NeuralCollapse(5, 8, head=head)
+    collapse.update(features, labels)
+    with torch.no_grad():
+        weight = head(torch.eye(8)).T - head(torch.zeros(8))[:, None]
+    expected = neural_collapse(features.double(), labels, weight.double())["nc3"]
+    torch.testing.assert_close(collapse.compute()["nc3"], expected, rtol=1e-5, atol=0)

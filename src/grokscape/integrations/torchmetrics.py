@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from grokscape.measures import MEASURES, relative_flatness
+from grokscape.measures.locate import LinearHead
 from grokscape.measures.losses import Loss
 from grokscape.measures.snapshot import Quantities, Snapshot
 from grokscape.measures.streaming import ClassMoments
@@ -19,7 +20,10 @@ from grokscape.numerics import has_float64, in_float64
 
 
 class _Wide(Metric):
-    """A metric with states in float64, or in float32 once it is on a device that has no float64."""
+    """A metric with states in float64, or in float32 once it is on a device that has no float64.
+
+    They stay so when a module that holds the metric goes to half precision, in which sums soon stop growing.
+    """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         if not has_float64(fn(torch.zeros(1, device=self.device)).device):
@@ -28,7 +32,13 @@ class _Wide(Metric):
                 if isinstance(default, Tensor) and default.is_floating_point():
                     self._defaults[name] = default.float()
                     setattr(self, name, getattr(self, name).float())
-        return super()._apply(fn, exclude_state)
+
+        def moved(tensor: Tensor) -> Tensor:
+            """To another device at most, unless `set_dtype` asks for more."""
+            there = fn(tensor)
+            return there if self._dtype_convert or there.dtype == tensor.dtype else tensor.to(there.device)
+
+        return super()._apply(moved, exclude_state)
 
 
 class RelativeFlatness(_Wide):
@@ -87,7 +97,8 @@ class NeuralCollapse(_Wide):
     Args:
         num_classes: K.
         num_features: d.
-        head: the linear head; with it nc3 and the measures of its rows are there too, for its weight at `compute`.
+        head: the linear head, or an adapter around it; with it nc3 and the measures of its rows are there too, for its
+            weight at `compute`.
         kwargs: of `torchmetrics.Metric`.
     """
 
@@ -99,7 +110,7 @@ class NeuralCollapse(_Wide):
     largest: Tensor
 
     def __init__(
-        self, num_classes: int, num_features: int, *, head: nn.Linear | None = None, **kwargs: Any
+        self, num_classes: int, num_features: int, *, head: nn.Module | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self._head = (head,)  # in a tuple, so that the head does not become a part of the metric
@@ -123,7 +134,7 @@ class NeuralCollapse(_Wide):
         norms, largest = in_float64(self.norms), in_float64(self.largest)
         statistics = moments.compute()
         (head,) = self._head
-        rows = moments.means if head is None else head.weight.detach().to(moments.means)
+        rows = moments.means if head is None else LinearHead("head", head).affine()[0].detach().to(moments.means)
         quantities = Quantities(Snapshot(rows, rows, rows, rows), statistics=statistics)
         values = {}
         for row in MEASURES.values():

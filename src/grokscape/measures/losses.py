@@ -54,7 +54,8 @@ def _by_autodiff(
 ) -> Tensor:
     """The same for any loss, by one Hessian-vector product in the logits for each of min(K, d) directions."""
     keep_graph = torch.is_grad_enabled() and (logits.requires_grad or weight.requires_grad)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        weight, logits, targets = _usable(weight), _usable(logits), None if targets is None else _usable(targets)
         points = logits if logits.requires_grad else logits.detach().requires_grad_()
         losses = loss(points, targets)
         if losses.shape != logits.shape[:-1]:
@@ -73,6 +74,11 @@ def _by_autodiff(
             if product is not None:
                 total = total + (product * dual).sum(-1)
     return total if keep_graph else total.detach()
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of one that was made in inference mode, which no derivative may pass."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _directions(weight: Tensor) -> list[tuple[Tensor, Tensor]]:
