@@ -329,6 +329,9 @@ def test_mismatched_replicas_are_refused_with_what_to_do():
     good = plan_of({"baseline": ()})
     with pytest.raises(ValueError, match=r"splits of one size in a run.*one run each"):
         Plan(**{**vars(good), "replicas": replicas})
+    larger = TensorTask(inputs=TASK.table()[0], labels=TASK.table()[1], train_fraction=0.6, vocabulary=9).split(10)
+    with pytest.raises(ValueError, match=r"got 7 classes of .*vocabulary=7.* and 7 classes of .*vocabulary=9"):
+        Plan(**{**vars(good), "replicas": (replicas[0], Replica("b", 0, 0, 10, larger, (), AdamW()))})
     with pytest.raises(ValueError, match="one kind of optimiser in a run"):
         Plan(**{**vars(good), "replicas": (replicas[0], Replica("b", 0, 0, 10, SPLITS[0], (), SGD()))})
     with pytest.raises(ValueError, match="expected 1 ≤ batch_size ≤ 29 training samples, got 30"):

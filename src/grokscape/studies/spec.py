@@ -135,7 +135,7 @@ class StudySpec(Settings):
         first_split_seed: split seed of the first pair.
         same_split: whether all pairs share one split.
         steps: training steps.
-        batch_size: samples a step, None for the full training set.
+        batch_size: samples a step, None for the full training set; those of an epoch that fill no batch are left out.
         evaluation: what is measured, and when.
         onset: thresholds of memorisation and generalisation.
         verdict: rules of the verdict.

@@ -95,10 +95,10 @@ class Plan:
     """A whole run.
 
     Attributes:
-        replicas: R of them; one kind of optimiser, splits of one size.
+        replicas: R of them; one kind of optimiser, splits of one size, inputs and classes as one network takes them.
         network: what they all train.
         steps: number of training steps.
-        batch_size: samples a step; None for the full training set.
+        batch_size: samples a step; None for the full training set. Those of an epoch that fill no batch are left out.
         evaluation: what is measured, and when.
         onset: thresholds, used for levels relative to memorisation, extra measurements and early stopping.
         device: a PyTorch device.
@@ -125,6 +125,13 @@ class Plan:
         if len(sizes) != 1:
             raise ValueError(
                 f"expected splits of one size in a run, got (train, test) = {sorted(sizes)}; use one run each"
+            )
+        seen = dict.fromkeys((r.split.num_classes, r.split.input_spec) for r in self.replicas)
+        if len(seen) != 1:
+            raise ValueError(
+                f"expected inputs of one shape and vocabulary, and one number of classes, in a run, whose replicas share "
+                f"a network, got {' and '.join(f'{classes} classes of {inputs}' for classes, inputs in seen)}; "
+                f"use one run each"
             )
         kinds = {type(r.optimizer).__name__ for r in self.replicas}
         if len(kinds) != 1:
