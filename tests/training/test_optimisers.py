@@ -111,6 +111,16 @@ def test_the_orthogonal_gradient_of_a_single_number_is_zero_and_no_rounding_erro
     assert result[:, 1:].all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_orthogonal_gradient_of_two_opposite_numbers_is_zero_too(dtype):
+    flat = torch.tensor([[0.003, -0.003], [0.003, -0.003]], dtype=dtype)
+    rounding = 100 * torch.finfo(dtype).eps
+    grad = torch.tensor([[0.7, -0.7 * (1 + rounding)], [0.7, -0.69]], dtype=dtype)
+    result = orthogonal_gradient(flat, grad, Layout({"head.bias": (2,)}))
+    assert not result[0].any()
+    torch.testing.assert_close(result[1].norm(), grad[1].norm())
+
+
 def test_rates_warm_up_fall_along_a_cosine_and_jump_when_unplugged():
     optimizers = [
         AdamW(lr=0.1, weight_decay=1.0, warmup=10),

@@ -137,7 +137,8 @@ class Layout:
 def orthogonal_gradient(flat: Tensor, grad: Tensor, layout: Layout) -> Tensor:
     """Each parameter's gradient without its component along the parameter, at its former length; (R, P).
 
-    Zero where nothing but rounding is left, as of a parameter of one number.
+    Zero where nothing but rounding is left (less than half of the digits), as of a parameter of one number, or of the
+    bias of a head with two classes, whose gradient lies along it.
     """
     pieces = []
     for weight, gradient in zip(flat.split(layout.sizes, 1), grad.split(layout.sizes, 1), strict=True):
@@ -146,7 +147,7 @@ def orthogonal_gradient(flat: Tensor, grad: Tensor, layout: Layout) -> Tensor:
         rest = gradient - along * weight
         size = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
         length = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-        pieces.append(rest * torch.where(size > 4 * torch.finfo(size.dtype).eps * length, length / size, 0))
+        pieces.append(rest * torch.where(size > torch.finfo(size.dtype).eps ** 0.5 * length, length / size, 0))
     return torch.cat(pieces, 1)
 
 
