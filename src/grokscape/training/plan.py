@@ -129,7 +129,7 @@ class Plan:
         seen = dict.fromkeys((r.split.num_classes, r.split.input_spec) for r in self.replicas)
         if len(seen) != 1:
             raise ValueError(
-                f"expected inputs of one shape and vocabulary, and one number of classes, in a run, whose replicas share "
+                f"expected inputs of one shape and vocabulary, and one number of classes, in a run, as replicas share "
                 f"a network, got {' and '.join(f'{classes} classes of {inputs}' for classes, inputs in seen)}; "
                 f"use one run each"
             )
