@@ -263,6 +263,8 @@ class Scaled(nn.Module):
     (lambda: gs.measure(network(), [(torch.zeros(2, 6), torch.zeros(2, 3).long())]), ValueError,
      r"labels of shape \(2, 3\) do not fit logits of shape \(2, 4\)"),
     (lambda: gs.measure(network(), [(torch.zeros(2, 6), None)]), TypeError, "a tensor or an array, got a NoneType"),
+    (lambda: gs.measure(network(), [({"input": torch.zeros(2, 6)}, torch.zeros(2).long(), torch.arange(2))]), TypeError,
+     r"begins with a mapping must be \(inputs, labels\), got 3 parts"),
     (lambda: gs.measure(network(), [(torch.zeros(6), 1)]), ValueError, "got a single number; put samples into batches"),
     (lambda: gs.measure(network(), {"input": [[0.0] * 6], "labels": [0]}), ValueError, "of one length, got none"),
     (lambda: gs.measure(torch.jit.script(network()), samples()), ValueError, "before it is scripted"),

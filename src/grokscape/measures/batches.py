@@ -149,7 +149,8 @@ def as_batch(batch: Any) -> Batch:
     """A batch in one form.
 
     Raises:
-        TypeError: it is neither a sequence that ends in labels nor a mapping with labels, or its inputs are lists.
+        TypeError: it is neither a sequence that ends in labels nor a mapping with labels, or its inputs are lists, or
+            there is something besides a mapping of inputs and labels.
         ValueError: a mapping has no labels, or there is one label alone.
     """
     if isinstance(batch, Mapping):
@@ -161,6 +162,8 @@ def as_batch(batch: Any) -> Batch:
         return Batch((), inputs, _labels(batch[key]))
     if isinstance(batch, Sequence) and len(batch) >= 2 and not isinstance(batch, str):
         if isinstance(batch[0], Mapping):
+            if len(batch) > 2:
+                raise TypeError(f"a batch that begins with a mapping must be (inputs, labels), got {len(batch)} parts")
             inputs = {str(name): _tensor(value) for name, value in batch[0].items()}
             return Batch((), inputs, _labels(batch[-1]))
         if _holds_numbers(batch[0]):
