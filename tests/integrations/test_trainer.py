@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import grokscape as gs
 
 transformers = pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
+accelerate = pytest.importorskip("accelerate")
 from grokscape.integrations.transformers import InterventionTrainer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the Trainer's own advice
@@ -77,6 +77,29 @@ def test_measuring_changes_neither_weights_nor_random_numbers(tmp_path, rows):
     assert all(torch.equal(measured[name], plain[name]) for name in plain)
     assert any("batch_cdnv" in entry for entry in run.state.log_history)
     assert any("train_relative_flatness" in entry for entry in run.state.log_history)
+
+
+@pytest.mark.parametrize(("arguments", "processes"), [
+    ({}, 2),
+    ({"dataloader_drop_last": True, "per_device_eval_batch_size": 5}, 1),
+    ({"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "eval_strategy": "steps", "eval_steps": 1}, 1),
+])
+def test_whole_data_sets_are_measured(tmp_path, rows, arguments, processes):
+    model, names = bert(), ["relative_flatness", "margin"]
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    run = trainer(tmp_path, model, rows, steps=3, batch=4, arguments=arguments, measures=names,
+                  data=rows, test_data=rows[:7], eval_dataset=rows[7:])  # fmt: skip
+    run.accelerator.prepare_data_loader = lambda loader, **_: accelerate.data_loader.prepare_data_loader(
+        loader, num_processes=processes, process_index=0
+    )
+    run.train()
+    logged = {name: value for entry in run.state.log_history for name, value in entry.items()}
+    whole, part = (
+        {name: torch.stack([row[name] for row in some]) for name in ("input_ids", "labels")} for some in (rows, rows[:7])
+    )
+    for name, value in gs.measure(model, whole, test_loader=part, measures=names).items():
+        assert logged[name.replace("/", "_") if "/" in name else f"train_{name}"] == pytest.approx(value, rel=1e-5)
 
 
 def test_mixed_precision_and_a_language_model_that_answers_at_the_last_token(tmp_path, rows):

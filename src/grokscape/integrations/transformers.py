@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from grokscape.integrations.applied import Applied
 from grokscape.interventions import Intervention
@@ -127,9 +127,12 @@ class InterventionMixin(_Mixed):
         self.log({k.replace("/", "_") if "/" in k else f"train_{k}": v for k, v in found.items()})
 
     def _loader(self, data: Any) -> Any:
+        """All of a data set, as often as it is asked for; the Trainer's own loader gives a process its share."""
         if data is None or isinstance(data, DataLoader):
             return data
-        return self.get_eval_dataloader(data)
+        its = self.get_test_dataloader(data)
+        rows = data if isinstance(data, IterableDataset) else its.dataset
+        return DataLoader(rows, self.args.eval_batch_size, collate_fn=its.collate_fn, num_workers=its.num_workers)
 
 
 class _Events(TrainerCallback):
