@@ -82,7 +82,7 @@ def test_measuring_changes_neither_weights_nor_random_numbers(tmp_path, rows):
 @pytest.mark.parametrize(("arguments", "processes"), [
     ({}, 2),
     ({"dataloader_drop_last": True, "per_device_eval_batch_size": 5}, 1),
-    ({"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "eval_strategy": "steps", "eval_steps": 1}, 1),
+    ({"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "eval_strategy": "epoch"}, 1),
 ])
 def test_whole_data_sets_are_measured(tmp_path, rows, arguments, processes):
     model, names = bert(), ["relative_flatness", "margin"]
@@ -95,9 +95,8 @@ def test_whole_data_sets_are_measured(tmp_path, rows, arguments, processes):
     )
     run.train()
     logged = {name: value for entry in run.state.log_history for name, value in entry.items()}
-    whole, part = (
-        {name: torch.stack([row[name] for row in some]) for name in ("input_ids", "labels")} for some in (rows, rows[:7])
-    )
+    both = ("input_ids", "labels")
+    whole, part = ({name: torch.stack([row[name] for row in some]) for name in both} for some in (rows, rows[:7]))
     for name, value in gs.measure(model, whole, test_loader=part, measures=names).items():
         assert logged[name.replace("/", "_") if "/" in name else f"train_{name}"] == pytest.approx(value, rel=1e-5)
 
