@@ -75,6 +75,8 @@ def test_a_measure_that_moves_before_or_after_is_told_so(shift, verdict):
     assert item.data["leads" if shift < 0 else "lags"] == 8
     assert item.data["sign_p"] == pytest.approx(2 / 2**8)
     assert item.statement.startswith("cdnv is half-way down 2")
+    assert f"0 steps {'before' if shift < 0 else 'after'} generalisation on average" in item.statement
+    assert f"; position {item.estimates['position']['value']:.2f} between memorisation (0)" in item.statement
     rising = finding(frame_of(generalised, {"train/cdnv": 1 / step_down(generalised + shift)}), "train/cdnv")
     assert rising.statement.startswith("cdnv is half-way up 2")
     assert rising.data["fell"] == 0
@@ -95,6 +97,10 @@ def test_every_seed_has_its_change_point_however_many_there_are():
     item = finding(frame_of(generalised, {"train/cdnv": step_down(generalised - 200)}), "train/cdnv", bootstrap=10)
     assert np.isfinite(np.array(item.data["change_point"], dtype=float)).all()
     assert item.data["check"] == 1.0
+    near = finding(frame_of(generalised, {"train/cdnv": step_down(generalised - 200)}), "train/cdnv", bootstrap=10,
+                   delay_ratio_margin=1.01).data
+    apart = np.divide(near["change_point"], near["transition"])
+    assert near["check"] == np.mean((apart <= 1.01) & (apart >= 1 / 1.01)) < 1
 
 
 def test_a_change_before_memorisation_or_without_values_is_no_change_point():

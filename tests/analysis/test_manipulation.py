@@ -72,6 +72,9 @@ def test_three_quarters_of_the_seeds_must_keep_memorisation_and_there_must_be_fi
                 {"own": held, "diverged": range(lost)}):
         record = study(clamp("cdnv", 3.0), seeds=seeds, held_fraction=0.5, **how)
         assert check(record, record.arm("a")).valid is speaks, how
+        found = manipulation_finding(record, record.arm("a"))
+        assert found.statement.endswith(f"; memorisation is intact in {seeds - lost} of {seeds} seeds.") is speaks
+        assert found.estimates["memorised"]["value"] == (seeds - lost) / seeds
     slack = {"train/accuracy": lambda _, step: np.where(step > 90, 0.95, 1.0)}  # 0.04 under the threshold
     assert check(record := study(clamp("cdnv", 3.0), own=held | slack), record.arm("a")).valid
 

@@ -39,6 +39,15 @@ def test_kaplan_meier_of_runs_that_never_generalise(n):
     found = kaplan_meier(np.full(n, 100.0), np.zeros(n, dtype=bool))
     assert found["median"] is None
     assert found["censored"] == [100.0] * n
+    assert found["steps"] == ([0.0, 100.0] if n else [])
+
+
+def test_kaplan_meier_s_interval_is_greenwood_s_on_a_log_log_scale():
+    """By hand after the first of five: share 4/5, variance of its log 1/(5 · 4)."""
+    found = kaplan_meier(np.array([10.0, 20, 30, 40, 50]), np.array([True, False, True, True, False]))
+    reach = stats.norm.ppf(0.975) * np.sqrt(1 / 20) / abs(np.log(0.8))
+    assert (found["low"][0], found["high"][0]) == (1.0, 1.0)
+    assert (found["low"][1], found["high"][1]) == pytest.approx((0.8 ** np.exp(reach), 0.8 ** np.exp(-reach)))
 
 
 @pytest.mark.parametrize(("times", "lost", "median"), [

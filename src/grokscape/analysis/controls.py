@@ -10,7 +10,7 @@ from grokscape.analysis.design import Arm
 from grokscape.analysis.estimation import estimate, mean_interval, plain, share_interval
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import TEST_ACCURACY, first
-from grokscape.analysis.manipulation import at_memorisation, check, log_ratio, middle
+from grokscape.analysis.manipulation import check, log_ratio, middle
 from grokscape.analysis.record import Record
 from grokscape.analysis.sufficiency import final_level
 from grokscape.analysis.survival import paired_delays
@@ -123,11 +123,9 @@ def _rescaling(record: Record, arm: Arm) -> Judged:
     if not known:
         return "inconclusive", "relative flatness was not measured in both", {}, {"shift": worst}
     good = all(not value > record.rules.rescaling_tolerance for value in worst.values())
-    moved = {column: middle(log_ratio(at_memorisation(record, column)[own], at_memorisation(record, column)[base]))
-             for column in record.measured()}
     text = f"relative flatness differs from the baseline's by {100 * max(known):.2g} % at most at the first evaluation"
-    return "passed" if good else "failed", text, {"largest change": estimate(max(known), unit="relative")}, {
-        "shift": worst, "log_ratio_at_memorisation": moved}
+    estimates = {"largest change": estimate(max(known), unit="relative")}
+    return "passed" if good else "failed", text, estimates, {"shift": worst}
 
 
 def _matched(record: Record, arm: Arm) -> Judged:

@@ -322,7 +322,6 @@ def _also_blocked(record: Record, target: Target, found: list[Effect], deciding:
 def _convergence(record: Record, target: Target, found: list[Level], pairs: list[dict[str, Any]]) -> Finding:
     """The comparison of hands at matched levels as a finding of its own."""
     hands = sorted({level.effect.arm.hand for level in found})
-    agreeing = [pair for pair in pairs if pair["agree"]]
     against = [pair for pair in pairs if not pair["agree"]]
     clean = [pair for pair in pairs if _clean(pair, {pair["arms"][0]: "" for pair in against})]
     verdict = "not tested" if not pairs else "hands agree" if not against else \
@@ -337,7 +336,7 @@ def _convergence(record: Record, target: Target, found: list[Level], pairs: list
             f"{title} at {pair['levels'][0]:.3g} by “{arms[pair['arms'][0]]}” and at {pair['levels'][1]:.3g} by "
             f"“{arms[pair['arms'][1]]}”: generalisation {pair['calls'][0]} and {pair['calls'][1]}"
             f" (train loss {'alike' if pair['matched_loss'] else 'not alike'})"
-            for pair in [*clean[:1], *against[-1:]] or agreeing[:1])
+            for pair in [*clean[:1], *against[-1:]])
     rule = f"Levels match within a factor of {record.rules.match_factor:g}; hands agree if both harm, and disagree " \
            f"if one harms while another, at that level (short of it by a factor of {record.rules.beyond_factor:g} " \
            f"at most) or beyond, leaves generalisation intact."
