@@ -76,7 +76,8 @@ def test_three_quarters_of_the_seeds_must_keep_memorisation_and_there_must_be_fi
         assert found.statement.endswith(f"; memorisation is intact in {seeds - lost} of {seeds} seeds.") is speaks
         assert found.estimates["memorised"]["value"] == (seeds - lost) / seeds
     slack = {"train/accuracy": lambda _, step: np.where(step > 90, 0.95, 1.0)}  # 0.04 under the threshold
-    assert check(record := study(clamp("cdnv", 3.0), own=held | slack), record.arm("a")).valid
+    record = study(clamp("cdnv", 3.0), own=held | slack)
+    assert check(record, record.arm("a")).valid
 
 
 @pytest.mark.parametrize(("seeds", "own", "base", "speaks"), [

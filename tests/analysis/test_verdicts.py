@@ -101,8 +101,8 @@ def test_harm_that_another_hand_does_not_do_belongs_to_the_manipulation():
     assert found.verdict == "belongs to the manipulation"
     assert found.p <= 0.05  # of harm by the one, of none by the other
     assert all_found["convergence/flatness"].verdict == "hands disagree"
-    assert re.match(r"Relative flatness κ at (79|80)\S* by “A” and at (84|85)\S* by “B”: generalisation harmed and intact",
-                    all_found["convergence/flatness"].statement)
+    assert re.match(r"Relative flatness κ at (79|80)\S* by “A” and at (84|85)\S* by “B”: generalisation harmed and "
+                    "intact", all_found["convergence/flatness"].statement)
     assert found.data["deciding"] == ["a", "b"]
     assert "belongs to the manipulation and not to the level" in found.statement
 
