@@ -88,8 +88,11 @@ def test_noise_is_called_a_predictor_at_the_level_at_most():
 
 def test_without_a_loss_each_measure_stands_alone():
     made = synthetic.study([BASELINE], seeds=8)
-    record = made.record(made.frame.drop("train/loss"))
-    found = {item.id: item for item in hazard(record)}
+    last = pl.when(pl.col("step") == 1500).then("train/rnc1").alias("train/rnc1")  # when all is over
+    found = {item.id: item for item in hazard(made.record(made.frame.drop("train/loss").with_columns(last)))}
+    assert found["hazard"].statement.startswith("0 of ")
+    assert "hazard/train/rnc1" not in found
+    assert found["hazard/train/cdnv"].p == 1.0
     assert found["hazard/train/cdnv"].verdict == "inconclusive"
     assert found["hazard/train/cdnv"].estimates["concordance"]["value"] is not None
 

@@ -30,6 +30,10 @@ def test_random_effects_are_those_of_statsmodels():
     assert found["value"] == pytest.approx(reference.mean_effect_re)
     assert found["tau"] ** 2 == pytest.approx(reference.tau2)
     assert found["high"] - found["value"] == pytest.approx(3.182446 * reference.sd_eff_w_re_hksj)
+    weights = errors**-2
+    spread = (weights * (effects - np.average(effects, weights=weights)) ** 2).sum()
+    assert found["i2"] == pytest.approx(1 - 3 / spread)
+    assert random_effects([0.4] * 4, errors)["i2"] == 0
 
 
 def test_random_effects_interval_covers_at_its_rate_or_above():
