@@ -19,7 +19,6 @@ import difflib
 import warnings
 from typing import Annotated, Literal
 
-import torch
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -233,7 +232,7 @@ class Clamp(_Penalty):
             raise ValueError("the levels of this clamp are absolute; leave reference= out, or give it relative_to=")
         if not self.gate(step):
             return _nothing(snapshot)
-        scale = 1.0 if reference is None else torch.as_tensor(reference)
+        scale = 1.0 if reference is None else reference
         low, high = (None if level is None else level * scale for level in (self.at_least, self.at_most))
         gate = Gate(snapshot)
         value = self.value(gate.snapshot)

@@ -149,6 +149,12 @@ def test_relative_clamp_scales_its_levels_and_asks_for_the_reference(snapshot):
         Clamp("cdnv", at_least=2.0)(snapshot, reference=value)
 
 
+def test_a_reference_that_is_a_plain_number_keeps_all_its_digits(snapshot):
+    one = seen_of(snapshot.features[0], snapshot.weight[0], snapshot.labels[0])
+    clamp, value = Clamp("cdnv", at_least=1.3, relative_to=10), MEASURES["cdnv"](one)
+    torch.testing.assert_close(clamp(one, reference=value.item()), clamp(one, reference=value), rtol=1e-13, atol=0)
+
+
 def test_a_penalty_on_no_samples_says_so(snapshot):
     none = seen_of(snapshot.features[0, :0], snapshot.weight[0], torch.zeros(0, dtype=torch.int64))
     with pytest.warns(MeasureWarning, match="NaN: there are no samples, or every label is ignored; the clamp rests"):
