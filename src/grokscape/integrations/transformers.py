@@ -34,7 +34,8 @@ class InterventionMixin(_Mixed):
 
     A penalty is a mean over the accumulated batch. Some models (BERT's classifiers in transformers 5) return the mean
     over a micro-batch although the Trainer takes it for scaled; set `trainer.loss_is_scaled_for_ga = False` for them,
-    with or without interventions, or their loss grows with the accumulation.
+    with or without interventions, or their loss grows with the accumulation, and `average_tokens_across_devices=False`
+    in the arguments, or it grows with the number of processes.
 
     Args:
         interventions: as in an arm of a study.
