@@ -95,3 +95,15 @@ def test_classes_that_do_not_come_last_are_refused():
     model, x, y = torch.nn.Conv2d(2, 3, 1), torch.randn(4, 2, 5, 3), torch.zeros(4, 5, 3).long()
     with pytest.raises(ValueError, match=r"classes come last, move them by .movedim\(1, -1\)"):
         curvature.hessian_trace(model, (x, y), 1)
+
+
+@pytest.mark.parametrize("take", [curvature.sharpness, curvature.hessian_trace, curvature.hessian_eigenvalues])
+def test_batches_that_are_written_over(problem, take):
+    model, inputs, labels, _, _ = problem
+
+    def rewritten():
+        place = torch.empty(4, 3, dtype=torch.float64), torch.empty(4, dtype=torch.long)
+        for start in (0, 4):
+            yield place[0].copy_(inputs[start:start + 4]), place[1].copy_(labels[start:start + 4])
+
+    assert take(model, rewritten()) == take(model, (inputs[:8], labels[:8]), batch_size=4)

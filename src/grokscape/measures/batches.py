@@ -52,19 +52,23 @@ class Batch:
     keywords: dict[str, Any]
     labels: Tensor
 
-    def to(self, device: torch.device, dtype: torch.dtype | None) -> "Batch":
-        """On a device, with floating inputs in a dtype (as they are for None)."""
+    def to(self, device: torch.device, dtype: torch.dtype | None, *, copy: bool = False) -> "Batch":
+        """On a device, with floating inputs in a dtype (as they are for None).
+
+        As a copy in any case for who keeps it: some loaders write the next batch over this one.
+        """
+
+        def moved(value: Any) -> Any:
+            """A tensor there, anything else as it is."""
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(device, dtype if dtype is not None and value.is_floating_point() else None, copy=copy)
+
         return Batch(
-            tuple(_moved(value, device, dtype) for value in self.arguments),
-            {name: _moved(value, device, dtype) for name, value in self.keywords.items()},
-            self.labels.to(device),
+            tuple(map(moved, self.arguments)),
+            {name: moved(value) for name, value in self.keywords.items()},
+            self.labels.to(device, copy=copy),
         )
-
-
-def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(device, dtype if dtype is not None and value.is_floating_point() else None)
 
 
 def _tensor(value: Any) -> Any:

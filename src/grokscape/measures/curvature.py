@@ -92,13 +92,14 @@ def _with_operator(
     parameters = _trainable(model)
     device, dtype = placement(model)
     with evaluating(model), eagerly(model), _differentiating(), _deprecations_ignored():
-        pairs = [(batch, align_labels(model, batch.labels)) for batch in map(as_batch, batches(data, batch_size))]
+        kept = [as_batch(raw).to(device, dtype, copy=True) for raw in batches(data, batch_size)]
+        pairs = [(batch, align_labels(model, batch.labels)) for batch in kept]
         samples = counted(sum(len(labels) for _, labels in pairs))
         operator = HessianLinearOperator(
             _Rows(model),
             nn.CrossEntropyLoss(reduction="sum"),
             parameters,
-            [({"batch": batch.to(device, dtype)}, labels.to(device)) for batch, labels in pairs if len(labels)],
+            [({"batch": batch}, labels) for batch, labels in pairs if len(labels)],
             check_deterministic=False,
             num_data=samples,
             batch_size_fn=lambda inputs: len(inputs["batch"].labels),
@@ -160,8 +161,8 @@ def sharpness(model: nn.Module, data: Any, radius: float = 0.05, *, batch_size: 
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     parameters = _trainable(model)
     device, dtype = placement(model)
-    with evaluating(model):
-        prepared = [as_batch(batch).to(device, dtype) for batch in batches(data, batch_size)]
+    with evaluating(model), torch.inference_mode(False):
+        prepared = [as_batch(batch).to(device, dtype, copy=True) for batch in batches(data, batch_size)]
         with differentiable(parameters), _differentiating():
             slope, loss, samples = _slope(model, prepared, parameters)
         size = torch.stack([part.square().sum() for part in slope]).sum().sqrt()
