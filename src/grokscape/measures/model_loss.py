@@ -39,15 +39,15 @@ def forward(model: nn.Module, batch: Batch, parameters: Mapping[str, Tensor] | N
 
 
 def _keywords(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """What a model gets by name; what its decoder sees, where the batch does not say, is made of labels as in training.
+    """What a model gets by name; of encoder-decoder models the labels too, from which they make what the decoder sees.
 
-    Without labels encoder-decoder models of transformers show it the encoder's inputs, or nothing.
+    Without labels and `decoder_input_ids` the decoder would see the encoder's inputs, or nothing.
     """
-    shift = getattr(without_adapters(model), "prepare_decoder_input_ids_from_labels", None)
+    config = getattr(without_adapters(model), "config", None)
     said = {"decoder_input_ids", "decoder_inputs_embeds"} & batch.keywords.keys()
-    if shift is None or said or batch.labels.dim() != 2:
+    if said or batch.labels.dim() != 2 or not getattr(config, "is_encoder_decoder", False):
         return batch.keywords
-    return {**batch.keywords, "decoder_input_ids": shift(labels=batch.labels)}
+    return {**batch.keywords, "labels": batch.labels}
 
 
 def check_outputs(logits: Tensor) -> None:
