@@ -122,6 +122,8 @@ def test_arrays_by_name_and_lists_of_numbers():
     for data in ((x.tolist(), y.tolist()), [(x.tolist(), y)]):
         with pytest.raises(TypeError, match=r"must be tensors or arrays, got a list of numbers"):
             gs.measure(model, data)
+    with pytest.raises(TypeError, match="lengths of a batch must be a tensor or an array, got a list of numbers"):
+        gs.measure(model, [{"x": x, "lengths": [1] * len(x), "labels": y}])
 
 
 def test_held_out_data_around_its_own_and_around_training_means():

@@ -162,6 +162,9 @@ def as_batch(batch: Any) -> Batch:
         if key is None:
             raise ValueError(f"a batch that is a mapping needs an entry 'labels', got {sorted(map(str, batch))}")
         tensors = {str(name): _tensor(value) for name, value in batch.items() if name != key}
+        for name, value in tensors.items():
+            if _holds_numbers(value):
+                raise TypeError(f"{name} of a batch must be a tensor or an array, got a list of numbers; use torch.tensor")
         inputs = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
         return Batch((), inputs, _labels(batch[key]))
     if isinstance(batch, Sequence) and len(batch) >= 2 and not isinstance(batch, str):
