@@ -164,7 +164,8 @@ def as_batch(batch: Any) -> Batch:
         tensors = {str(name): _tensor(value) for name, value in batch.items() if name != key}
         for name, value in tensors.items():
             if _holds_numbers(value):
-                raise TypeError(f"{name} of a batch must be a tensor or an array, got a list of numbers; use torch.tensor")
+                what = f"{name} of a batch must be a tensor or an array"
+                raise TypeError(f"{what}, got a list of numbers; use torch.tensor")
         inputs = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
         return Batch((), inputs, _labels(batch[key]))
     if isinstance(batch, Sequence) and len(batch) >= 2 and not isinstance(batch, str):
