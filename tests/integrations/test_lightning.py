@@ -98,6 +98,17 @@ def test_measures_are_those_of_the_whole_set(data):
     assert not module._forward_hooks
 
 
+def test_a_hidden_layer_that_is_held_is_measured_in_batches(data):
+    name = "relative_flatness@net.body"
+    held = gs.Suppress(name, strength=0.5)
+    callback = InterventionCallback([held], measures=[name, "cdnv"], every_n_steps=1, data=data, head="net.fc")
+    metrics = fit(Module(), data, [callback], max_steps=-1, max_epochs=1).callback_metrics
+    assert float(metrics[f"grokscape/batch/{name}"]) == pytest.approx(float(metrics["grokscape/penalty"]) / -0.5)
+    assert metrics["grokscape/batch/cdnv"] > 0
+    assert "grokscape/train/cdnv" in metrics
+    assert f"grokscape/train/{name}" not in metrics
+
+
 def test_cap_and_unplug(data):
     module, rates, norms = Module(), [], []
 

@@ -134,6 +134,10 @@ def test_passes_without_a_graph_are_left_alone():
         expected = Net.forward(model, x)
         torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
         seen = probe.snapshot(y)
+        assert not seen.layers
+        with torch.enable_grad():
+            model(x)
+        seen = probe.snapshot(y)
     assert not seen.layers
     with pytest.raises(ValueError, match=r"expected a snapshot with relative_flatness@first, got one with no hidden"):
         find_measure(KAPPA)(seen)

@@ -105,10 +105,11 @@ class Applied:
         """See `grokscape.Probe.snapshot`."""
         return self.probe.snapshot(labels)
 
-    @torch.no_grad()
     def measures(self, labels: Tensor, names: Iterable[str]) -> dict[str, float]:
-        """Measures of the last forward pass, by name."""
-        return {name: float(value) for name, value in evaluate(self.snapshot(labels), names).items()}
+        """Measures of the last forward pass, by name; of the hidden layers that a penalty of the arm is about, too."""
+        seen = self.snapshot(labels)
+        with torch.no_grad():
+            return {name: float(value.detach()) for name, value in evaluate(seen, names).items()}
 
     def before_step(self, optimizer: Any, step: int) -> None:
         """Give the optimiser the settings of an `Unplug` once its step has come; call it before every optimiser step.
@@ -154,3 +155,8 @@ def check_outside_studies(interventions: Sequence[Intervention]) -> None:
             )
         if isinstance(intervention, Rescale):
             raise ValueError("Rescale changes the initial weights, which a study makes; leave it out here")
+
+
+def of_whole_sets(names: Sequence[str]) -> list[str]:
+    """Those of the measures that `measure` takes: κ of hidden layers is of batches alone."""
+    return [name for name in names if not layers_of([name])]

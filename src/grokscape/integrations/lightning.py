@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grokscape.integrations.applied import Applied, check_outside_studies
+from grokscape.integrations.applied import Applied, check_outside_studies, of_whole_sets
 from grokscape.interventions import Intervention
 from grokscape.measures import measure
 from grokscape.measures.batches import as_batch
@@ -32,7 +32,7 @@ class InterventionCallback(Callback):
     Args:
         interventions: as in an arm of a study.
         head: name of the head in the LightningModule, such as "net.fc"; None to look for it.
-        measures: names of `grokscape.MEASURES`.
+        measures: names of `grokscape.MEASURES`; of batches also "relative_flatness@LAYER" that a penalty is about.
         every_n_steps: how often batches are measured.
         data, test_data: what `grokscape.measure` takes; measured at the end of epochs. The module's `forward` must
             return logits.
@@ -125,7 +125,7 @@ class InterventionCallback(Callback):
             return
         with torch.random.fork_rng():
             found = measure(
-                pl_module, self.data, self.head, self.test_data, measures=self.measures or None
+                pl_module, self.data, self.head, self.test_data, measures=of_whole_sets(self.measures) or None
             )
         values = {f"grokscape/{k if '/' in k else f'train/{k}'}": v for k, v in found.items()}
         pl_module.log_dict(values, on_epoch=True, batch_size=1)

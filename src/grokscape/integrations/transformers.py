@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from grokscape.integrations.applied import Applied
+from grokscape.integrations.applied import Applied, of_whole_sets
 from grokscape.interventions import Intervention
 from grokscape.measures import measure
 
@@ -40,7 +40,7 @@ class InterventionMixin(_Mixed):
     Args:
         interventions: as in an arm of a study.
         head: name of the head; None to look for it.
-        measures: names of `grokscape.MEASURES`.
+        measures: names of `grokscape.MEASURES`; of batches also "relative_flatness@LAYER" that a penalty is about.
         data, test_data: datasets of the Trainer's kind, or loaders of batches, measured whole at fixed weights after
             each epoch.
     """
@@ -124,7 +124,7 @@ class InterventionMixin(_Mixed):
         """Measure `data` and `test_data` at fixed weights and log the values."""
         with torch.random.fork_rng():
             data, test_data = self._loader(self.data), self._loader(self.test_data)
-            found = measure(self.model, data, self.head, test_data, measures=self.measures or None)
+            found = measure(self.model, data, self.head, test_data, measures=of_whole_sets(self.measures) or None)
         self.log({k.replace("/", "_") if "/" in k else f"train_{k}": v for k, v in found.items()})
 
     def _loader(self, data: Any) -> Any:

@@ -121,7 +121,7 @@ class HiddenLayers:
                 )
 
     def flatness(self, logits: Tensor, labels: Tensor, rows: int) -> Mapping[str, Tensor]:
-        """κ of each layer with a graph, by name of the measure; nothing for a pass without one.
+        """κ of each layer with a graph, by name of the measure; nothing for a pass without one, or under no_grad.
 
         Args:
             logits, labels: of the samples that carry a loss, (M, K) and (M,).
@@ -132,7 +132,7 @@ class HiddenLayers:
             ValueError: samples see each other, or the loss has another gradient in a layer's weight than through its
                 outputs; found out at the first pass of a model in each mode.
         """
-        if not self._layers or not logits.requires_grad:
+        if not self._layers or not logits.requires_grad or not torch.is_grad_enabled():
             return {}
         for name in self._layers:
             calls = self._seen.get(name, [])
