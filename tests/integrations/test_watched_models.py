@@ -87,3 +87,25 @@ def test_a_function_that_was_compiled_before_and_calls_the_model(data):
         torch.compiler.reset()
         logits = step(x)
         assert torch.equal(probe.snapshot(y).logits, logits)
+
+
+class Listed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = torch.nn.ModuleList([torch.nn.Linear(4, 8)])  # has no forward once it is scripted
+
+    def forward(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_part_that_was_scripted(data):
+    model, (x, y) = net().eval(), data
+    model.body = Listed()
+    expected = gs.measure(model, data, measures=["relative_flatness", "cdnv"])
+    model.body = torch.jit.script(model.body)
+    assert dict(gs.measure(model, data, measures=["relative_flatness", "cdnv"])) == pytest.approx(dict(expected))
+    with gs.Probe(model) as probe:
+        assert torch.equal(model(x), probe.snapshot(y).logits)

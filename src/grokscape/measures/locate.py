@@ -50,7 +50,7 @@ def is_compiled(model: nn.Module) -> bool:
     return any(
         "_orig_mod" in part._modules
         or getattr(part, "_compiled_call_impl", None)
-        or hasattr(part.forward, "_torchdynamo_orig_callable")
+        or hasattr(getattr(part, "forward", None), "_torchdynamo_orig_callable")
         for part in model.modules()
     )
 
