@@ -40,6 +40,7 @@ def test_kaplan_meier_of_runs_that_never_generalise(n):
     assert found["median"] is None
     assert found["censored"] == [100.0] * n
     assert found["steps"] == ([0.0, 100.0] if n else [])
+    assert found["share"] == found["high"] == [1.0, 1.0] * bool(n)
 
 
 def test_kaplan_meier_s_interval_is_greenwood_s_on_a_log_log_scale():

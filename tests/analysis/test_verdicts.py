@@ -68,6 +68,7 @@ def test_another_property_that_the_same_arms_block_is_named():
     found, _ = verdict(*arms, collapse)
     assert found.verdict == "consistent with necessary"
     assert "the same arms kept collapse (CDNV) from arising as well" in found.statement
+    assert found.data["also_blocked"] == ["relative_flatness_bound", "cdnv"]
     alone, _ = verdict(harmed("a", 80.0), harmed("b", 80.0, "relative_flatness_bound"), collapse)
     assert "from arising as well" not in alone.statement
 
