@@ -219,6 +219,7 @@ def test_harm_done_by_blocking_another_property_does_not_count():
 def test_a_control_at_the_matched_level_can_agree():
     found, _ = verdict(harmed("a", 80.0), harmed("b", 80.0, "loss"))
     assert found.verdict == "consistent with necessary"
+    assert "no hand of another kind" not in found.statement
 
 
 def test_blocked_and_intact_is_not_necessary():

@@ -150,7 +150,7 @@ def row_median(values: Array) -> Array:
         return np.full(len(values), np.nan)
     ordered, rows = np.sort(values, axis=1), np.arange(len(values))  # NaN goes last
     count = (~np.isnan(values)).sum(axis=1)
-    below, above = np.maximum(count - 1, 0) // 2, np.minimum(count // 2, values.shape[1] - 1)
+    below, above = np.maximum(count - 1, 0) // 2, count // 2
     return (ordered[rows, below] + ordered[rows, above]) / 2
 
 
