@@ -1,5 +1,7 @@
 """An arm in a plain loop: what is on before the unplugging, and what is off after it."""
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,3 +101,42 @@ def test_features_have_one_radius_at_a_time():
     both = Applied(model(), [gs.NormalizeFeatures(1.0), gs.NormalizeFeatures(3.0, start=2)])
     with both as arm, pytest.raises(ValueError, match=r"one radius at a time, got .* at step 2; leave one out"):
         arm.before_forward(2)
+
+
+@pytest.mark.parametrize("measure", ["cdnv", "relative_flatness", "relative_flatness@0"])
+def test_nothing_of_a_step_waits_for_the_garbage_collector(measure):
+    net, x, y, counts = model(), torch.randn(12, 4), torch.arange(12) % 3, []
+    gc.collect()
+    gc.disable()
+    try:
+        with Applied(net, [gs.Clamp(measure, at_least=1e3)]) as arm:
+            for step in range(6):
+                (F.cross_entropy(net(x), y) + arm.penalty(y, step)).backward()
+                arm.measures(y, ["cdnv", measure])
+                counts.append(sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects()))
+    finally:
+        gc.enable()
+    assert counts[-1] == counts[1]
+
+
+def test_a_held_hidden_layer_is_measured_after_the_backward_pass():
+    net, x, y = model(), torch.randn(12, 4), torch.arange(12) % 3
+    with Applied(net, [gs.Suppress("relative_flatness@0", strength=1.0, start=1)]) as arm:
+        for step in range(2):
+            loss = F.cross_entropy(net(x), y)
+            penalty = arm.penalty(y, step)
+            (loss + penalty).backward()
+            assert arm.measures(y, ["cdnv"])["cdnv"] > 0
+    assert penalty != 0
+
+
+def test_a_held_hidden_layer_is_measured_as_it_was_held():
+    net, x, y = model(), torch.randn(12, 4), torch.arange(12) % 3
+    with Applied(net, [gs.Suppress("relative_flatness@0", strength=1.0)]) as arm:
+        net(x)
+        penalty = arm.penalty(y, 0)
+        penalty.backward()
+        assert arm.measures(y, ["relative_flatness@0"])["relative_flatness@0"] == -float(penalty.detach())
+        other = y.roll(1)
+        net(x)
+        assert arm.penalty(other, 0) != penalty

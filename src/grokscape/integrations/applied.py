@@ -107,7 +107,9 @@ class Applied:
 
     def measures(self, labels: Tensor, names: Iterable[str]) -> dict[str, float]:
         """Measures of the last forward pass, by name; of the hidden layers that a penalty of the arm is about, too."""
-        seen = self.snapshot(labels)
+        names = list(names)
+        with torch.set_grad_enabled(bool(layers_of(names))):
+            seen = self.snapshot(labels)
         with torch.no_grad():
             return {name: float(value.detach()) for name, value in evaluate(seen, names).items()}
 

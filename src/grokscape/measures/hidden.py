@@ -75,6 +75,7 @@ class HiddenLayers:
         self._layers = {name: _found(model, name) for name in names}
         self._lasting = _LASTING.setdefault(model, _Lasting())
         self._seen: dict[str, list[_Call]] = {}
+        self._found: tuple[Tensor, Mapping[str, Tensor]] | None = None
 
     def watch(self) -> Callable[[], None]:
         """Begin, and give what ends it."""
@@ -88,7 +89,7 @@ class HiddenLayers:
 
     def forget(self) -> None:
         """Before the next forward pass."""
-        self._seen = {}
+        self._seen, self._found = {}, None
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
         def perturb(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -123,6 +124,8 @@ class HiddenLayers:
     def flatness(self, logits: Tensor, labels: Tensor, rows: int) -> Mapping[str, Tensor]:
         """κ of each layer with a graph, by name of the measure; nothing for a pass without one, or under no_grad.
 
+        What was found for these labels in this pass serves again, also after the backward pass.
+
         Args:
             logits, labels: of the samples that carry a loss, (M, K) and (M,).
             rows: of the batch, samples or sequences.
@@ -132,6 +135,8 @@ class HiddenLayers:
             ValueError: samples see each other, or the loss has another gradient in a layer's weight than through its
                 outputs; found out at the first pass of a model in each mode.
         """
+        if self._found is not None and torch.equal(self._found[0], labels):
+            return self._found[1]
         if not self._layers or not logits.requires_grad or not torch.is_grad_enabled():
             return {}
         for name in self._layers:
@@ -152,7 +157,8 @@ class HiddenLayers:
                     self._lasting.checked.add(key)
         perturbations = {name: calls[0].perturbation for name, calls in self._seen.items()}
         found = curvatures(loss, perturbations, differentiable=True)
-        return {OF_LAYER + name: value for name, value in found.items()}
+        self._found = labels, {OF_LAYER + name: value for name, value in found.items()}
+        return self._found[1]
 
     @full_precision()
     def _check(self, name: str, loss: Tensor) -> None:

@@ -81,11 +81,13 @@ class ClassMeans:
             return None
         return self.present.reshape(-1, self.present.shape[-1]).any(0).nonzero().squeeze(-1)
 
-    @cached_property
+    @property
     def taking_part(self) -> "ClassMeans":
         """The same over the classes in `kept` alone: all that a sum over pairs of classes depends on."""
-        if self.kept is None:
-            return self
+        return self if self.kept is None else self._selected  # keeping itself, it would outlive the step
+
+    @cached_property
+    def _selected(self) -> "ClassMeans":
         counts, present, variances = (x[..., self.kept] for x in (self.counts, self.present, self.variances))
         return ClassMeans(counts, present, self.means[..., self.kept, :], variances, self.offset, self.weighting)
 
