@@ -256,6 +256,13 @@ def test_the_level_to_reach_is_the_baseline_s_as_it_generalised_not_what_it_came
     assert [item["arm"] for item in counterexamples(record, target)] == ["a"]
 
 
+def test_a_property_that_goes_a_short_way_counts_as_well():
+    record = record_of(HELD, ArmTruth("a", never=True, geometry=True, final_accuracy=0.8), change={
+        "train/cdnv": pl.col("train/cdnv") ** 0.3})  # from memorisation on by a factor of 1.8
+    (target,) = targets(record, "block")
+    assert [item["arm"] for item in counterexamples(record, target)] == ["a"]
+
+
 def test_a_property_that_the_baseline_loses_as_it_generalises_has_no_counterexample():
     record = record_of(HELD, ArmTruth("a", never=True, final_accuracy=0.8), seeds=10, change={
         "train/cdnv": pl.when(pl.col("arm") == "a").then(0.01).otherwise(1 / pl.col("train/cdnv"))})
