@@ -87,7 +87,7 @@ def _quickstart() -> StudySpec:
             _held("collapse-held", "Collapse held back, CDNV", "cdnv", 1.6),
             _loss_held(1e-1, "loss-held", "Training loss held ≥ 0.1", strength=1.0),
         ),
-        **_quick_testbed(points=36, refine=50),
+        **_quick_testbed(points=32, refine=60),
     )
 
 
@@ -219,7 +219,7 @@ def _grok_transformer() -> StudySpec:
         seeds=3,
         steps=3000,
         batch_size=512,
-        evaluation=Evaluation(measures=DEFAULT_MEASURES, points=34, refine=60, max_samples=3072),
+        evaluation=Evaluation(measures=DEFAULT_MEASURES, points=32, refine=100, max_samples=3072),
     )
 
 
