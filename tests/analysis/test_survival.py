@@ -250,3 +250,5 @@ def test_an_interval_moves_its_ends_as_far_as_the_evaluations_leave_the_ratio_op
     assert wide["value"] == fine["value"]
     assert wide["low"] == pytest.approx(fine["low"] * (own - 90).sum() / (base + 30).sum() * base.sum() / own.sum())
     assert wide["high"] == pytest.approx(fine["high"] * (own + 60).sum() / (base - 20).sum() * base.sum() / own.sum())
+    short = Delays(own, base, np.stack([own - 90, own + 60]), np.stack([0 * base, 2 * base]), own.max(), seen, seen)
+    assert short.ratio(RULES) == fine | {"low": None, "high": None}  # the baseline may have no delay at all

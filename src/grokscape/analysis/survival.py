@@ -102,12 +102,12 @@ class Delays:
         """
         cut = self.counted_to
         unit = f"times the baseline's {clock}" + ("" if cut is None else f", counting at most {cut:g} steps")
-        if not len(self.base) or self.base_ends[0].mean() <= 0:
+        if not len(self.base) or self.base.mean() <= 0:
             return estimate(None, unit=unit)
-        value, least, most = (float(own.mean() / base.mean()) for own, base in (
-            (self.own, self.base), (self.own_ends[0], self.base_ends[1]), (self.own_ends[1], self.base_ends[0])))
-        if value == 0:
-            return estimate(0.0, unit=unit)
+        value = float(self.own.mean() / self.base.mean())
+        if value == 0 or self.base_ends[0].mean() <= 0:  # the baseline may have no delay: no end to the ratio
+            return estimate(value, unit=unit)
+        least, most = (float(own.mean() / base.mean()) for own, base in zip(self.own_ends, self.base_ends[::-1]))
         found = bootstrap_interval(log_ratio_of_means, self.own, self.base, confidence=1 - rules.alpha,
                                    resamples=rules.bootstrap)
         if found["low"] is None:
