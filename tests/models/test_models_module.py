@@ -21,8 +21,12 @@ class Plain(nn.Module):
 
 
 class Dropping(Plain):
+    def __init__(self, always=False):
+        super().__init__()
+        self.always = always
+
     def forward(self, x):
-        return self.fc(nn.functional.dropout(self.body(x), training=self.training))
+        return self.fc(nn.functional.dropout(self.body(x), training=self.always or self.training))
 
 
 def frozen():
@@ -55,13 +59,13 @@ class Attending(nn.Module):
 class Branching(Plain):
     def forward(self, x):
         hidden = self.body(x)
-        return self.fc(hidden * 2 if hidden.sum() > 0 else hidden)
+        return self.fc(hidden * 2 if self.fc.weight.sum() > 0 else hidden)
 
 
 class Writing(Plain):
     def forward(self, x):
-        total = torch.zeros(12, dtype=x.dtype)
-        total += self.body(x).mean(0)
+        total = torch.zeros(len(x), 12, dtype=x.dtype)
+        total += self.body(x).mean(1, keepdim=True)
         return self.fc(self.body(x) - total)
 
 
@@ -98,6 +102,20 @@ class Pooled(nn.Module):
 
     def forward(self, x):
         return self.fc(x.unflatten(1, (4, 16))).mean(1)
+
+
+class Centred(Plain):
+    """It answers around the batch, in eval mode too."""
+
+    def forward(self, x):
+        hidden = self.body(x)
+        return self.fc(hidden - hidden.mean(0))
+
+
+def untracked():
+    plain = Plain()
+    plain.body.append(nn.BatchNorm1d(12, track_running_stats=False))
+    return plain
 
 
 class Softmax(Plain):
@@ -255,9 +273,12 @@ def test_a_specification_finds_its_factory_again():
         (ModuleModel(factory=Plain, head="fc", arguments={"classes": 3}), "3 outputs, but the task has 10 classes"),
         (ModuleModel(factory=Plain, head="fc", arguments={"dropout": 0.5}), "'body.2' drops units with p=0.5"),
         (ModuleModel(factory=Dropping, head="fc"), r"the module draws random numbers while it trains \(dropout by f"),
+        (ModuleModel(factory=Dropping, head="fc", arguments={"always": True}), "draws random numbers while it trains"),
         (ModuleModel(factory=frozen, head="fc"), "parameter 'body.0.weight' is frozen, and a run trains every param"),
         (ModuleModel(factory=lazy, head="0"), "parameter '0.weight' has no shape yet; give the sizes of lazy layers"),
         (ModuleModel(factory=weight_normed, head="fc"), "the head 'fc' makes its weight of other parameters"),
+        (ModuleModel(factory=Centred, head="fc"), "in eval mode to depend on that sample alone, .*; use another norm"),
+        (ModuleModel(factory=untracked, head="fc"), r"give BatchNorm its running statistics \(track_run"),
         (ModuleModel(factory=Softmax, head="fc"), "without a softmax"),
         (ModuleModel(factory=Pooled, head="fc"), r"to be \(N, d\) = .*, got \(\d+, 4, 16\); pool or pick a position"),
         (ModuleModel(factory="no.such:thing", head="fc"), "cannot import the model factory 'no.such:thing'"),

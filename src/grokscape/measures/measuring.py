@@ -52,7 +52,8 @@ def measure(
 
     The model runs in evaluation mode and without gradients, on the device and in the dtype of its parameters, and is
     left as it was found. Positions labelled −100 are left out; causal language models of transformers are measured at
-    the positions that predict a label.
+    the positions that predict a label. Where a model divides by statistics of the batch even then (BatchNorm with
+    track_running_stats=False), values are those of the loader's batches.
 
     Args:
         model: any module that returns logits that are linear in what enters the head.

@@ -66,8 +66,8 @@ class ModuleNetwork(Network):
         self.buffers: dict[str, Tensor] = {}
         self._rows = slice(None)
         _refuse_dropout(self._module)
-        self._check_answer(probe)
         self._check_chance(probe)
+        self._check_answer(probe)
         self.batched, self.reason = (False, one_by_one) if one_by_one else self._try_batching(probe)
         self.buffers = {}
 
@@ -131,7 +131,7 @@ class ModuleNetwork(Network):
             return output.detach()
 
         whole, half = self._as_made(self._probe[0]), self._as_made(self._probe[0, :2])
-        if not torch.allclose(whole[:2], half, rtol=1e-3, atol=1e-5):
+        if _differ(whole[:2], half):
             raise ValueError(
                 f"κ of layer {name!r} cannot be taken in a run: every sample needs a perturbation of its own, but in "
                 f"this network samples of a batch see each other while it trains (BatchNorm?); use another norm"
@@ -221,7 +221,7 @@ class ModuleNetwork(Network):
         """Refuse a module whose answer is not what its head says about (N, d) features."""
         with self.working_on(training=False), torch.no_grad():
             answer = self._module(probe[0])
-            features = self._as_made(probe[0])
+            features, some = self._as_made(probe[0]), self._as_made(probe[0, :2])
         if features.shape != (probe.shape[1], self.features_dim):
             raise ValueError(
                 f"expected what enters the head to be (N, d) = {(probe.shape[1], self.features_dim)}, "
@@ -232,6 +232,12 @@ class ModuleNetwork(Network):
             raise ValueError(
                 "expected the module to return what its head returns (logits), got something else; "
                 "return the head's output as it is, without a softmax"
+            )
+        if _differ(features[:2], some):
+            raise ValueError(
+                "expected features of a sample in eval mode to depend on that sample alone, got others in a smaller "
+                "batch: what a run measures would depend on how it divides its samples; use another norm (GroupNorm, "
+                "LayerNorm), or give BatchNorm its running statistics (track_running_stats=True)"
             )
 
     def _check_chance(self, probe: Tensor) -> None:
@@ -277,6 +283,11 @@ def _probe(input_spec: InputSpec) -> Tensor:
     if input_spec.kind == "tokens":
         return torch.randint(input_spec.vocabulary, (2, 4, *input_spec.shape))
     return torch.randn(2, 4, *input_spec.shape)
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    """By more than rounding."""
+    return not torch.allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
 def _find_head(module: nn.Module, name: str, num_classes: int) -> nn.Linear:
