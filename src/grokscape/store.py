@@ -91,9 +91,12 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that, whatever happens, its place holds either the old content or the new.
 
     Raises:
-        RunFolderError: there is a folder in its place.
+        RunFolderError: there is a folder in its place, or a file in that of its folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise RunFolderError(f"there is a file at {path.parent}, expected a folder or nothing; remove it") from None
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -152,6 +152,25 @@ def test_a_folder_where_findings_are_to_be_written_is_named(grokscape, finished)
     assert [path.name for path in finished.glob(".findings*")] == []
 
 
+@pytest.mark.parametrize("name", ["trajectory", "checkpoints"])
+def test_a_file_where_a_run_is_to_be_written_is_named(grokscape, stopped, name):
+    for folder in ("trajectory", "checkpoints"):
+        shutil.rmtree(stopped / folder)
+    (stopped / name).touch()
+    outcome = grokscape("resume", stopped)
+    assert outcome.code == 1
+    assert f"there is a file at {stopped / name}, expected a folder or nothing; remove it" in outcome.err
+
+
+def test_a_file_where_figures_are_to_be_written_is_named(grokscape, finished):
+    (finished / "figures").touch()
+    outcome = grokscape("report", finished)
+    assert outcome.code == 1
+    assert outcome.err == (
+        f"grokscape: there is a file at {finished / 'figures'}, expected a folder or nothing; remove it\n"
+    )
+
+
 def test_findings_of_another_version_can_be_made_anew(grokscape, reported, tmp_path):
     folder = RunFolder(shutil.copytree(reported, tmp_path / "run"))
     findings = folder.findings
