@@ -1,8 +1,12 @@
 """What testbeds, networks, optimisers, rules and whole studies are written down as."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Size = Annotated[int, Field(ge=1, le=10**8)]  # PyTorch counts the elements of width × width and more in 64 bits
+Sizes = Annotated[tuple[Size, ...], Field(min_length=1)]
+Layers = Annotated[int, Field(ge=1, le=10_000)]
 
 
 def _no_truth_value(value: Any) -> Any:

@@ -100,6 +100,14 @@ IMPOSSIBLE = {
         {"optimizer": {**tiny.ADAMW, "warmup": 10**400}}, ["optimizer.adamw.warmup", "less than or equal to"],
     ),
     "more steps than there are": ({"steps": 10**400}, ["steps", "less than or equal to 1000000000000000000"]),
+    **{
+        f"a network of a size that nobody has: {name}": ({"model": {"kind": kind, name: size}}, [words, "got 1000"])
+        for kind, name, size, words in [
+            ("quadratic_mlp", "width", 10**30, "width: Input should be less than or equal to 100000000"),
+            ("mlp", "widths", [8, 10**30], "widths.1: Input should be less than or equal to 100000000"),
+            ("transformer", "layers", 10**6, "layers: Input should be less than or equal to 10000"),
+        ]
+    },
     "true for a number": ({"evaluation": {"measures": [], "refine": True}}, ["neither true nor false as refine"]),
     "false in a list of numbers": ({"init_seeds": [3, False]}, ["true nor false as init_seeds, got [3, False]"]),
     "true for an intervention's number": (

@@ -6,7 +6,7 @@ out at random. Images of another size than asked for are scaled in the network.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from grokscape.models.module_network import ModuleNetwork
-from grokscape.settings import Settings
+from grokscape.settings import Layers, Settings, Size, Sizes
 from grokscape.testbeds.types import InputSpec
 
-_Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -156,10 +155,10 @@ class ResNet(_Architecture):
     _one_by_one: ClassVar[str | None] = "one replica after another: batch normalisation keeps statistics of its own"
 
     kind: Literal["resnet"] = "resnet"
-    widths: _Sizes = (64, 128, 256, 512)
-    depths: _Sizes = (2, 2, 2, 2)
+    widths: Sizes = (64, 128, 256, 512)
+    depths: Sizes = (2, 2, 2, 2)
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    pixels: int | None = Field(default=None, ge=8)
+    pixels: Size | None = Field(default=None, ge=8)
 
     @model_validator(mode="after")
     def _stage_by_stage(self) -> "ResNet":
@@ -201,12 +200,12 @@ class ViT(_Architecture):
     """
 
     kind: Literal["vit"] = "vit"
-    patch: int = Field(default=16, ge=1)
-    width: int = Field(default=192, ge=1)
-    layers: int = Field(default=12, ge=1)
-    heads: int = Field(default=3, ge=1)
-    mlp_ratio: int = Field(default=4, ge=1)
-    pixels: int | None = Field(default=None, ge=1)
+    patch: Size = 16
+    width: Size = 192
+    layers: Layers = 12
+    heads: Size = 3
+    mlp_ratio: Size = 4
+    pixels: Size | None = None
 
     def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
         """One ViT."""
@@ -242,11 +241,11 @@ class BERT(_Architecture):
     """
 
     kind: Literal["bert"] = "bert"
-    width: int = Field(default=312, ge=1)
-    layers: int = Field(default=4, ge=1)
-    heads: int = Field(default=12, ge=1)
-    hidden: int = Field(default=1200, ge=1)
-    vocabulary: int | None = Field(default=None, ge=1)
+    width: Size = 312
+    layers: Layers = 4
+    heads: Size = 12
+    hidden: Size = 1200
+    vocabulary: Size | None = None
 
     def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
         """One BERT."""
@@ -276,10 +275,10 @@ class GPT2(_Architecture):
     """
 
     kind: Literal["gpt2"] = "gpt2"
-    width: int = Field(default=768, ge=1)
-    layers: int = Field(default=6, ge=1)
-    heads: int = Field(default=12, ge=1)
-    vocabulary: int | None = Field(default=None, ge=1)
+    width: Size = 768
+    layers: Layers = 6
+    heads: Size = 12
+    vocabulary: Size | None = None
 
     def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
         """One GPT-2."""
@@ -317,7 +316,7 @@ class Pretrained(_Architecture):
     kind: Literal["pretrained"] = "pretrained"
     name: str
     features: Literal["auto", "pooled", "first", "last"] = "auto"
-    pixels: int | None = Field(default=None, ge=1)
+    pixels: Size | None = None
 
     def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
         """The pretrained body with a new head."""

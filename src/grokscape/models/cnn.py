@@ -4,12 +4,12 @@ from itertools import pairwise
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from grokscape.models.network import ParameterSpec, SpecifiedNetwork
 from grokscape.perturbations import UNPERTURBED, Perturbation, Perturbations
-from grokscape.settings import Settings
+from grokscape.settings import Settings, Sizes
 from grokscape.testbeds.types import InputSpec
 
 
@@ -25,16 +25,9 @@ class SmallCNN(Settings):
     """
 
     kind: Literal["small_cnn"] = "small_cnn"
-    channels: tuple[int, ...] = (16, 32)
+    channels: Sizes = (16, 32)
     init_scale: float = Field(default=1.0, gt=0)
     bias: bool = True
-
-    @field_validator("channels")
-    @classmethod
-    def _some_layers(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
-        if not channels or min(channels) < 1:
-            raise ValueError(f"channels must be positive numbers, one per convolution, got {list(channels)}")
-        return channels
 
     def build(self, input_spec: InputSpec, num_classes: int) -> "CNNNetwork":
         """The network for images and K classes.

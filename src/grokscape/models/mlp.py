@@ -4,14 +4,14 @@ import math
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from grokscape.models.linear import linear
 from grokscape.models.lookup import Lookup, LookupCache
 from grokscape.models.network import ParameterSpec, SpecifiedNetwork
 from grokscape.perturbations import UNPERTURBED, Perturbations, perturbed, perturbed_table
-from grokscape.settings import Settings
+from grokscape.settings import Settings, Size, Sizes
 from grokscape.testbeds.types import InputSpec
 
 
@@ -30,18 +30,11 @@ class MLP(Settings):
     """
 
     kind: Literal["mlp"] = "mlp"
-    widths: tuple[int, ...] = (128, 128)
+    widths: Sizes = (128, 128)
     activation: Literal["relu", "gelu"] = "relu"
     init_scale: float = Field(default=1.0, gt=0)
     bias: bool = True
-    embedding: int | None = Field(default=None, ge=1)
-
-    @field_validator("widths")
-    @classmethod
-    def _some_layers(cls, widths: tuple[int, ...]) -> tuple[int, ...]:
-        if not widths or min(widths) < 1:
-            raise ValueError(f"widths must be positive numbers, one per hidden layer, got {list(widths)}")
-        return widths
+    embedding: Size | None = None
 
     def build(self, input_spec: InputSpec, num_classes: int) -> "MLPNetwork":
         """The network for inputs of the given kind and K classes.

@@ -11,7 +11,7 @@ from grokscape.models.linear import linear
 from grokscape.models.lookup import Lookup, LookupCache
 from grokscape.models.network import ParameterSpec, SpecifiedNetwork
 from grokscape.perturbations import UNPERTURBED, Perturbations, perturbed, perturbed_table
-from grokscape.settings import Settings
+from grokscape.settings import Settings, Size
 from grokscape.testbeds.types import InputSpec
 
 
@@ -27,7 +27,7 @@ class QuadraticMLP(Settings):
     """
 
     kind: Literal["quadratic_mlp"] = "quadratic_mlp"
-    width: int = Field(default=128, ge=1)
+    width: Size = 128
     init_std: float | None = Field(default=None, gt=0)
 
     def build(self, input_spec: InputSpec, num_classes: int) -> "QuadraticNetwork":

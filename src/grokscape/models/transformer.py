@@ -13,7 +13,7 @@ from grokscape.models.linear import linear, relu_layers
 from grokscape.models.lookup import Lookup, LookupCache
 from grokscape.models.network import ParameterSpec, SpecifiedNetwork
 from grokscape.perturbations import UNPERTURBED, Perturbations, perturbed
-from grokscape.settings import Settings
+from grokscape.settings import Layers, Settings, Size
 from grokscape.testbeds.types import InputSpec
 
 Norm = Literal["pre", "post", "none"]
@@ -40,9 +40,9 @@ class Transformer(Settings):
     """
 
     kind: Literal["transformer"] = "transformer"
-    layers: int = Field(default=2, ge=1)
-    heads: int = Field(default=4, ge=1)
-    width: int = Field(default=128, ge=1)
+    layers: Layers = 2
+    heads: Size = 4
+    width: Size = 128
     norm: Norm = "pre"
     mlp_ratio: float = Field(default=4.0, gt=0)
     activation: Literal["relu", "gelu"] = "relu"

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from grokscape.settings import Settings
+from grokscape.settings import Settings, Size
 from grokscape.testbeds.splits import split_in_order
 from grokscape.testbeds.types import InputSpec, Split
 
@@ -28,9 +28,9 @@ class SparseParity(Settings):
 
     kind: Literal["sparse_parity"] = "sparse_parity"
     bits: int = Field(default=40, ge=2, le=62)
-    relevant: int = Field(default=3, ge=1)
-    train_samples: int = Field(default=1000, ge=1)
-    test_samples: int | None = Field(default=1000, ge=1)
+    relevant: Size = 3
+    train_samples: Size = 1000
+    test_samples: Size | None = 1000
     random_labels: bool = False
 
     @model_validator(mode="after")

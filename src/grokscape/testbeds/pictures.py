@@ -5,10 +5,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from grokscape.settings import Settings
+from grokscape.settings import Settings, Size
 from grokscape.testbeds.augmentation import ImageTransform, channel_statistics
 from grokscape.testbeds.hub import column_of, labels_of, load_tables
 from grokscape.testbeds.splits import assigned
@@ -31,10 +30,10 @@ class Images(Settings):
     kind: Literal["images"] = "images"
     source: str
     config: str | None = None
-    pixels: int = Field(default=32, ge=1)
+    pixels: Size = 32
     augment: Literal["none", "crop_flip"] = "none"
-    train_samples: int | None = Field(default=None, ge=1)
-    test_samples: int | None = Field(default=None, ge=1)
+    train_samples: Size | None = None
+    test_samples: Size | None = None
     image_column: str | None = None
     label_column: str | None = None
     random_labels: bool = False

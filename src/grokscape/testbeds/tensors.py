@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_serializer, model
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from grokscape.settings import Settings
+from grokscape.settings import Settings, Size
 from grokscape.testbeds.splits import TRAIN_FRACTION, assigned, split_by_fraction
 from grokscape.testbeds.types import InputSpec, Split
 
@@ -42,8 +42,8 @@ class TensorTask(Settings):
     test_inputs: Tensor | None = None
     test_labels: Tensor | None = None
     train_fraction: float = TRAIN_FRACTION
-    vocabulary: int | None = Field(default=None, ge=1)
-    classes: int | None = Field(default=None, ge=2)
+    vocabulary: Size | None = None
+    classes: Size | None = Field(default=None, ge=2)
     random_labels: bool = False
 
     @classmethod

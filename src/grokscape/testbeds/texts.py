@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from grokscape.settings import Settings
+from grokscape.settings import Settings, Size
 from grokscape.testbeds.hub import DataNotHere, column_of, labels_of, load_tables
 from grokscape.testbeds.pictures import some
 from grokscape.testbeds.splits import assigned
@@ -37,10 +37,10 @@ class Texts(Settings):
     source: str
     config: str | None = None
     tokenizer: str | None = None
-    length: int = Field(default=64, ge=2)
-    vocabulary: int = Field(default=10_000, ge=4)
-    train_samples: int | None = Field(default=None, ge=1)
-    test_samples: int | None = Field(default=None, ge=1)
+    length: Size = Field(default=64, ge=2)
+    vocabulary: Size = Field(default=10_000, ge=4)
+    train_samples: Size | None = None
+    test_samples: Size | None = None
     text_column: str | None = None
     label_column: str | None = None
     random_labels: bool = False
