@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from grokscape import store
+from grokscape.analysis import design
 from grokscape.analysis.design import Rules, arms_of, column_of, describe
 from grokscape.analysis.record import Record
 from grokscape.studies.spec import VerdictRule
@@ -94,3 +95,8 @@ def test_a_shift_counts_by_its_size_whichever_direction_the_property_has():
 def test_the_types_of_all_rules_are_checked_where_a_folder_is_opened():
     checked = store._SPEC["onset"] | store._SPEC["verdict"]
     assert {field.name for field in dataclasses.fields(Rules)} == set(checked)
+
+
+def test_every_rule_has_a_range():
+    ranged = [name for _, names in design._RANGES.values() for name in names]
+    assert sorted(ranged) == sorted({field.name for field in dataclasses.fields(Rules)} - {"primary"})
