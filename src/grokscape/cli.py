@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.text import Text
 
 import grokscape
+from grokscape.plural import counted
 from grokscape.store import RunFolder, RunFolderError
 
 app = cyclopts.App(
@@ -98,7 +99,7 @@ def presets_command(*, json: Json = False) -> None:
     for spec in specs:
         console.print(Text.assemble((spec.name, "bold"), "  ", spec.title))
         console.print(Text(spec.description), style="dim")
-        size = f"{len(spec.arms)} arms × {spec.seeds} seeds, {spec.steps:,} steps"
+        size = f"{counted(len(spec.arms), 'arm')} × {counted(spec.seeds, 'seed')}, {counted(f'{spec.steps:,}', 'step')}"
         console.print(Text.assemble(f"{size}:  ", (f"grokscape run {spec.name}", "cyan")), end="\n\n")
 
 

@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from grokscape.plural import counted
 from grokscape.store import RunFolder
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -77,16 +78,16 @@ def head(folder: RunFolder) -> RenderableType:
     parts = [
         str(spec.get("name")),
         state if state == "finished" else f"{state} at step {step:,} of {steps:,}" if steps else state,
-        f"{len(spec.get('arms', []))} arms × {spec.get('seeds')} seeds",
+        f"{counted(len(spec.get('arms', [])), 'arm')} × {counted(spec.get('seeds'), 'seed')}",
     ]
     if state == "finished":
-        parts.insert(2, f"{step:,} steps")
+        parts.insert(2, counted(f"{step:,}", "step"))
     if "seconds" in status:
         parts.append(f"{duration(status['seconds'])} on {status.get('device', 'cpu')}")
     lines = [Text(str(spec.get("title") or spec.get("name")), style="bold"), Text(" · ".join(parts), style="dim")]
     replicas = status.get("replicas", [])
     if diverged := sum(row.get("diverged_at") is not None for row in replicas):
-        share = f"{diverged} of {len(replicas)} replicas diverged; they count as not generalising"
+        share = f"{diverged} of {counted(len(replicas), 'replica')} diverged, which counts as not generalising"
         lines.append(Text(share, style="yellow"))
     if state in ("killed", "interrupted", "failed"):
         reason = f" ({status['error']})" if "error" in status else ""

@@ -11,6 +11,7 @@ import polars as pl
 import torch
 from pydantic import ValidationError
 
+from grokscape.plural import counted
 from grokscape.store import RunFolder, RunFolderError
 from grokscape.studies import StudySpec, launchers, plan, preset, shards
 from grokscape.studies.paper_parts import Scale
@@ -104,7 +105,7 @@ class Study:
         state = self.folder.status.get("state", "not started")
         written = self.folder.spec
         replicas = len(written.get("arms", ())) * written.get("seeds", 0)
-        lines = [f"Study {written.get('name')!r} in {self.path}: {state}, {replicas} replicas"]
+        lines = [f"Study {written.get('name')!r} in {self.path}: {state}, {counted(replicas, 'replica')}"]
         lines += [f"  {f.statement}" for f in self.findings if f.kind == "necessity"]
         return "\n".join(lines)
 

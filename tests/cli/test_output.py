@@ -101,7 +101,19 @@ def test_show_says_that_replicas_diverged(grokscape, run_folder):
     assert "diverged" not in grokscape("show", run_folder.path).out
     replicas = [{"replica": i, "diverged_at": 40 if i < 3 else None} for i in range(12)]
     run_folder.write_status(**{**run_folder.status, "replicas": replicas})
-    assert "3 of 12 replicas diverged; they count as not generalising" in grokscape("show", run_folder.path).out
+    assert "3 of 12 replicas diverged, which counts as not generalising" in grokscape("show", run_folder.path).out
+
+
+@pytest.mark.parametrize("arms", [["baseline"], ["baseline", "held"]])
+def test_one_of_a_kind_is_told_in_the_singular(grokscape, study_file, tmp_path, arms):
+    said = grokscape("run", study_file(arms=arms, seeds=1, steps=1, onset={"hold": 1}), "--out", tmp_path / "run")
+    page = re.sub(r"<script.*?</script>|<[^>]+>", "", (tmp_path / "run" / "report.html").read_text(), flags=re.DOTALL)
+    folder = RunFolder.open(tmp_path / "run")
+    statements = [str(finding[name]) for finding in folder.findings for name in ("statement", "rule")]
+    text = "\n".join([said.out, said.err, grokscape("show", folder.path).out, page, *statements])
+    assert "1 seed" in text
+    assert "1 step " in text
+    assert re.findall(r"(?<![\d.,–])1 (?:arm|seed|step|replica|run|evaluation|measure|hand)s\b.*", text) == []
 
 
 def test_show_as_json(grokscape, run_folder):

@@ -164,7 +164,7 @@ def test_progress_is_told():
     model, inputs, labels, _, _ = build("mlp")
     told = []
     layer_flatness(model, (inputs, labels), ["0"], batch_size=2, progress=told.append)
-    assert told == ["layer flatness: batch 1, 2 samples, 1 layers", "layer flatness: batch 2, 3 samples, 1 layers"]
+    assert told == ["layer flatness: batch 1, 2 samples, 1 layer", "layer flatness: batch 2, 3 samples, 1 layer"]
 
 
 @pytest.mark.parametrize(("call", "text"), [

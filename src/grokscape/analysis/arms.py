@@ -6,10 +6,11 @@ from grokscape.analysis.estimation import estimate, share_interval
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.record import Record
 from grokscape.analysis.survival import kaplan_meier, paired_delays, paired_log_rank
+from grokscape.plural import counted
 
 ONSET_RULE = (
     "Onset: first evaluation with train accuracy ≥ {train:g} (memorised) or test accuracy ≥ {test:g} (generalised) "
-    "that holds for {hold} evaluations; a run that never gets there is censored, not dropped."
+    "that holds for {hold}; a run that never gets there is censored, not dropped."
 )
 
 
@@ -30,7 +31,8 @@ def onset_finding(record: Record, name: str) -> Finding:
         f"onset/{name}", "onset", {"arm": name}, f"{title}: {text}{f'; {diverged} diverged' if diverged else ''}.",
         estimates={event: share_interval(counts[event], n, 1 - rules.alpha) for event in curves}
         | {f"median step {event}": estimate(medians[event], unit="steps") for event in curves},
-        n=n, rule=ONSET_RULE.format(train=rules.train_threshold, test=rules.test_threshold, hold=rules.hold),
+        n=n, rule=ONSET_RULE.format(
+            train=rules.train_threshold, test=rules.test_threshold, hold=counted(rules.hold, "evaluation")),
         data={"per_seed": runs.drop("replica").to_dicts(), "kaplan_meier": curves, "horizon": record.panel.horizon})
 
 
@@ -53,7 +55,7 @@ def survival_finding(record: Record, name: str) -> Finding:
     else:
         span = "" if ratio["low"] is None else f" (interval {ratio['low']:.2f} to {ratio['high']:.2f})"
         text = f"{title}: from memorisation to generalisation it takes {ratio['value']:.2f} times as long as the " \
-               f"baseline{span}{cut}; {int(delays.seen.sum())} of {n} seeds{whose} generalised by " \
+               f"baseline{span}{cut}; {int(delays.seen.sum())} of {counted(n, 'seed')}{whose} generalised by " \
                f"then, and {int(delays.seen_base.sum())} of {n} in the baseline"
     return Finding(
         f"survival/{name}", "survival", {"arm": name, "baseline": base}, text + ".",

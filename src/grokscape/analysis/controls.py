@@ -14,6 +14,7 @@ from grokscape.analysis.manipulation import check, log_ratio, middle
 from grokscape.analysis.record import Record
 from grokscape.analysis.sufficiency import final_level
 from grokscape.analysis.survival import paired_delays
+from grokscape.plural import counted
 
 INVARIANT = "relative_flatness"
 VOIDS_ALL = ("random-labels",)
@@ -82,7 +83,7 @@ def _no_generalisation(record: Record, arm: Arm) -> Judged:
     chance = 1 / classes if classes and alike and arm.control == "random-labels" else None
     sure = accuracy["low"] if accuracy["low"] is not None or len(rows) < 2 else accuracy["value"]  # all alike
     high = chance is not None and sure is not None and sure > chance + rules.accuracy_margin
-    text = f"{memorised} of {len(runs)} runs memorise, {generalised} generalise"
+    text = f"{memorised} of {counted(len(runs), 'run')} memorise, {generalised} generalise"
     if accuracy["value"] is not None:
         text += f"; final test accuracy {accuracy['value']:.3f}"
     if arm.control == "random-labels":

@@ -7,6 +7,7 @@ from typing import Any
 from grokscape.analysis.estimation import plain
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.record import Record
+from grokscape.plural import counted
 
 MEASURES = ("relative_flatness", "relative_flatness_bound", "cdnv", "nc1", "nc1_ratio", "rnc1", "rnc1_max", "ildr")
 RULE = (
@@ -39,14 +40,15 @@ def _side(found: Finding | None) -> tuple[str, str]:
     if found is None:
         return "unknown", "not measured"
     if not found.data["enough"]:
-        return "unknown", f"only {found.data['judged']} baseline runs generalised"
+        return "unknown", f"only {counted(found.data['judged'], 'baseline run')} generalised"
     if not found.data["started"]:
         return "unknown", "no baseline run memorised"
     if found.verdict == "does not move":
         return "memorisation", "it does not move after memorisation"
     if 2 * found.data["fell"] <= found.data["moved"]:
         rose = found.data["moved"] - found.data["fell"]
-        return "neither", f"it rises after memorisation in {rose} of the {found.data['moved']} runs in which it moves"
+        moved = counted(found.data["moved"], "run")
+        return "neither", f"it rises after memorisation in {rose} of the {moved} in which it moves"
     place = found.estimates["position"]
     if place["low"] is None:
         return "unknown", "too few seeds, or all alike"

@@ -16,6 +16,7 @@ from grokscape.analysis.manipulation import Check, check, intact_rows
 from grokscape.analysis.onsets import final
 from grokscape.analysis.record import Record
 from grokscape.analysis.survival import Delays, paired_delays
+from grokscape.plural import counted
 
 Rows = NDArray[np.int64]
 Call = Literal["harmed", "intact", "hastened", "unclear", "says nothing"]
@@ -171,7 +172,7 @@ def _call(item: Effect, alpha: float) -> Call:
 def worded(item: Effect) -> str:
     """The effect in words with its numbers."""
     share, gap, ratio = item.generalised, item.accuracy, item.ratio
-    parts = [f"{round((share['value'] or 0) * item.check.n)} of {item.check.n} seeds generalised"
+    parts = [f"{round((share['value'] or 0) * item.check.n)} of {counted(item.check.n, 'seed')} generalised"
              f"{_range(share, 100, '.0f', ' %')}"]
     if item.check.memorised < 1:
         parts.append(f"memorisation intact in {round(item.check.memorised * item.check.n)}")

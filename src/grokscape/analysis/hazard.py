@@ -20,6 +20,7 @@ from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import TRAIN_LOSS, Array
 from grokscape.analysis.record import Record
 from grokscape.analysis.transitions import on_log_scale
+from grokscape.plural import counted
 
 RULE = (
     "Cox model of the hazard of generalising, time from memorisation, stratified by arm, covariates as last seen "
@@ -177,7 +178,8 @@ def hazard(record: Record) -> list[Finding]:
         text = "No run generalised while another of its arm had not, so nothing can be said about foretelling it"
     else:
         good = [row for row in rows if row["p_adjusted"] <= record.rules.alpha]
-        text = f"{len(good)} of {len(rows)} measures can be shown to foretell generalisation beyond the train loss" \
+        text = f"{len(good)} of {counted(len(rows), 'measure')} can be shown to foretell generalisation beyond " \
+               "the train loss" \
                + (f" ({', '.join(row['title'] + ', ' + row['split'] for row in good[:5])})" if good else "") \
                + "".join(_best(rows, *group) for group in (
                    ("of those that see the training set alone", ("train", "params")),

@@ -10,6 +10,7 @@ from grokscape.analysis.frames import TEST_ACCURACY, Array
 from grokscape.analysis.onsets import threshold_onset
 from grokscape.analysis.record import Record
 from grokscape.analysis.transitions import change_points, transitions
+from grokscape.plural import counted
 
 RULE = (
     "Transition: where evaluations at which the measure has gone half the way (log scale) between its level at "
@@ -106,13 +107,15 @@ def _finding(record: Record, row: dict[str, Any]) -> Finding:
         text = f"{row['title']} changes by less than a factor of {record.rules.moved_factor:g} after memorisation in " \
                f"every run{which}"
     elif lag["value"] is None:
-        text = f"{row['title']} changes in {row['moved']} of {row['runs']} runs, but none of these generalised"
+        text = f"{row['title']} changes in {row['moved']} of {counted(row['runs'], 'run')}, but none of these " \
+               "generalised"
     else:
         side = "before" if lag["value"] < 0 else "after"
         span = "" if lag["low"] is None else f" (interval {lag['low']:.0f} to {lag['high']:.0f})"
         way = {row["moved"]: " down", 0: " up"}.get(row["fell"], "")
-        text = f"{row['title']} is half-way{way} {abs(lag['value']):.0f} steps {side} generalisation on average{span}" \
-               f"; before it in {row['leads']} and after it in {row['lags']} of {row['runs']} seeds"
+        steps = counted(f"{abs(lag['value']):.0f}", "step")
+        text = f"{row['title']} is half-way{way} {steps} {side} generalisation on average{span}" \
+               f"; before it in {row['leads']} and after it in {row['lags']} of {counted(row['runs'], 'seed')}"
         if row["n"] < row["runs"]:
             text += f", in {row['n']} of which it changes and generalisation is seen"
         if (row["accuracy_lag"] < 0).any():

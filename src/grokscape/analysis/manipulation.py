@@ -11,6 +11,7 @@ from grokscape.analysis.estimation import estimate, geometric_median, plain
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import Array, Flags, first
 from grokscape.analysis.record import Record
+from grokscape.plural import counted
 
 RULE = (
     "Held: in at least {held:.0%} of the seeds that memorised the goal is met, within {tolerance:.0%} of its level, at "
@@ -87,25 +88,25 @@ def check(record: Record, arm: Arm) -> Check:
     if len(rows) == 0:
         reasons.append("it has no runs")
     if 0 < len(rows) < rules.minimum_seeds:
-        reasons.append(f"it has {len(rows)} seed{'s' * (len(rows) > 1)}, and a verdict needs {rules.minimum_seeds}")
+        reasons.append(f"it has {counted(len(rows), 'seed')}, and a verdict needs {rules.minimum_seeds}")
     if len(rows) and 1 - lost.mean() < rules.memorised_fraction:
         reasons.append(_not_intact(lost, len(rows), len(both)))
         state = "lost memorisation"
     elif len(rows) >= rules.minimum_seeds > both.sum():
-        reasons.append(f"in only {both.sum()} of its {len(rows)} seeds is memorisation intact in it and in the "
-                       f"baseline, and a verdict needs {rules.minimum_seeds}")
+        reasons.append(f"in only {both.sum()} of its {counted(len(rows), 'seed')} is memorisation intact in it and in "
+                       f"the baseline, and a verdict needs {rules.minimum_seeds}")
     if state == "idle":
         reasons.append("the baseline meets the same goal by itself")
     if state == "not held":
         n, started = len(_judged(record, arm)), int((~np.isnan(record.moment("memorised", arm.until)[rows])).sum())
         beside = " here and in the baseline" if n < started else ""
-        reasons.append(f"the goal was met in only {round(held * n)} of the {n} seeds that memorised{beside}")
+        reasons.append(f"the goal was met in only {round(held * n)} of the {counted(n, 'seed')} that memorised{beside}")
     return Check(arm, state, held, float(intact.mean()) if len(rows) else 0.0, len(rows), tuple(reasons))
 
 
 def _not_intact(lost: Flags, n: int, comparable_seeds: int) -> str:
     """In how many seeds an arm did not memorise and keep it, and whether the baseline did not either."""
-    share = f"in {int(lost.sum())} of {len(lost)} seeds"
+    share = f"in {int(lost.sum())} of {counted(len(lost), 'seed')}"
     if not comparable_seeds:
         return f"{share} memorisation was not reached, or lost, as in all of the baseline's"
     return f"memorisation was lost {share}" + (" in which the baseline kept it" if comparable_seeds < n else "")
@@ -231,7 +232,7 @@ def manipulation_finding(record: Record, arm: Arm) -> Finding:
     what = "; ".join(f"{record.title(aim.column)}{_goal(aim)} settled at {_number(level['value'])} "
                      f"(baseline {_number(level['baseline'])})" for aim, level in zip(arm.aims, levels))
     outcome = "The arm says nothing: " + ", ".join(result.reasons) if result.reasons else \
-        f"memorisation is intact in {round(result.memorised * result.n)} of {result.n} seeds"
+        f"memorisation is intact in {round(result.memorised * result.n)} of {counted(result.n, 'seed')}"
     return Finding(
         f"manipulation/{arm.name}", "manipulation", {"arm": arm.name, "hand": arm.hand},
         f"{arm.title}: {what + '; ' if what else ''}{outcome}.", verdict,

@@ -23,6 +23,7 @@ from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import TRAIN_LOSS
 from grokscape.analysis.manipulation import at_memorisation, log_ratio, middle, settled
 from grokscape.analysis.record import Record
+from grokscape.plural import counted
 
 RULE = (
     "An arm harms if final test accuracy falls by more than {accuracy:g} or the delay grows by more than a factor of "
@@ -328,7 +329,7 @@ def _convergence(record: Record, target: Target, found: list[Level], pairs: list
         "hands agree at some levels" if clean else "hands disagree"
     title = record.title(target.column)
     if not pairs:
-        text = f"{len(hands)} hand{'s' * (len(hands) != 1)} moved {title} away from the baseline; none harms beside " \
+        text = f"{counted(len(hands), 'hand')} moved {title} away from the baseline; none harms beside " \
                f"another at the same level, so there is nothing to compare"
     else:
         arms = {level.effect.arm.name: level.effect.arm.title for level in found}

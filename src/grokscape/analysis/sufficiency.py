@@ -11,6 +11,7 @@ from grokscape.analysis.frames import Array, latest
 from grokscape.analysis.manipulation import at_memorisation, intact_rows, log_ratio, middle
 from grokscape.analysis.necessity import Target
 from grokscape.analysis.record import Record
+from grokscape.plural import counted
 
 RULE = (
     "Not sufficient: in some arm at least {held:.0%} of the runs that memorised and kept it end with the measure as "
@@ -80,7 +81,7 @@ def sufficiency(record: Record, target: Target, found: list[Effect], failed: lis
     if against:
         worst = against[0]
         verdict, n = "not sufficient", int(str(worst["n"]))
-        why = f"in “{worst['title']}” {worst['without']} of {worst['n']} runs reached {title} of " \
+        why = f"in “{worst['title']}” {worst['without']} of {counted(worst['n'], 'run')} reached {title} of " \
               f"{worst['level']:.3g}, where the baseline had {worst['wanted']:.3g} when it generalised, and did not " \
               f"generalise"
         estimates["runs without generalisation"] = share_interval(int(str(worst["without"])), n, 1 - rules.alpha)

@@ -24,6 +24,7 @@ from grokscape.perturbations import (
     perturbed_module,
     signs_of,
 )
+from grokscape.plural import counted
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class HiddenLayers:
         for name in self._layers:
             calls = self._seen.get(name, [])
             if len(calls) != 1 or len(calls[0].inputs) != rows:
-                on = " and ".join(f"{len(call.inputs)} rows" for call in calls) or (
+                on = " and ".join(counted(len(call.inputs), "row") for call in calls) or (
                     "nothing, or without gradients (torch.no_grad, a reentrant checkpoint)"
                 )
                 raise RuntimeError(

@@ -40,6 +40,7 @@ from grokscape.measures.locate import bare, unwrapped
 from grokscape.measures.losses import Loss
 from grokscape.numerics import Estimate, full_precision
 from grokscape.perturbations import CONVOLUTIONS, TwiceDifferentiable, is_convolution_1d
+from grokscape.plural import counted
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ def layer_flatness(
                 _add_batch(chosen, total, len(batch.labels), plan)
             samples += count
             if progress is not None:
-                progress(f"layer flatness: batch {number}, {samples} samples, {len(chosen)} layers")
+                layers_chosen = counted(len(chosen), "layer")
+                progress(f"layer flatness: batch {number}, {counted(samples, 'sample')}, {layers_chosen}")
     samples = model_loss.counted(samples)
     found = {layer.name: _estimate(layer, samples) for layer in chosen}
     if lost := [layer.name for layer in chosen if layer.reached and math.isnan(found[layer.name].value)]:

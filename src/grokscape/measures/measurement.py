@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from grokscape.measures.table import MEASURES
+from grokscape.plural import counted
 
 SPLITS = ("train", "test", "cross")
 
@@ -80,7 +81,7 @@ class Measurement(Mapping[str, float]):
 
     def _headline(self) -> str:
         how = "found" if self.head_found else "named"
-        counts = ", ".join(f"{count} {split} samples" for split, count in self.samples.items())
+        counts = ", ".join(counted(count, f"{split} sample") for split, count in self.samples.items())
         return f"head {self.head!r} ({how}), {counts}"
 
 

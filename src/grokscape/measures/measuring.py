@@ -28,6 +28,7 @@ from grokscape.measures.statistics import ClassMeans, nearer_mean
 from grokscape.measures.streaming import ClassMoments, StreamedStatistics
 from grokscape.measures.table import MEASURES, layers_of
 from grokscape.numerics import full_precision, select_rows
+from grokscape.plural import counted
 
 KEPT_ELEMENTS = 2**28
 """So many features are kept for the second look (1 GiB in float32)."""
@@ -132,7 +133,7 @@ class _Source:
                 snapshot = with_float64(self.probe.snapshot(batch.labels))
             yield snapshot
             if self.progress is not None:
-                self.progress(f"{self.name}: batch {number}, {len(snapshot.labels)} samples")
+                self.progress(f"{self.name}: batch {number}, {counted(len(snapshot.labels), 'sample')}")
 
     def measured(self, names: Iterable[str]) -> "_Seen":
         """Go through the data once."""

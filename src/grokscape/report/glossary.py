@@ -1,6 +1,7 @@
 """What every number of the report means: measures from the trajectory's own metadata, outcomes in words."""
 
 from grokscape.analysis.design import Rules
+from grokscape.plural import counted
 from grokscape.report.run import Run
 from grokscape.report.wording import sentence
 
@@ -14,14 +15,14 @@ _SPLITS = {
     "cross": "held-out samples around the class means of the training samples",
     "params": "the parameters alone",
 }
-_ONSET = """The first evaluation at or above a threshold that then holds for {hold} evaluations in a row. A run has
+_ONSET = """The first evaluation at or above a threshold that then holds for {hold} in a row. A run has
 memorised once its accuracy on training samples reaches {train:g}, and has generalised once its accuracy
 on held-out samples reaches {test:g}. A run that never gets there is censored at its last evaluation: it
 stays in every count and is never dropped."""
 _MEDIAN = """The step by which half of an arm's replicas had got there (Kaplan–Meier). If fewer than half ever did,
 there is no median."""
 _DELAY = "Steps from memorisation to generalisation, or to the end of the run if it never came."
-_FINAL = """Median accuracy on held-out samples over a replica's last {final} evaluations; then the mean over
+_FINAL = """Median accuracy on held-out samples over a replica's last {final}; then the mean over
 replicas, with an interval of confidence {confidence:.0%}."""
 _END = """A measure at a replica's last evaluation on training samples (or of the parameters); then the median
 over replicas."""
@@ -41,8 +42,9 @@ def entries(run: Run, rules: Rules) -> list[dict[str, str]]:
 
 
 def _outcomes(rules: Rules) -> list[dict[str, str]]:
-    onset = _ONSET.format(hold=rules.hold, train=rules.train_threshold, test=rules.test_threshold)
-    final = _FINAL.format(final=rules.final_evaluations, confidence=1 - rules.alpha)
+    hold = counted(rules.hold, "evaluation")
+    onset = _ONSET.format(hold=hold, train=rules.train_threshold, test=rules.test_threshold)
+    final = _FINAL.format(final=counted(rules.final_evaluations, "evaluation"), confidence=1 - rules.alpha)
     held = _HELD.format(held=rules.held_fraction, tolerance=rules.held_tolerance)
     texts = [
         ("necessary", "Necessary", _NECESSARY),

@@ -9,6 +9,7 @@ import polars as pl
 
 from grokscape.analysis import Record, summary_table
 from grokscape.analysis.design import Rules
+from grokscape.plural import counted
 from grokscape.report.arms import Arm
 from grokscape.report.plate import Axis, Missing, Panel, Plate, Points, Symbol
 from grokscape.report.run import Run
@@ -101,7 +102,7 @@ def _sentence(run: Run, found: Outcomes, arm: Arm) -> str:
     rows = found.rows(arm.name)
     median = found.median_onset(arm.name, "generalised")
     when = f", at step {median:.0f} in the median" if median is not None else ""
-    return f"{arm.title}: {rows['generalised'].count()} of {rows.height} seeds generalised{when}."
+    return f"{arm.title}: {rows['generalised'].count()} of {counted(rows.height, 'seed')} generalised{when}."
 
 
 def _strip(run: Run, found: Outcomes, arms: Sequence[Arm]) -> Panel:

@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from grokscape.plural import counted
 from grokscape.report import wording
 from grokscape.report.onsets import Outcomes
 from grokscape.report.run import Run
@@ -94,7 +95,7 @@ def replica_table(run: Run, found: Outcomes) -> dict[str, Any]:
     return {
         "heads": [{"text": title} for title in names.values()],
         "rows": rows,
-        "caption": f"{len(rows)} replicas. Press a heading to sort by it; “–” means that it never happened.",
+        "caption": f"{counted(len(rows), 'replica')}. Press a heading to sort by it; “–” means that it never happened.",
     }
 
 

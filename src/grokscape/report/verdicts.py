@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from grokscape.plural import counted
 from grokscape.report import wording
 from grokscape.report.interactive import themed
 from grokscape.report.run import SPLITS, Run
@@ -174,6 +175,6 @@ def alarms(run: Run) -> list[str]:
     if gone:
         arms = ", ".join(dict.fromkeys(run.title_of(replica.get("arm")) for replica in gone))
         messages.append(
-            f"{len(gone)} replica{'s' * (len(gone) > 1)} diverged ({arms}); they count as not generalising."
+            f"{counted(len(gone), 'replica')} diverged ({arms}), which counts as not generalising."
         )
     return messages

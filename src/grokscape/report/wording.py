@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from grokscape.plural import counted
 from grokscape.report.palette import FAMILY_COLOURS, MUTED, Colour, Family
 from grokscape.report.run import Run
 from grokscape.report.ticks import ten_to
@@ -102,7 +103,7 @@ def basis(finding: Mapping[str, Any]) -> str:
 
 def seeds(n: int | None) -> str:
     """A number of seeds; "" for none."""
-    return "" if not n else f"{n} seeds" if n != 1 else "1 seed"
+    return "" if not n else counted(n, "seed")
 
 
 def p_value(p: float) -> str:

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from grokscape.plural import counted
 from grokscape.studies.spec import StudySpec
 from grokscape.terminal import duration, sparkline
 from grokscape.training import Progress
@@ -115,7 +116,8 @@ class Display:
         names = names if width >= 64 else names[:2] if width >= 48 else names[1:2]
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
         longest = max(12, width - 17 - 10 * len(names)) if width < 64 else None
-        table.add_column(f"median of {self._spec.seeds} seeds", no_wrap=True, overflow="ellipsis", max_width=longest)
+        first = f"median of {counted(self._spec.seeds, 'seed')}"
+        table.add_column(first, no_wrap=True, overflow="ellipsis", max_width=longest)
         history = max(8, min(24, width - 34 - 8 * len(names)))
         table.add_column("test accuracy", width=max(history, 13), no_wrap=True)
         for name in names:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import torch
 
+from grokscape.plural import counted
 from grokscape.store import RunFolder, RunFolderError
 from grokscape.studies import shards as parts
 from grokscape.studies.launch import train
@@ -352,8 +353,8 @@ class _Sharded:
             if unusable is not None:
                 raise unusable
             raise RunFolderError(
-                f"{len(failed)} of {len(self._shards)} shards failed, the others are saved: {'; '.join(failed)}. "
-                f"Try again with: {self._folder.command('resume')}"
+                f"{len(failed)} of {counted(len(self._shards), 'shard')} failed, the others are saved: "
+                f"{'; '.join(failed)}. Try again with: {self._folder.command('resume')}"
             )
         if any(shard.folder.status.get("state") != "finished" for shard in self._shards):
             self._status("interrupted")
