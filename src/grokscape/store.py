@@ -81,7 +81,7 @@ def _locked(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.ENOLCK, errno.EOPNOTSUPP):
+        if error.errno not in (errno.EACCES, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         return error.errno != errno.EACCES  # a file system without locks does not protect, nor forbid
     return True

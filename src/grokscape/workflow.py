@@ -167,20 +167,23 @@ def load(path: str | Path, testbed: Any = None) -> Study:
     return Study(RunFolder.open(path), testbed)
 
 
-def checked_device(name: str) -> str:
-    """The name of a device that this machine has.
+def checked_device(name: str, launcher: str = "inline") -> str:
+    """The name of a device that this machine has; of a kind of device, for a launcher that trains on others.
 
     Raises:
-        ValueError: PyTorch knows no such device, or sees none here.
+        ValueError: PyTorch knows no such device, or sees none here, or it is one of several where others choose.
     """
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()
+        if launcher not in launchers.ELSEWHERE or device.type == "meta":
+            torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         has = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
         has += ["mps"] if torch.backends.mps.is_available() else []
         reason = str(error).splitlines()[0]
         raise ValueError(f"expected a device of this machine ({', '.join(has)}), got {name!r} ({reason})") from None
+    if launcher in launchers.ELSEWHERE and device.index is not None:
+        raise ValueError(f"expected {device.type!r}, one of which {launcher} gives to each worker, got {name!r}")
     return name
 
 
@@ -194,7 +197,7 @@ def check_where(
     """
     Trackers.check(trackers)
     if device is not None:
-        checked_device(device)
+        checked_device(device, launcher or study.folder.status.get("launcher", "inline"))
     if launcher is not None:
         launchers.check(study.spec, launcher)
     launchers.check_workers(workers)
@@ -240,7 +243,7 @@ def run(
     spec = specification(str(study)) if isinstance(study, str | Path) else StudySpec.model_validate(study)
     if seeds is not None:
         spec = StudySpec.model_validate({**dict(spec), "seeds": seeds})
-    plan(spec, checked_device(device))  # raises what cannot go together before there is a folder
+    plan(spec, checked_device(device, launcher))  # raises what cannot go together before there is a folder
     launchers.check(spec, launcher)
     launchers.check_workers(workers)
     Trackers.check(trackers)
@@ -275,13 +278,14 @@ def resume(
     status = study.folder.status
     check_where(study, device, launcher, workers, trackers)
     if not study.folder.finished:
+        launcher = launcher or status.get("launcher", "inline")
         settings = {
-            "device": checked_device(device or status.get("device", "cpu")),
+            "device": checked_device(device or status.get("device", "cpu"), launcher),
             "workers": workers or status.get("workers"),
             "about": {name: status[name] for name in ("command", "host") if name in status},
             "checkpoint_seconds": checkpoint_seconds,
         }
-        _train(study.folder, study.spec, launcher or status.get("launcher", "inline"), trackers, progress, settings)
+        _train(study.folder, study.spec, launcher, trackers, progress, settings)
     finish(study.folder, report=report)
     return study
 

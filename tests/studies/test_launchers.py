@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,10 +16,10 @@ import tiny
 from grokscape import studies
 from grokscape.store import KEYS, RunFolder, RunFolderError
 from grokscape.studies import StudySpec, plan, train
-from grokscape.studies.launchers import Inline, Order, Processes, Slurm, launch
+from grokscape.studies.launchers import ELSEWHERE, Inline, Order, Processes, launch
 from grokscape.studies.shards import STOP, shard_spec, shards_of, train_shard
 from grokscape.training import Interrupted
-from grokscape.workflow import run
+from grokscape.workflow import checked_device
 
 SPEC = tiny.spec(("baseline", "held", "paper"), seeds=5, precision="float64", steps=20)
 
@@ -281,17 +282,48 @@ def test_gpus_are_taken_in_turn(monkeypatch):
     assert Processes(Order(device="cuda")).workers == 2
 
 
-def test_slurm_says_so_where_there_is_none_before_there_is_a_folder(tmp_path):
-    pytest.importorskip("submitit")
-    with pytest.raises(ValueError, match=r"no Slurm here .*choose another --launcher"):
-        run(SPEC, tmp_path / "run", launcher="slurm")
-    assert not (tmp_path / "run").exists()
+HOLDER = """
+import fcntl, sys
+with open(sys.argv[1], "a") as lock:
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_submitit_gives_the_same_run(tmp_path, whole):
-    pytest.importorskip("submitit")
+def test_a_worker_of_an_earlier_sitting_is_waited_for(tmp_path, whole):
     folder = new_folder(tmp_path / "run")
-    launch(SPEC, folder, Slurm(Order(workers=2), cluster="local"))
+    lock = shards_of(folder, SPEC, 2)[0].folder.path / ".lock"
+    busy = []
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", HOLDER, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as worker:
+        assert worker.stdout.readline()
+        threading.Timer(0.5, worker.stdin.close).start()
+        with pytest.warns(UserWarning, match="waiting for workers of an earlier sitting"):
+            launch(SPEC, folder, Scripted(lambda shard, call: busy.append(RunFolder(shard).in_use)))
+    assert busy == [False, False]
     assert_same_run(folder, whole)
+
+
+def test_a_run_remembers_the_kind_of_device_that_was_asked_for(tmp_path):
+    def on_its_gpu(shard, call):
+        Inline(Order())(shard)
+        folder = RunFolder(shard)
+        folder.write_status(**{**folder.status, "device": "cuda:1"})
+
+    folder = new_folder(tmp_path / "run")
+    launch(SPEC, folder, Scripted(on_its_gpu), device="cuda")
+    assert folder.status["device"] == "cuda"
+
+
+def test_a_device_of_other_machines_need_not_be_here(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    for launcher in ELSEWHERE:
+        assert checked_device("cuda", launcher) == "cuda"
+        with pytest.raises(ValueError, match=f"expected 'cuda', one of which {launcher} gives .* got 'cuda:1'"):
+            checked_device("cuda:1", launcher)
+        for wrong in ("gpu", "meta"):
+            with pytest.raises(ValueError, match=f"expected a device of this machine .*got '{wrong}'"):
+                checked_device(wrong, launcher)

@@ -1,8 +1,10 @@
-"""A Ray cluster of two nodes, one of which goes away while it trains. Minutes long, hence slow."""
+"""Shards as Ray tasks: on a real cluster of two nodes, one of which goes away, and on a pretended one."""
 
 import os
 import subprocess
 import sys
+import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ import tiny
 from grokscape import studies
 from grokscape.store import RunFolder
 from grokscape.studies import train
-from grokscape.studies.shards import shards_of
+from grokscape.studies.launchers import Ray, launch
+from grokscape.studies.shards import STOP, Order, shards_of
+from grokscape.training import Interrupted
 
-pytestmark = pytest.mark.slow
 SPEC = tiny.spec(("baseline", "held", "paper"), seeds=4, precision="float64", steps=400)
 
 DRIVER = """
@@ -46,6 +49,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_a_node_that_goes_away_costs_nothing_but_time(tmp_path):
     pytest.importorskip("ray")
     whole = RunFolder.create(tmp_path / "whole", SPEC.model_dump(mode="json"))
@@ -65,3 +69,64 @@ def test_a_node_that_goes_away_costs_nothing_but_time(tmp_path):
             assert ((ours[name] - theirs[name]).abs().max() or 0) < 1e-9, name
         else:
             assert ours[name].equals(theirs[name]), name
+
+
+class TaskError(Exception):
+    """What Ray raises for an error in a task."""
+
+    def __init__(self, cause):
+        super().__init__(f"a traceback of many lines: {cause}")
+        self.cause = cause
+
+
+class PretendedRay(types.ModuleType):
+    """A Ray cluster whose tasks wait for a machine, unless they fail at once."""
+
+    def __init__(self, failure=None, **resources):
+        super().__init__("ray")
+        self.exceptions = types.SimpleNamespace(RayTaskError=TaskError)
+        self.failure, self.resources, self.cancelled = failure, resources, threading.Event()
+
+    def is_initialized(self):
+        return True
+
+    def cluster_resources(self):
+        return self.resources
+
+    def remote(self, **needs):
+        self.needs = needs
+        return lambda function: types.SimpleNamespace(remote=lambda *told: "task")
+
+    def wait(self, tasks, timeout):
+        return (tasks, []) if self.failure or self.cancelled.wait(0.05) else ([], tasks)
+
+    def cancel(self, task):
+        self.cancelled.set()
+
+    def get(self, task):
+        raise TaskError(self.failure or RuntimeError("cancelled"))
+
+
+def test_ray_tasks_that_wait_for_a_machine_are_taken_back_when_the_run_stops(tmp_path, monkeypatch):
+    ray = PretendedRay(CPU=8.0)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    folder = RunFolder.create(tmp_path / "run", SPEC.model_dump(mode="json"))
+    shards_of(folder, SPEC, 2)
+    threading.Timer(1.0, (folder.path / "shards" / STOP).touch).start()
+    with pytest.warns(UserWarning, match="Ray cluster has no GPU yet"), pytest.raises(Interrupted):
+        launch(SPEC, folder, "ray", device="cuda")
+    assert ray.cancelled.is_set()
+    assert ray.needs["num_gpus"] == 1
+
+
+def test_ray_has_a_worker_for_each_gpu_or_core(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", PretendedRay(CPU=8.0, GPU=2.0))
+    assert Ray(Order(device="cuda")).workers == 2
+    assert Ray(Order()).workers == 8
+    assert Ray(Order(workers=3)).workers == 3
+
+
+def test_an_error_in_a_ray_task_is_told_as_it_was_raised(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", PretendedRay(ValueError("no such device"), CPU=1.0))
+    with pytest.raises(ValueError, match=r"^no such device$"):
+        launch(SPEC, RunFolder.create(tmp_path / "run", SPEC.model_dump(mode="json")), "ray")

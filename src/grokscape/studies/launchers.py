@@ -12,10 +12,10 @@ import queue
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,29 +25,16 @@ from grokscape.plural import counted
 from grokscape.store import RunFolder, RunFolderError
 from grokscape.studies import shards as parts
 from grokscape.studies.launch import train
+from grokscape.studies.shards import Order
+from grokscape.studies.slurm import Slurm
 from grokscape.studies.spec import StudySpec
 from grokscape.training import CHECKPOINT_SECONDS, Interrupted, Progress
 from grokscape.training.run import stop_requests
 
 _ATTEMPTS = 3
-_SLURM_JOBS = 64
 _LOOK_SECONDS = 0.2
+_BUSY_SECONDS = 1.0
 _COLLECT_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Order:
-    """What every worker of a run is told.
-
-    Attributes:
-        device: a PyTorch device.
-        checkpoint_seconds: time between checkpoints.
-        workers: how many are at work at a time; None for the launcher's own number.
-    """
-
-    device: str = "cpu"
-    checkpoint_seconds: float = CHECKPOINT_SECONDS
-    workers: int | None = None
 
 
 class Launcher(Protocol):
@@ -102,16 +89,11 @@ class Processes:
         finally:
             self._devices.put(device)
         if code:
-            raise RuntimeError(f"worker ended with {_exit(code)}; last words: {_last_line(shard / 'log.txt')}")
+            raise RuntimeError(f"worker ended with {_exit(code)}; last words: {parts.last_words(shard)}")
 
 
 def _exit(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "none"
 
 
 class Ray:
@@ -122,8 +104,12 @@ class Ray:
         self._owns = not ray.is_initialized()
         if self._owns:
             ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
-        self.workers = order.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        needs = {"num_cpus": 1, "num_gpus": 1 if order.device.startswith("cuda") else 0, "max_retries": 0}
+        gpus = 1 if order.device.startswith("cuda") else 0
+        has = ray.cluster_resources().get("GPU" if gpus else "CPU", 0)
+        if not has:
+            warnings.warn(f"the Ray cluster has no {'GPU' if gpus else 'CPU'} yet; shards wait for one", stacklevel=2)
+        self.workers = order.workers or max(1, int(has))
+        needs = {"num_cpus": 1, "num_gpus": gpus, "max_retries": 0}
         self._order, self._task = order, ray.remote(**needs)(parts.train_shard)
 
     @staticmethod
@@ -133,44 +119,20 @@ class Ray:
 
     def __call__(self, shard: Path) -> None:
         """Train it somewhere in the cluster."""
-        order = self._order
-        self._ray.get(self._task.remote(str(shard.resolve()), order.device, 1, order.checkpoint_seconds))
+        order, ray, folder = self._order, self._ray, RunFolder(shard)
+        task = self._task.remote(str(shard.resolve()), order.device, 1, order.checkpoint_seconds)
+        while not ray.wait([task], timeout=_BUSY_SECONDS)[0]:
+            if (shard.parent / parts.STOP).exists() and not folder.in_use:  # it waits for a machine
+                ray.cancel(task)
+        try:
+            ray.get(task)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
 
     def close(self) -> None:
         """Leave the cluster, if it was entered here."""
         if self._owns:
             self._ray.shutdown()
-
-
-class Slurm:
-    """A Slurm job for each shard, through submitit; sbatch's own variables (SBATCH_PARTITION, …) say where.
-
-    Args:
-        order: what the workers are told.
-        cluster: "slurm", or "local" for processes on this machine in its place.
-    """
-
-    def __init__(self, order: Order, cluster: str = "slurm") -> None:
-        self._submitit = _needs("submitit", "slurm")
-        self._order, self._cluster = order, cluster
-        self.workers = order.workers or _SLURM_JOBS
-
-    @staticmethod
-    def found() -> Any:
-        """Submitit; a ValueError where it is not installed, or there is no Slurm."""
-        submitit = _needs("submitit", "slurm")
-        if submitit.SlurmExecutor.affinity() < 0:
-            raise ValueError("no Slurm here (there is no srun on the PATH); choose another --launcher")
-        return submitit
-
-    def __call__(self, shard: Path) -> None:
-        """Train it in a job."""
-        order = self._order
-        executor = self._submitit.AutoExecutor(folder=shard / "slurm", cluster=self._cluster)
-        executor.update_parameters(name=f"grokscape-{shard.name}", cpus_per_task=1)
-        if order.device.startswith("cuda"):
-            executor.update_parameters(gpus_per_node=1)
-        executor.submit(parts.train_shard, str(shard.resolve()), order.device, 1, order.checkpoint_seconds).result()
 
 
 LAUNCHERS: dict[str, Callable[[Order], Launcher]] = {
@@ -179,6 +141,7 @@ LAUNCHERS: dict[str, Callable[[Order], Launcher]] = {
     "ray": Ray,
     "slurm": Slurm,
 }
+ELSEWHERE = ("ray", "slurm")  # their workers need not be on this machine
 
 
 def _needs(module: str, extra: str) -> Any:
@@ -256,6 +219,7 @@ def launch(
     if not sharded and any((folder.path / "checkpoints").glob("*.json")):
         raise RunFolderError(f"{folder.path} was begun in one process; go on with it there: --launcher inline")
     about = {**(about or {}), "launcher": launcher if isinstance(launcher, str) else type(launcher).__name__.lower()}
+    about["device"] = device  # not one of several that a worker was given
     with _opened(launcher, Order(device, checkpoint_seconds, workers)) as opened, folder.claim():
         _Sharded(spec, folder, opened, about, progress).execute()
 
@@ -280,6 +244,7 @@ class _Sharded:
         self._stop_file = parts.place_of(folder) / parts.STOP
         self._began = time.monotonic()
         self._shown: Progress | None = None
+        self._waiting = False
 
     def execute(self) -> None:
         """Train every shard, show how far they are, and put the parts together."""
@@ -300,7 +265,7 @@ class _Sharded:
     def _until_it_ends(self, shard: parts.Shard) -> None:
         """Start a worker again while workers end without having finished or been asked to stop."""
         attempts, step = 0, -1
-        while not self._stop_file.exists() and not shard.folder.finished:
+        while self._free(shard) and not shard.folder.finished:
             failure = "the worker did not finish"
             try:
                 self._launcher(shard.folder.path)
@@ -315,6 +280,17 @@ class _Sharded:
             attempts, step = (1, now) if now > step else (attempts + 1, step)
             if attempts >= _ATTEMPTS and not shard.folder.finished:
                 raise RunFolderError(f"{shard.folder.path.name} failed {attempts} times at step {step}: {failure}")
+
+    def _free(self, shard: parts.Shard) -> bool:
+        """Wait for a worker that an earlier sitting left, or that was lost sight of; False if all are to stop."""
+        while not self._stop_file.exists():
+            if not shard.folder.in_use:
+                return True
+            if not self._waiting:
+                self._waiting = True
+                warnings.warn("waiting for workers of an earlier sitting, which are still training", stacklevel=2)
+            time.sleep(_BUSY_SECONDS)
+        return False
 
     def _watch(self, futures: list[Future[None]], stop: Callable[[], bool]) -> None:
         next_collect = 0.0
@@ -341,8 +317,8 @@ class _Sharded:
         return self._seconds_before + time.monotonic() - self._began
 
     def _status(self, state: str, **extra: Any) -> None:
-        status = {**parts.merged_status(self._shards, self._spec), "state": state}
-        self._folder.write_status(**status, **self._about, workers=self._workers, **extra)
+        status = {**parts.merged_status(self._shards, self._spec), "state": state, **self._about}
+        self._folder.write_status(**status, workers=self._workers, **extra)
 
     def _conclude(self, errors: list[BaseException | None]) -> None:
         parts.collect(self._folder, self._spec, self._shards)

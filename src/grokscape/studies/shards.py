@@ -50,6 +50,21 @@ class Shard:
         return None
 
 
+@dataclass(frozen=True)
+class Order:
+    """What every worker of a run is told.
+
+    Attributes:
+        device: a PyTorch device.
+        checkpoint_seconds: time between checkpoints.
+        workers: how many are at work at a time; None for the launcher's own number.
+    """
+
+    device: str = "cpu"
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    workers: int | None = None
+
+
 def place_of(folder: RunFolder) -> Path:
     """Where a run folder keeps its shards."""
     return folder.path / "shards"
@@ -102,6 +117,14 @@ def trained(folder: RunFolder, spec: StudySpec, arm: str, seed: int) -> Trained:
         shards = shards_of(folder, spec, 1)
         folder, first, stop = next((s.folder, s.first, s.stop) for s in shards if s.first <= seed < s.stop)
     return take_out(plan(alone), folder, number * (stop - first) + seed - first)
+
+
+def last_words(shard: Path) -> str:
+    """The last line that a shard's workers wrote to its log."""
+    with contextlib.suppress(FileNotFoundError):
+        lines = (shard / "log.txt").read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "none"
+    return "none"
 
 
 # --- in a worker ---------------------------------------------------------------------------------------------------
