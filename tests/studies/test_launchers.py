@@ -1,5 +1,6 @@
 """Shards of seeds, trained anywhere, give the run that one process would have made; workers may die on the way."""
 
+import errno
 import itertools
 import json
 import os
@@ -304,6 +305,17 @@ def test_a_worker_of_an_earlier_sitting_is_waited_for(tmp_path, whole):
             launch(SPEC, folder, Scripted(lambda shard, call: busy.append(RunFolder(shard).in_use)))
     assert busy == [False, False]
     assert_same_run(folder, whole)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_that_knows_no_locks_forbids_nothing(tmp_path, monkeypatch, code):
+    def none(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.lockf", none)
+    folder = new_folder(tmp_path / "run")
+    with folder.claim():
+        assert not folder.in_use
 
 
 def test_a_run_remembers_the_kind_of_device_that_was_asked_for(tmp_path):
