@@ -7,9 +7,7 @@ import pytest
 
 import synthetic
 from grokscape.analysis.controls import controls, number_of_classes
-from grokscape.analysis.necessity import targets
 from grokscape.analysis.pipeline import findings_of
-from grokscape.analysis.sufficiency import counterexamples
 from grokscape.analysis.summary import table_of
 from grokscape.testbeds import Digits, ModularArithmetic, SymmetricGroup
 from synthetic import BASELINE, ArmTruth, clamp
@@ -37,7 +35,7 @@ def test_random_labels_that_do_not_generalise_pass_and_show_what_happened_anyway
 
 
 @pytest.mark.parametrize(("seeds", "accuracy", "expected"), [
-    (8, 0.4, "failed"), (8, 0.1, "passed"), (1, 0.4, "passed")])  # one run alone may have been lucky
+    (8, 0.4, "failed"), (2, 0.4, "failed"), (8, 0.1, "passed"), (1, 0.4, "passed")])  # one run may have been lucky
 @pytest.mark.parametrize(("testbed", "classes"), [
     (Digits(train_samples=100), 10), (SymmetricGroup(degree=3), 6), (ModularArithmetic(p=7), 7)])
 def test_random_labels_that_are_all_alike_above_chance_fail_on_any_testbed(seeds, accuracy, expected, testbed, classes):
@@ -204,78 +202,3 @@ def test_too_few_seeds_are_no_failure():
     found = {item.id: item for item in findings_of(record_of(held, seeds=3))}
     assert found["control/held"].verdict == found["manipulation/held"].verdict == "inconclusive"
     assert "it has 3 seeds, and a verdict needs 5" in found["control/held"].statement
-
-
-def test_random_labels_with_the_property_make_it_insufficient():
-    found = {item.id: item for item in findings_of(record_of(
-        HELD, ArmTruth("random", never=True, geometry=True, final_accuracy=1 / 31, **RANDOM)))}
-    item = found["sufficiency/collapse"]
-    assert item.verdict == "not sufficient"
-    assert item.data["counterexamples"][0]["arm"] == "random"
-    assert item.estimates["runs without generalisation"]["value"] == 1
-
-
-@pytest.mark.parametrize(("accuracy", "factor", "apart", "counts"), [
-    (0.8, 1.0, 0, True), (0.93, 1.0, 0, False),  # nearer to generalisation than the margin
-    (0.8, 1.08, 0, True), (0.8, 1.4, 0, False),  # 5 % of the way may be missing
-    (0.8, 1.0, 2, True), (0.8, 1.0, 3, False),  # as may a fifth of the ten runs
-])
-def test_which_runs_have_the_property_without_generalising(accuracy, factor, apart, counts):
-    more = pl.when(pl.col("seed") < apart).then(3.0).otherwise(factor)
-    record = record_of(HELD, ArmTruth("a", never=True, geometry=True, final_accuracy=accuracy), seeds=10, change={
-        "train/cdnv": pl.col("train/cdnv") * pl.when(pl.col("arm") == "a").then(more).otherwise(1.0)})
-    (target,) = targets(record, "block")
-    assert [item["arm"] for item in counterexamples(record, target)] == ["a"] * counts
-
-
-@pytest.mark.parametrize(("seeds", "generalise", "fell", "broken", "forgets", "counts"), [
-    (10, 2, 0, 0, 0, True), (10, 3, 0, 0, 0, False), (5, 0, 0, 0, 0, True), (4, 0, 0, 0, 0, False),
-    (10, 0, 3, 0, 0, False),  # they had generalised, whatever became of it
-    (5, 0, 0, 1, 0, False), (5, 0, 0, 0, 1, False),  # training broke down, or nothing was memorised: not a case
-    (5, 0, 0, 0, 1300, False), (5, 0, 0, 0, 1490, True)])  # nor if it was forgotten, but for a spike
-def test_which_runs_count_among_those_that_have_the_property(seeds, generalise, fell, broken, forgets, counts):
-    own, seed, step = pl.col("arm") == "a", pl.col("seed"), pl.col("step")
-    peak = own & ((seed < generalise) & (step > 1000) | (seed < fell) & (step > 1000) & (step < 1200))
-    made = synthetic.study([BASELINE, HELD, ArmTruth("a", never=True, geometry=True, final_accuracy=0.8)], seeds=seeds)
-    gone = [{**one, "diverged_at": 1490 if one["arm"] == "a" and one["seed"] < broken else None}
-            for one in made.status["replicas"]]
-    record = synthetic.Study(made.frame.with_columns(
-        pl.when(peak).then(1.0).otherwise("test/accuracy").alias("test/accuracy"),
-        pl.when(own & (seed == 0) & (step >= forgets) & (forgets > 0)).then(0.5).otherwise("train/accuracy").alias(
-            "train/accuracy")),
-        made.columns, made.spec, {"replicas": gone}).record()
-    (target,) = targets(record, "block")
-    assert [item["arm"] for item in counterexamples(record, target)] == ["a"] * counts
-
-
-def test_the_level_to_reach_is_the_baseline_s_as_it_generalised_not_what_it_came_to_later():
-    later = (pl.col("arm") == "baseline") & (pl.col("step") > 1000)
-    record = record_of(HELD, ArmTruth("a", never=True, geometry=True, final_accuracy=0.8), change={
-        "train/cdnv": pl.when(later).then(0.01).otherwise(pl.col("train/cdnv"))})
-    (target,) = targets(record, "block")
-    assert [item["arm"] for item in counterexamples(record, target)] == ["a"]
-
-
-def test_a_property_that_goes_a_short_way_counts_as_well():
-    record = record_of(HELD, ArmTruth("a", never=True, geometry=True, final_accuracy=0.8), change={
-        "train/cdnv": pl.col("train/cdnv") ** 0.3})  # from memorisation on by a factor of 1.8
-    (target,) = targets(record, "block")
-    assert [item["arm"] for item in counterexamples(record, target)] == ["a"]
-
-
-def test_a_property_that_the_baseline_loses_as_it_generalises_has_no_counterexample():
-    record = record_of(HELD, ArmTruth("a", never=True, final_accuracy=0.8), seeds=10, change={
-        "train/cdnv": pl.when(pl.col("arm") == "a").then(0.01).otherwise(1 / pl.col("train/cdnv"))})
-    (target,) = targets(record, "block")
-    assert counterexamples(record, target) == []
-
-
-def test_runs_that_were_not_followed_for_long_are_no_counterexample():
-    """The property is there from memorisation on, and generalisation comes a little later than the baseline's."""
-    push = ArmTruth("push", interventions=[{"kind": "promote", "measure": "relative_flatness"}], delay_factor=1.2)
-    made = synthetic.study([BASELINE, push], steps=500)
-    flat = pl.when((pl.col("arm") == "push") & (pl.col("step") > 60)).then(0.09).otherwise("train/relative_flatness")
-    record = made.record(made.frame.with_columns(flat.alias("train/relative_flatness")))
-    assert record.results.filter(arm="push")["generalised"].count() < 2
-    found = {item.id: item for item in findings_of(record)}["sufficiency/flatness"]
-    assert found.verdict == "inconclusive"

@@ -62,6 +62,13 @@ def test_one_seed_shows_no_trend(seeds, tested):
     assert (found["p_accuracy"] is not None, found["p_delay"] is not None, found["n"]) == (tested, tested, seeds)
 
 
+def test_arms_without_a_common_seed_show_no_trend():
+    made = synthetic.study([BASELINE, dose("a", 60.0), dose("b", 120.0)])
+    apart = (pl.col("arm") == "b") == (pl.col("seed") < 4)
+    found = page(made.record(made.frame.filter(apart)), ["baseline", "a", "b"])
+    assert found == {"n": 0, "p_accuracy": None, "p_delay": None, "monotone": False}
+
+
 def test_dose_response_is_page_s_trend_over_one_hand():
     made = [dose(f"dose-{k}", 60.0 * 2**k, final_accuracy=0.97 - 0.1 * k) for k in range(3)]
     record = synthetic.study([BASELINE, *made]).record()

@@ -38,6 +38,16 @@ def test_a_verdict_needs_enough_pairs_not_enough_runs():
     assert found.check.reasons == ("it has no runs",)
 
 
+def test_what_is_written_down_of_an_effect_has_the_share_of_runs_that_generalised():
+    harmed = ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor)
+    (found,) = effects(made(harmed, change=lambda f: f.with_columns(
+        pl.when(of("a") & (pl.col("seed") < 2)).then(0.6).otherwise("test/accuracy").alias("test/accuracy"))))
+    summary = found.summary()
+    assert (summary["generalised"]["value"], summary["generalised"]["unit"]) == (0.75, "share of seeds")
+    assert summary["generalised"]["low"] < 0.75 < summary["generalised"]["high"]
+    assert summary["accuracy_difference"]["value"] == pytest.approx(-0.1, abs=0.01)
+
+
 def test_seeds_whose_baseline_lost_memorisation_say_nothing_about_the_arm():
     def forget(frame):
         lost = of("baseline") & (pl.col("seed") < 2)

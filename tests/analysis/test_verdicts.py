@@ -10,7 +10,6 @@ import synthetic
 from grokscape.analysis.effects import effects
 from grokscape.analysis.necessity import necessity, targets
 from grokscape.analysis.pipeline import findings_of
-from grokscape.analysis.record import Record
 from synthetic import BASELINE, ArmTruth, clamp
 
 FLAT = "relative_flatness"
@@ -325,35 +324,6 @@ def test_an_arm_that_was_unplugged_is_judged_while_it_acted():
     assert found.generalised["value"] < 0.5  # while it acted, though all generalise in the end
     assert found.accuracy["value"] < -0.5
     assert record.results.filter(arm="a")["generalised"].count() == 8
-
-
-def test_open_ended_suppression_and_promotion_are_checked_against_the_baseline():
-    suppress = ArmTruth("down", interventions=[{"kind": "suppress", "measure": "cdnv", "strength": 1e-3}],
-                        floor={"cdnv": 1.5})
-    promote = ArmTruth("up", interventions=[{"kind": "promote", "measure": FLAT, "strength": 1e-3}], delay_factor=0.3)
-    found = {item.id: item for item in findings_of(record_of(suppress, promote, seeds=12))}
-    assert found["manipulation/down"].verdict == "held"
-    assert found["manipulation/up"].verdict == "held"
-    assert found["necessity/collapse"].verdict == "not necessary"
-    assert found["sufficiency/flatness"].verdict == "inconclusive"  # one hand only
-    assert "brought generalisation forward" in found["sufficiency/flatness"].statement
-
-
-@pytest.mark.parametrize(("shared", "expected"), [
-    ({}, "consistent with sufficient"), ({"optimizer": {"lr": 5e-3}}, "inconclusive")])
-def test_two_hands_that_hasten_are_consistent_with_sufficient(shared, expected):
-    first = ArmTruth("one", interventions=[clamp(FLAT, at_most=3.0)], delay_factor=0.2, extra=shared)
-    push = {"kind": "promote", "measure": "relative_flatness_bound", "strength": 1e-3}
-    second = ArmTruth("two", interventions=[push], delay_factor=0.2, extra=shared)
-    record = record_of(first, second, seeds=12)
-    frame = record.panel.frame
-    held = (pl.col("arm") == "one") & (pl.col("step") > 30)
-    low = pl.when(held).then(2.0).otherwise(pl.col("train/relative_flatness"))
-    found = {item.id: item for item in findings_of(
-        Record.of(frame.with_columns(low.alias("train/relative_flatness")), record.spec, record.columns))}
-    item = found["sufficiency/flatness"]
-    assert item.verdict == expected
-    assert shared or item.p == max(one["p_hastened"] for one in item.data["promoting"])
 
 
 def test_holm_is_over_all_arms_of_the_study():

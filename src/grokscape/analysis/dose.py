@@ -50,8 +50,7 @@ def page(record: Record, order: list[str], before: float | None = None) -> dict[
         "final_accuracy", "delay_observed", "delay"))
     delay = np.where(observed == 1, delay, np.inf)
     p_accuracy, p_delay = _page(-accuracy), _page(np.where(np.isnan(delay), np.inf, delay))
-    means = accuracy.mean(axis=0) if len(table) else np.array([])
-    monotone = bool((np.diff(means) <= 0).all())
+    monotone = bool(len(table) and (np.diff(accuracy.mean(axis=0)) <= 0).all())
     return {"n": len(table), "p_accuracy": p_accuracy, "p_delay": p_delay, "monotone": monotone}
 
 
