@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from grokscape.measures import functional, relative_flatness, relative_flatness_bound
+from grokscape.measures import chunks, functional, relative_flatness, relative_flatness_bound
 
 
 def problem(seed=0, samples=9, width=5, classes=4):
@@ -156,7 +156,7 @@ def test_large_inputs_are_cut_by_themselves(monkeypatch):
     whole, sizes = relative_flatness(features, weight, bias=bias), []
     inner = functional.curvature
     monkeypatch.setattr(functional, "curvature", lambda *args: (sizes.append(args[2].numel()), inner(*args))[1])
-    monkeypatch.setattr(functional, "ELEMENTS_AT_ONCE", 20)
+    monkeypatch.setattr(chunks, "ELEMENTS_AT_ONCE", 20)
     torch.testing.assert_close(relative_flatness(features, weight, bias=bias), whole)
     assert max(sizes) <= 20
 

@@ -4,23 +4,19 @@ Shapes: `...` any leading replica axes, N samples, d features, K classes. A sequ
 flatten batch and positions to one axis and give a mask, or leave masked positions out.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from grokscape.measures import checks, collapse
+from grokscape.measures.chunks import in_chunks
 from grokscape.measures.losses import Loss, curvature
 from grokscape.measures.snapshot import Measure, Quantities, Snapshot
 from grokscape.measures.softmax import Softmax
 from grokscape.measures.statistics import ClassMeans, ClassStatistics
 from grokscape.measures.table import MEASURES
 from grokscape.numerics import full_precision, holds, squared_norms, sum_by_class, widen
-
-ELEMENTS_AT_ONCE = 2**26
-"""Without a chunk size, so many logits are worked on at once (256 MiB in float32)."""
 
 Reduction = Literal["mean", "sample", "class"]
 
@@ -78,7 +74,7 @@ def relative_flatness(
         """κ of every sample of a chunk."""
         return squared_norms(features) * curvature(loss, weight, logits, targets)
 
-    values = _in_chunks(part, features, weight, bias, logits, targets, chunk_size, mask)
+    values = in_chunks(part, features, weight, bias, logits, targets, chunk_size, mask)
     result = _reduce(values, mask, reduction, targets, weight.shape[-2])
     if reduction != "class":
         checks.warn_if_nan("relative_flatness", result, lambda: _why_nan(features, weight, logits, mask))
@@ -128,7 +124,7 @@ def relative_flatness_bound(
         """‖φ_i‖² (1 − ‖p_i‖²) of every sample of a chunk."""
         return squared_norms(features) * Softmax.of(logits, temperature).impurity()
 
-    values = _in_chunks(part, features, weight, bias, logits, None, chunk_size, mask)
+    values = in_chunks(part, features, weight, bias, logits, None, chunk_size, mask)
     result = weight.square().sum((-2, -1)) * _reduce(values, mask, "mean", None, weight.shape[-2])
     checks.warn_if_nan("relative_flatness_bound", result, lambda: _why_nan(features, weight, logits, mask))
     return result
@@ -273,59 +269,7 @@ def _per_class(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 def _predictions(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The class with the largest logit, int64 (..., N); all logits at once never exist."""
     with torch.no_grad():
-        return _in_chunks(lambda _, logits, __: logits.argmax(-1), features, weight, bias)
-
-
-def _in_chunks(
-    part: Callable[[Tensor, Tensor, Tensor | None], Tensor], features: Tensor, weight: Tensor, bias: Tensor | None,
-    logits: Tensor | None = None, targets: Tensor | None = None, chunk_size: int | None = None,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Values of a per-sample function (..., N), with bounded memory; of masked samples as if they were zero.
-
-    NaN in the padding of a sequence would otherwise reach the gradient, though not the value.
-    """
-
-    def with_logits(features: Tensor, logits: Tensor | None, targets: Tensor | None) -> Tensor:
-        """The function of a chunk, whose logits are made here where they are not given."""
-        if logits is None:
-            logits = features @ weight.mT
-            logits = logits if bias is None else logits + widen(bias)[..., None, :]
-        return part(features, widen(logits), targets)
-
-    samples = features.shape[-2]
-    if mask is not None:
-        _check_mask(mask, samples)
-        features = features.where(mask[..., None], 0)
-    if chunk_size is None:
-        outputs = features[..., 0].numel() // samples * weight.shape[-2]
-        chunk_size = max(1, ELEMENTS_AT_ONCE // max(1, outputs))
-    if chunk_size >= samples:
-        return with_logits(features, _unmasked(logits, mask), targets)
-    values = []
-    for start in range(0, samples, chunk_size):
-        piece = slice(start, start + chunk_size)
-        arguments = (
-            features[..., piece, :],
-            None if logits is None else _unmasked(logits[..., piece, :], None if mask is None else mask[..., piece]),
-            None if targets is None else targets.movedim(features.dim() - 2, 0)[piece].movedim(0, features.dim() - 2),
-        )
-        if torch.is_grad_enabled():
-            values.append(checkpoint(with_logits, *arguments, use_reentrant=False))
-        else:
-            values.append(with_logits(*arguments))
-    return torch.cat(values, -1)
-
-
-def _unmasked(logits: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    return logits if logits is None or mask is None else logits.where(mask[..., None], 0)
-
-
-def _check_mask(mask: Tensor, samples: int) -> None:
-    if mask.dtype != torch.bool or mask.shape[-1] != samples:
-        raise ValueError(
-            f"mask must be bool (..., {samples}) and say which samples count, got {mask.dtype} {tuple(mask.shape)}"
-        )
+        return in_chunks(lambda _, logits, __: logits.argmax(-1), features, weight, bias)
 
 
 def _reduce(
