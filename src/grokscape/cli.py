@@ -1,31 +1,23 @@
-"""The command line.
-
-Exit codes: 0 done; 1 the input is wrong or something failed, and the message says what to do; 2 the command line cannot
-be understood; 130 stopped by Ctrl-C or a signal, and the message says how to go on.
-"""
+"""The command line."""
 
 import atexit
 import io
 import json
-import os
 import shlex
 import signal
 import sys
-import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
-from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
 import grokscape
+from grokscape.exits import explain, leave_in_peace, stoppable, terminated, warn
 from grokscape.plural import counted
 from grokscape.store import RunFolder, RunFolderError
 
@@ -163,7 +155,7 @@ def run(
         resume(out, where=where, report=report, quiet=quiet, json=json)
         return
     command = shlex.join(["grokscape", *sys.argv[1:]])
-    with _stoppable(out), Display(spec, "quiet" if quiet or json else None) as display:
+    with stoppable(out), Display(spec, "quiet" if quiet or json else None) as display:
         result = run_study(spec, out, progress=display, report=report, command=command, **settings)
     _say_what_came(result.folder, quiet, json)
 
@@ -197,7 +189,7 @@ def resume(
     if study.folder.finished and study.report.exists() and study.findings:
         _say_what_came(study.folder, quiet, json)
         return
-    with _stoppable(folder), Display(study.spec, "quiet" if quiet or json else None) as display:
+    with stoppable(folder), Display(study.spec, "quiet" if quiet or json else None) as display:
         result = resume_study(folder, progress=display, report=report, **settings)
     _say_what_came(result.folder, quiet, json)
 
@@ -328,44 +320,14 @@ def _say_what_came(folder: RunFolder, quiet: bool, as_json: bool) -> None:
         show_folder(folder, Console())
 
 
-@contextmanager
-def _stoppable(folder: Path) -> Iterator[None]:
-    """Say how to go on when Ctrl-C comes before or after training, which sees to it itself, or a disk is full."""
-    from grokscape.training import Interrupted
-
-    try:
-        yield
-    except (KeyboardInterrupt, OSError) as error:
-        if not (folder / "spec.json").exists():
-            raise
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(f"stopped; go on with: {RunFolder(folder).command('resume')}") from None
-        kept = f"what was computed until the newest checkpoint is in {folder}"
-        raise RunFolderError(f"{error}; {kept}. Then go on with: {RunFolder(folder).command('resume')}") from error
-
-
-def _terminated(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _leave_in_peace() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # all is said; Python's own leaving is not to be disturbed
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _warn(message: str) -> None:
-    with suppress(OSError):  # nobody looks
-        print(f"grokscape: {message}", file=sys.stderr)
-
-
 def main() -> None:
     """Entry point of the `grokscape` command."""
-    signal.signal(signal.SIGTERM, _terminated)
-    atexit.register(_leave_in_peace)
+    signal.signal(signal.SIGTERM, terminated)
+    atexit.register(leave_in_peace)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without κ shows ?, and the run goes on
-    warnings.showwarning = lambda message, *where: _warn(str(message))
+    warnings.showwarning = lambda message, *where: warn(str(message))
     try:
         app(sys.argv[1:], exit_on_error=False)
     except cyclopts.CycloptsError:  # already printed
@@ -374,21 +336,4 @@ def main() -> None:
         print("grokscape: stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        sys.exit(_explain(error))
-
-
-def _explain(error: Exception) -> int:
-    """Print what went wrong, and give the exit code."""
-    from grokscape.training import Interrupted
-    from grokscape.workflow import wrong
-
-    said = wrong(error) if isinstance(error, ValidationError) else str(error)
-    print(f"grokscape: {said or type(error).__name__}", file=sys.stderr)
-    if isinstance(error, Interrupted):
-        return 130
-    full = isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
-    if full:
-        print("Memory is full: take fewer --seeds, or a smaller batch_size or evaluation.max_samples", file=sys.stderr)
-    if os.environ.get("GROKSCAPE_DEBUG") or not (full or isinstance(error, RunFolderError | ValueError | OSError)):
-        traceback.print_exception(error)
-    return 1
+        sys.exit(explain(error))
