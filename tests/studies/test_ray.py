@@ -130,3 +130,16 @@ def test_an_error_in_a_ray_task_is_told_as_it_was_raised(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", PretendedRay(ValueError("no such device"), CPU=1.0))
     with pytest.raises(ValueError, match=r"^no such device$"):
         launch(SPEC, RunFolder.create(tmp_path / "run", SPEC.model_dump(mode="json")), "ray")
+
+
+def test_a_cluster_that_does_not_let_us_in_says_why(tmp_path, monkeypatch):
+    def init(**settings):
+        raise RuntimeError("no authentication token was found")
+
+    ray = PretendedRay()
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init, raising=False)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("RAY_ADDRESS", "far:6379")
+    with pytest.raises(ValueError, match=r"lets us in \(RAY_ADDRESS is far:6379\): no authentication token was found"):
+        launch(SPEC, RunFolder.create(tmp_path / "run", SPEC.model_dump(mode="json")), "ray")

@@ -35,6 +35,7 @@ _ATTEMPTS = 3
 _LOOK_SECONDS = 0.2
 _BUSY_SECONDS = 1.0
 _COLLECT_SECONDS = 5.0
+_SAID = 3
 
 
 class Launcher(Protocol):
@@ -103,7 +104,11 @@ class Ray:
         self._ray = ray = self.found()
         self._owns = not ray.is_initialized()
         if self._owns:
-            ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+            try:
+                ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+            except Exception as error:  # it has no class of its own for this
+                address = os.environ.get("RAY_ADDRESS", "not set: a cluster on this machine")
+                raise ValueError(f"no Ray cluster lets us in (RAY_ADDRESS is {address}): {error}") from error
         gpus = 1 if order.device.startswith("cuda") else 0
         has = ray.cluster_resources().get("GPU" if gpus else "CPU", 0)
         if not has:
@@ -328,9 +333,10 @@ class _Sharded:
             unusable = next((error for error in errors if isinstance(error, ValueError)), None)
             if unusable is not None:
                 raise unusable
+            said = "; ".join(failed[:_SAID]) + (f"; and {len(failed) - _SAID} more" if len(failed) > _SAID else "")
             raise RunFolderError(
                 f"{len(failed)} of {counted(len(self._shards), 'shard')} failed, the others are saved: "
-                f"{'; '.join(failed)}. Try again with: {self._folder.command('resume')}"
+                f"{said}. Try again with: {self._folder.command('resume')}"
             )
         if any(shard.folder.status.get("state") != "finished" for shard in self._shards):
             self._status("interrupted")
