@@ -117,10 +117,21 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
+def _text(path: Path) -> str:
+    """A file's text, also where a network file system loses one that is replaced while it is read (NFS 3)."""
+    for _ in range(9):
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return path.read_text(encoding="utf-8")
+
+
 def read_json(path: Path, kind: type = object, remedy: str = "restore it") -> Any:
     """Read JSON; a missing, unreadable or damaged file, or another type, gives a `RunFolderError` that names it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(_text(path))
     except (FileNotFoundError, NotADirectoryError):
         raise RunFolderError(
             f"{path} does not exist; is {path.parent} a run folder? `grokscape run` makes one"

@@ -318,6 +318,20 @@ def test_a_file_system_that_knows_no_locks_forbids_nothing(tmp_path, monkeypatch
         assert not folder.in_use
 
 
+def test_a_file_that_is_replaced_while_it_is_read_over_nfs_is_read_again(tmp_path, monkeypatch):
+    folder, read, lost = new_folder(tmp_path / "run"), Path.read_text, iter([True, True])
+
+    def stale(path, **settings):
+        if next(lost, False):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(path, **settings)
+
+    folder.write_status(state="running")
+    monkeypatch.setattr(Path, "read_text", stale)
+    assert folder.status == {"state": "running"}
+    assert next(lost, None) is None
+
+
 def test_a_run_remembers_the_kind_of_device_that_was_asked_for(tmp_path):
     def on_its_gpu(shard, call):
         Inline(Order())(shard)

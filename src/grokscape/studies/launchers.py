@@ -33,6 +33,7 @@ from grokscape.training.run import stop_requests
 
 _ATTEMPTS = 3
 _LOOK_SECONDS = 0.2
+_SHARD_SECONDS = 0.02
 _BUSY_SECONDS = 1.0
 _COLLECT_SECONDS = 5.0
 _SAID = 3
@@ -299,7 +300,8 @@ class _Sharded:
 
     def _watch(self, futures: list[Future[None]], stop: Callable[[], bool]) -> None:
         next_collect = 0.0
-        while wait(futures, _LOOK_SECONDS).not_done:
+        pause = max(_LOOK_SECONDS, len(self._shards) * _SHARD_SECONDS)  # a shared file system has other users
+        while wait(futures, pause).not_done:
             if stop():
                 self._stop_file.touch()
             self._show()

@@ -144,5 +144,5 @@ def _appears(file: Path, seconds: float) -> bool:
     while not file.exists():
         if time.monotonic() >= end:
             return False
-        time.sleep(min(0.5, seconds))
+        time.sleep(min(1.0, seconds))
     return True
