@@ -79,6 +79,16 @@ def test_low_precision_where_it_is_on():
     torch.autograd.grad(rounded.sum(), (inputs, up, down, plus))
 
 
+def test_low_precision_does_not_round_what_is_added_to():
+    inputs, up, down, plus = (x.float().detach() for x in drawn((R, M, I), (R, H, I), (R, O, H), (R, M, O)))
+    bias = torch.full((R, O), 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(relu_layers(torch.zeros_like(inputs), up, down, plus), plus)
+        hidden = torch.zeros_like(linear(inputs, up))
+        assert torch.equal(linear(hidden, down, bias, plus), plus + 0.5)
+        assert torch.equal(linear(hidden[:, None], down, bias, plus[:, None]), plus[:, None] + 0.5)
+
+
 def test_transformations_of_functions_pass_through():
     inputs, weight = (x.detach() for x in drawn((3, R, M, I), (3, R, O, I)))
     batched = torch.func.vmap(linear)(inputs, weight)

@@ -65,10 +65,16 @@ class _ReluLayers(torch.autograd.Function):
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
-    """Affine map per replica: inputs (R, ..., i), weight (R, o, i), bias (R, o) → (R, ..., o), on top of `plus`."""
+    """Affine map per replica: inputs (R, ..., i), weight (R, o, i), bias (R, o) → (R, ..., o), on top of `plus`.
+
+    Under autocast the affine map is rounded as that of `torch.nn.Linear` is, and the sum with `plus` is not: a residual
+    stream keeps its digits.
+    """
     if inputs.dim() > 3:
         plus = None if plus is None else plus.flatten(1, -2)
         return linear(inputs.flatten(1, -2), weight, bias, plus).unflatten(1, inputs.shape[1:-1])
+    if plus is not None and torch.is_autocast_enabled(inputs.device.type):
+        return plus + linear(inputs, weight, bias)
     if bias is not None:
         plus = bias.unsqueeze(1).expand(-1, inputs.shape[1], -1) if plus is None else plus + bias.unsqueeze(1)
     if torch.is_autocast_enabled(inputs.device.type):
