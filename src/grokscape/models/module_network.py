@@ -5,17 +5,42 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from grokscape.models.module_checks import (
+    check_parameters,
+    check_repeatable,
+    check_slopes,
+    check_twin,
+    differ,
+    find_head,
+    first_sentence,
+    made,
+    random_inputs,
+    refuse_dropout,
+)
 from grokscape.models.network import Network
 from grokscape.perturbations import UNPERTURBED, Perturbations, can_be_perturbed, perturbed_module, signs_of
 from grokscape.testbeds.types import InputSpec
 
 _Named = dict[str, Tensor]
+
+
+@contextlib.contextmanager
+def _written_out() -> Iterator[None]:
+    """Inside, attention and encoders are not fused: what is can neither be batched nor differentiated twice."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 class ModuleNetwork(Network):
@@ -46,12 +71,11 @@ class ModuleNetwork(Network):
         one_by_one: str | None = None,
     ) -> None:
         self._make = make
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self._module = make().train()
-            self._probe = probe = _probe(input_spec)
-        _check_parameters(self._module)
-        self._head = _find_head(self._module, head, num_classes)
+        self._module, twin = (made(make, 0).train() for _ in range(2))
+        self._probe = probe = random_inputs(input_spec)
+        check_parameters(self._module)
+        check_twin(self._module, twin)
+        self._head = find_head(self._module, head, num_classes)
         self.head_layer = head
         names: dict[Tensor, str] = {parameter: name for name, parameter in self._module.named_parameters()}
         bias = None if self._head.bias is None else names[self._head.bias]
@@ -65,25 +89,30 @@ class ModuleNetwork(Network):
         }
         self.buffers: dict[str, Tensor] = {}
         self._rows = slice(None)
-        _refuse_dropout(self._module)
-        self._check_chance(probe)
-        self._check_answer(probe)
+        refuse_dropout(self._module)
+        for one in (self._module, twin):  # what is made at a first forward pass
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), _written_out():
+                one.eval()(probe[0].clone())
+        check_repeatable(self._module, lambda training: self._as_made(probe[0], training))
+        for training in (False, True):
+            self._check_answer(probe[0], training)
+        self._check_slopes(probe[0], twin.train(), twin.get_submodule(head))
         self.batched, self.reason = (False, one_by_one) if one_by_one else self._try_batching(probe)
         self.buffers = {}
 
     def init(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """See `Network.init`; the module draws as it always does, from a generator seeded by `generator`."""
-        seed = int(torch.randint(2**62, (), generator=generator))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = self._make()
-        return {name: parameter.detach().to(dtype) for name, parameter in module.named_parameters()}
+        return self.initial(generator, dtype)[0]
+
+    def initial(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[_Named, _Named]:
+        """See `Network.initial`."""
+        module = made(self._make, int(torch.randint(2**62, (), generator=generator)))
+        parameters = {name: parameter.detach().to(dtype) for name, parameter in module.named_parameters()}
+        return parameters, {name: buffer.detach() for name, buffer in module.named_buffers()}
 
     def single(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> nn.Module:
         """See `Network.single`: the module itself, made anew."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # as the one that was trained: what is drawn need not be a buffer
-            module = self._make()
+        module = made(self._make, 0)  # as the one that was trained: what is drawn need not be a buffer
         with torch.no_grad():
             for name, value in (*module.named_parameters(), *module.named_buffers()):
                 value.data = {**parameters, **buffers}[name].clone()
@@ -131,7 +160,7 @@ class ModuleNetwork(Network):
             return output.detach()
 
         whole, half = self._as_made(self._probe[0]), self._as_made(self._probe[0, :2])
-        if _differ(whole[:2], half):
+        if differ(whole[:2], half):
             raise ValueError(
                 f"κ of layer {name!r} cannot be taken in a run: every sample needs a perturbation of its own, but in "
                 f"this network samples of a batch see each other while it trains (BatchNorm?); use another norm"
@@ -165,6 +194,12 @@ class ModuleNetwork(Network):
         self, parameters: _Named, buffers: _Named, inputs: Tensor, perturbations: Perturbations = UNPERTURBED
     ) -> Tensor:
         """What enters the head of one replica, (N, d)."""
+        return self._called(parameters, buffers, inputs, perturbations)[0]
+
+    def _called(
+        self, parameters: _Named, buffers: _Named, inputs: Tensor, perturbations: Perturbations
+    ) -> tuple[Tensor, Any]:
+        """What enters the head of one replica, (N, d), and what the module returns."""
         seen: list[Tensor] = []
 
         def keep_buffers(*_: object) -> None:
@@ -181,19 +216,24 @@ class ModuleNetwork(Network):
             layer = self._module.get_submodule(name)
             handles.append(layer.register_forward_hook(partial(perturbed_module, perturbation)))
         try:
-            with sdpa_kernel(SDPBackend.MATH):  # fused attention can neither be batched nor differentiated twice
-                functional_call(self._module, (parameters, buffers), (inputs,))
+            with _written_out():  # a module may write into its inputs: they are its own
+                answer = functional_call(self._module, (parameters, buffers), (inputs.clone(),))
         finally:
             for handle in handles:
                 handle.remove()
         if not seen:
             raise ValueError("expected the module's forward pass to call its head, but it never did")
-        return seen[-1]
+        return seen[-1], answer
 
-    def _as_made(self, inputs: Tensor) -> Tensor:
+    def _as_made(self, inputs: Tensor, training: bool = True) -> Tensor:
         """Features of the module as it was made, (N, d), without a trace in its buffers."""
+        return self._call_as_made(inputs, training)[0]
+
+    def _call_as_made(self, inputs: Tensor, training: bool) -> tuple[Tensor, Any]:
+        """The same, and what the module returns."""
         buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
-        return self._one(dict(self._module.named_parameters()), buffers, inputs)
+        with self.working_on(training=training):
+            return self._called(dict(self._module.named_parameters()), buffers, inputs, UNPERTURBED)
 
     def _all_at_once(
         self, parameters: _Named, buffers: _Named, inputs: Tensor, perturbations: Perturbations
@@ -217,38 +257,58 @@ class ModuleNetwork(Network):
         )
         return torch.stack(list(rows))
 
-    def _check_answer(self, probe: Tensor) -> None:
-        """Refuse a module whose answer is not what its head says about (N, d) features."""
-        with self.working_on(training=False), torch.no_grad():
-            answer = self._module(probe[0])
-            features, some = self._as_made(probe[0]), self._as_made(probe[0, :2])
-        if features.shape != (probe.shape[1], self.features_dim):
+    def _check_answer(self, probe: Tensor, training: bool) -> None:
+        """Refuse a module whose answer is not what its head says about (N, d) features, or is more than that."""
+        cut = self._head.register_forward_pre_hook(lambda _, arguments: (arguments[0].detach(), *arguments[1:]))
+        try:
+            with torch.enable_grad():
+                features, answer = self._call_as_made(probe, training)
+        finally:
+            cut.remove()
+        if features.shape != (len(probe), self.features_dim):
             raise ValueError(
-                f"expected what enters the head to be (N, d) = {(probe.shape[1], self.features_dim)}, "
+                f"expected what enters the head to be (N, d) = {(len(probe), self.features_dim)}, "
                 f"got {tuple(features.shape)}; pool or pick a position before the head"
             )
         expected = nn.functional.linear(features, self._head.weight, self._head.bias)
         if not isinstance(answer, Tensor) or answer.shape != expected.shape or not torch.allclose(answer, expected):
             raise ValueError(
-                "expected the module to return what its head returns (logits), got something else; "
-                "return the head's output as it is, without a softmax"
+                f"expected the module to return what its head returns (logits){' while it trains too' * training}, got "
+                f"something else; return the head's output as it is, without a softmax"
             )
-        if _differ(features[:2], some):
+        others = {name: value for name, value in self._module.named_parameters() if name not in self.head}
+        slopes = torch.autograd.grad(answer.sum(), list(others.values()), allow_unused=True) if others else ()
+        for name, slope in zip(others, slopes, strict=True):
+            if slope is not None:
+                raise ValueError(
+                    f"expected the module to return what its head returns, but parameter {name!r} goes into its answer "
+                    f"behind the head or past it (a scale, a skip connection); let it act on what enters the head"
+                )
+        if not training and differ(features[:2], self._as_made(probe[:2], training)):
             raise ValueError(
                 "expected features of a sample in eval mode to depend on that sample alone, got others in a smaller "
                 "batch: what a run measures would depend on how it divides its samples; use another norm (GroupNorm, "
                 "LayerNorm), or give BatchNorm its running statistics (track_running_stats=True)"
             )
 
-    def _check_chance(self, probe: Tensor) -> None:
-        """Refuse a module that gives other features for the same inputs when it trains on them once more."""
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            first, second = (self._as_made(probe[0]) for _ in range(2))
-        if not torch.equal(first, second):
-            raise ValueError(
-                "the module draws random numbers while it trains (dropout by function, noise, dropped layers); runs "
-                "must follow from their seeds alone: take it out"
-            )
+    def _check_slopes(self, probe: Tensor, twin: nn.Module, head: nn.Module) -> None:
+        """Refuse a module that is not a function of its parameters, by its twin with others and the twin's head."""
+        seen: list[Tensor] = []
+        handle = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+        with torch.enable_grad(), _written_out():
+            for parameter in twin.parameters():
+                parameter.data.mul_(0.9)
+            twin(probe.clone())
+            handle.remove()
+            if seen[-1].requires_grad:
+                seen[-1].square().sum().backward()
+            parameters = {name: value.detach().clone().requires_grad_() for name, value in twin.named_parameters()}
+            buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
+            features, slopes = self._one(parameters, buffers, probe), [None] * len(parameters)
+            if features.requires_grad:
+                slopes = torch.autograd.grad(features.square().sum(), list(parameters.values()), allow_unused=True)
+        own = [parameter.grad for parameter in twin.parameters()]
+        check_slopes((seen[-1].detach(), own), (features.detach(), list(slopes)))
 
     def _try_batching(self, probe: Tensor) -> tuple[bool, str]:
         """Whether two replicas at once, forward and backward, give what each gives alone; and if not, why."""
@@ -267,71 +327,14 @@ class ModuleNetwork(Network):
                     if features.requires_grad:  # else nothing but the head is trained
                         places = list(parameters.values())
                         gradient = torch.autograd.grad(features.square().sum(), places, allow_unused=True)
+                    with self.working_on(training=False), torch.no_grad():
+                        measured = run(parameters, buffers, probe, UNPERTURBED)
             except Exception as error:  # whatever torch.func cannot do with this module
                 if run == self._one_by_one:
                     raise
-                return False, f"one replica after another: torch.func cannot batch it ({_first_sentence(error)})"
-            results.append([features, *gradient, *buffers.values()])
+                return False, f"one replica after another: torch.func cannot batch it ({first_sentence(error)})"
+            results.append([features, measured, *gradient, *buffers.values()])
         for alone, together in zip(*results):
             if alone is not None and not torch.allclose(alone, together, rtol=1e-3, atol=1e-4):
                 return False, "one replica after another: batched by torch.func, it gives other numbers"
         return True, "batched over replicas by torch.func"
-
-
-def _probe(input_spec: InputSpec) -> Tensor:
-    """Random inputs of two replicas, four samples each."""
-    if input_spec.kind == "tokens":
-        return torch.randint(input_spec.vocabulary, (2, 4, *input_spec.shape))
-    return torch.randn(2, 4, *input_spec.shape)
-
-
-def _differ(one: Tensor, other: Tensor) -> bool:
-    """By more than rounding."""
-    return not torch.allclose(one, other, rtol=1e-3, atol=1e-5)
-
-
-def _find_head(module: nn.Module, name: str, num_classes: int) -> nn.Linear:
-    """The linear layer of that name with K outputs."""
-    modules = dict(module.named_modules())
-    linear = {key: one for key, one in modules.items() if isinstance(one, nn.Linear)}
-    if name not in linear:
-        found = f"a {type(modules[name]).__name__}" if name in modules else "nothing"
-        raise ValueError(
-            f"expected a linear layer called {name!r}, got {found}; "
-            f"the module's linear layers are {', '.join(linear) or 'none'}"
-        )
-    if "weight" not in dict(linear[name].named_parameters(recurse=False)):
-        raise ValueError(
-            f"the head {name!r} makes its weight of other parameters (weight norm or the like), and measures and "
-            f"interventions work on the weight itself; use a plain linear layer"
-        )
-    if linear[name].out_features != num_classes:
-        raise ValueError(
-            f"the head {name!r} has {linear[name].out_features} outputs, but the task has {num_classes} classes; "
-            f"give the factory the right number through `arguments`"
-        )
-    return linear[name]
-
-
-def _check_parameters(module: nn.Module) -> None:
-    """Refuse parameters that a run would not treat as the module does."""
-    for name, parameter in module.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(f"parameter {name!r} has no shape yet; give the sizes of lazy layers in the factory")
-        if not parameter.requires_grad:
-            raise ValueError(
-                f"parameter {name!r} is frozen, and a run trains every parameter; make it a buffer "
-                f"(register_buffer), which is the same for all replicas"
-            )
-
-
-def _refuse_dropout(module: nn.Module) -> None:
-    """Dropped units would make a run depend on more than its seeds."""
-    for name, one in module.named_modules():
-        if isinstance(one, nn.modules.dropout._DropoutNd) and one.p > 0:
-            raise ValueError(f"{name!r} drops units with p={one.p}; runs must follow from their seeds alone: set p=0")
-
-
-def _first_sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0][:200]

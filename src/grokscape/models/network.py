@@ -74,6 +74,16 @@ class Network(ABC):
             dtype: of the result. Numbers are drawn in float64 and cast, so float32 and float64 agree up to rounding.
         """
 
+    def initial(
+        self, generator: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What `init` gives, and what this replica has at its start in place of what `prepare` gives to all; by name.
+
+        Args:
+            generator, dtype: as those of `init`.
+        """
+        return self.init(generator, dtype), {}
+
     @abstractmethod
     def features(
         self, parameters: dict[str, Tensor], inputs: Tensor, perturbations: Perturbations = UNPERTURBED

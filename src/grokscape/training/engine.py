@@ -94,11 +94,15 @@ class Engine:
 
     def _initial_state(self) -> State:
         plan, count = self.plan, len(self.plan.replicas)
-        rows = {
-            seed: self.layout.flatten(self.network.init(torch.Generator().manual_seed(seed), self.dtype))
-            for seed in {r.init_seed for r in plan.replicas}
-        }
-        flat = torch.stack([rows[r.init_seed] for r in plan.replicas]).to(self.device)
+        seeds = [r.init_seed for r in plan.replicas]
+        made = {seed: self.network.initial(torch.Generator().manual_seed(seed), self.dtype) for seed in set(seeds)}
+        rows = {seed: self.layout.flatten(parameters) for seed, (parameters, _) in made.items()}
+        flat = torch.stack([rows[seed] for seed in seeds]).to(self.device)
+        buffers = self.network.prepare(count, self.device, self.dtype)
+        for row, seed in enumerate(seeds):
+            for name, value in made[seed][1].items():
+                if name in buffers and buffers[name].shape[1:] == value.shape:  # else made at its first forward pass
+                    buffers[name][row] = value
 
         def full(value: float | bool, dtype: torch.dtype, *shape: int) -> Tensor:
             """One value for every replica."""
@@ -114,7 +118,7 @@ class Engine:
             streak=full(0, torch.int64),
             accuracies=full(0.0, self.dtype, 2),
             moving=full(False, torch.bool),
-            buffers=self.network.prepare(count, self.device, self.dtype),
+            buffers=buffers,
         )
 
     def _replicas_at_once(self) -> int:
