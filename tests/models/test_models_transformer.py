@@ -146,9 +146,10 @@ def test_bfloat16_products_stay_near(length):
 
 
 @pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated")  # the compiler's own doing
-@pytest.mark.parametrize("length", [2, 9])
-def test_the_compiler_sees_all_of_it(length):
-    network = Transformer(width=16).build(InputSpec("tokens", (length,), vocabulary=VOCABULARY), CLASSES)
+@pytest.mark.parametrize(("length", "norm"), [(2, "pre"), (2, "post"), (9, "pre")])
+def test_the_compiler_sees_all_of_it(length, norm):
+    spec = InputSpec("tokens", (length,), vocabulary=VOCABULARY)
+    network = Transformer(width=16, norm=norm).build(spec, CLASSES)
     one = network.init(torch.Generator().manual_seed(0), torch.float64)
     stacked = {name: value.unsqueeze(0).requires_grad_() for name, value in one.items()}
     tokens = torch.randint(VOCABULARY, (1, 20, length), generator=torch.Generator().manual_seed(1))

@@ -1,5 +1,6 @@
 """The engine: replicas are independent, a batch equals each alone, interventions act, divergence is contained."""
 
+import functools
 import math
 from dataclasses import replace
 
@@ -347,6 +348,26 @@ def test_a_compiled_network_trains_as_the_plain_one_does(model):
         trained(plan_of(arms, model=model, batch_size=9, compile=compile), 20).state.flat for compile in (False, True)
     )
     torch.testing.assert_close(compiled, plain, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_compiled_is_the_training_step_and_no_study_in_a_process_is_left_out(monkeypatch):
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(graph)
+        return graph
+
+    monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    widths = range(3, 13)
+    for width in widths:
+        engine = Engine(plan_of({"a": ()}, model=QuadraticMLP(width=width), batch_size=9, compile=True))
+        with torch.no_grad():
+            for step in range(2):
+                engine.measure(step)
+                engine.step(step)
+    assert len(seen) == len(widths)
 
 
 def test_training_replica_by_replica_gives_the_same_as_all_at_once(monkeypatch):

@@ -86,4 +86,5 @@ def relu_layers(inputs: Tensor, up: Tensor, down: Tensor, plus: Tensor) -> Tenso
     """Inputs (R, M, i), up (R, h, i), down (R, o, h) → relu(inputs · upᵀ) · downᵀ on top of `plus` (R, M, o)."""
     if torch.is_autocast_enabled(inputs.device.type):
         return linear(linear(inputs, up).relu(), down, plus=plus)
+    plus = plus.view_as(plus) if plus is inputs else plus  # the compiler takes no tensor twice
     return _ReluLayers.apply(inputs, up, down, plus)

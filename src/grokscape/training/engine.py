@@ -87,7 +87,8 @@ class Engine:
         self._orthogonal = torch.tensor([[o.orthogonal_gradient] for o in optimizers], device=self.device)
         self._radius = torch.tensor([[o.sam_radius] for o in optimizers], dtype=self.dtype, device=self.device)
         self._any_orthogonal, self._any_sam = bool(self._orthogonal.any()), bool((self._radius > 0).any())
-        self._features = torch.compile(self.network.features) if plan.compile else self.network.features
+        features = self.network.features
+        self._trained_features = torch.compile(features, dynamic=False) if plan.compile else features
         self._measures = {
             side: measures_of(plan.evaluation.measures, side) for side in ("train", "test", "cross", "params")
         }
@@ -134,6 +135,12 @@ class Engine:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
+    def _compiling(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, every shape gets code of its own, whichever came before; by default only the first few do."""
+        if not self.plan.compile:
+            return contextlib.nullcontext()
+        return torch._dynamo.config.patch(recompile_limit=2**16, accumulated_recompile_limit=2**16)
+
     def _head(self, parameters: dict[str, Tensor], features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         weight_name, bias_name = self.network.head
         weight, bias = parameters[weight_name], None if bias_name is None else parameters[bias_name]
@@ -156,8 +163,11 @@ class Engine:
             if changes:  # compiled code cannot be differentiated twice
                 with DifferentiableNorms():
                     features = self.network.features(parameters, inputs, changes)
-            else:
-                features = self._features(parameters, inputs)
+            elif torch.is_grad_enabled():
+                with self._compiling():
+                    features = self._trained_features(parameters, inputs)
+            else:  # other numbers of samples than in training, and of replicas: code for each of them
+                features = self.network.features(parameters, inputs)
         features = self.levers.features(features.to(self.dtype), step, rows)
         logits, weight, bias = self._head(parameters, features)
         return Snapshot(features, logits, labels, weight, bias, parameters)
