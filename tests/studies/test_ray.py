@@ -141,5 +141,8 @@ def test_a_cluster_that_does_not_let_us_in_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "init", init, raising=False)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setenv("RAY_ADDRESS", "far:6379")
+    folder = RunFolder.create(tmp_path / "run", SPEC.model_dump(mode="json"))
     with pytest.raises(ValueError, match=r"lets us in \(RAY_ADDRESS is far:6379\): no authentication token was found"):
-        launch(SPEC, RunFolder.create(tmp_path / "run", SPEC.model_dump(mode="json")), "ray")
+        launch(SPEC, folder, "ray", workers=3)
+    known = folder.status
+    assert (known["launcher"], known["workers"], known["state"]) == ("ray", 3, "interrupted"), "resumed as it was begun"

@@ -226,8 +226,11 @@ def launch(
         raise RunFolderError(f"{folder.path} was begun in one process; go on with it there: --launcher inline")
     about = {**(about or {}), "launcher": launcher if isinstance(launcher, str) else type(launcher).__name__.lower()}
     about["device"] = device  # not one of several that a worker was given
-    with _opened(launcher, Order(device, checkpoint_seconds, workers)) as opened, folder.claim():
-        _Sharded(spec, folder, opened, about, progress).execute()
+    with folder.claim():
+        known = {"step": 0, "steps": spec.steps, "seconds": 0.0, **folder.status, "state": "interrupted", **about}
+        folder.write_status(**known | ({"workers": workers} if workers else {}))  # to be resumed as begun if this fails
+        with _opened(launcher, Order(device, checkpoint_seconds, workers)) as opened:
+            _Sharded(spec, folder, opened, about, progress).execute()
 
 
 class _Sharded:
@@ -244,7 +247,7 @@ class _Sharded:
         self._spec, self._folder, self._launcher, self._progress = spec, folder, launcher, progress
         before = folder.status
         self._about, self._seconds_before = about, before.get("seconds", 0.0)
-        folder.write_status(**{"step": 0, "steps": spec.steps, "seconds": 0.0, **before, "state": "running"} | about)
+        folder.write_status(**before | {"state": "running"})
         self._shards = parts.shards_of(folder, spec, launcher.workers)
         self._workers = min(launcher.workers, len(self._shards))
         self._stop_file = parts.place_of(folder) / parts.STOP
