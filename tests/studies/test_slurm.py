@@ -45,6 +45,13 @@ def jobs(cluster):
     return {job.name: job.read_text().split("|")[0] for job in (cluster / "jobs").iterdir()}
 
 
+def end(cluster, number, state="COMPLETED"):
+    """Let a job that waits be over."""
+    job = cluster / "jobs" / number
+    (cluster / "ended").write_text(f"{state}|{job.read_text().split('|')[1]}")
+    os.replace(cluster / "ended", job)
+
+
 def in_a_thread(launcher, shard):
     """Train a shard in a thread; returns the thread and a list that gets what is raised."""
     raised = []
@@ -67,16 +74,16 @@ def wait_until(condition, seconds=60):
         time.sleep(0.02)
 
 
-def test_jobs_give_the_same_run_and_leave_plain_files(cluster, folder, tmp_path):
+def test_a_job_gives_the_same_run_and_leaves_plain_files(cluster, folder, tmp_path):
     whole = RunFolder.create(tmp_path / "whole", SPEC.model_dump(mode="json"))
     train(SPEC, whole)
-    launch(SPEC, folder, "slurm", workers=2)
+    launch(SPEC, folder, "slurm", workers=1)
     ours, theirs = folder.trajectory(), whole.trajectory()
     assert folder.status["state"] == "finished"
     assert ours.select(KEYS).equals(theirs.select(KEYS))
     for name in set(ours.columns) - set(KEYS):
         assert ((ours[name] - theirs[name]).abs().max() or 0) < 1e-9, name
-    assert jobs(cluster) == {"1": "COMPLETED", "2": "COMPLETED"}
+    assert jobs(cluster) == {"1": "COMPLETED"}
     kinds = {path.suffix for path in folder.path.rglob("*") if path.is_file() and path.name != ".lock"} - {""}
     assert kinds == {".json", ".parquet", ".safetensors", ".txt"}
 
@@ -100,13 +107,28 @@ def test_a_refusal_is_told_in_the_words_of_sbatch(cluster, folder):
         launch(SPEC, folder, "slurm", workers=1)
 
 
-def test_a_refusal_after_others_were_taken_is_tried_again(cluster, shard):
+@pytest.mark.filterwarnings("ignore:jobs wait", "ignore:Slurm takes no more")
+def test_where_slurm_takes_no_more_jobs_one_that_it_took_is_waited_for(cluster, folder):
     launcher = Slurm(Order())
-    (cluster / "fate").write_text("COMPLETED")
-    launcher(shard)
+    first, second = (each.folder.path for each in shards_of(folder, SPEC, 2))
+    (cluster / "full").touch()
+    thread, _ = in_a_thread(launcher, first)
+    wait_until(lambda: jobs(cluster) == {"1": "PENDING"})
+    (cluster / "refusal").write_text("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+    other, raised = in_a_thread(launcher, second)
+    time.sleep(1.0)
+    assert other.is_alive()
+    (cluster / "refusal").unlink()
+    wait_until(lambda: jobs(cluster) == {"1": "PENDING", "2": "PENDING"})
+    end(cluster, "1")
+    end(cluster, "2")
+    for each in (thread, other):
+        each.join(60)
+        assert not each.is_alive()
+    assert not raised
     (cluster / "refusal").write_text("sbatch: error: QOSMaxSubmitJobPerUserLimit")
     with pytest.raises(RuntimeError, match="QOSMaxSubmit"):
-        launcher(shard)
+        launcher(second)
 
 
 def test_a_job_that_was_killed_is_noticed_without_accounting(cluster, shard):
@@ -136,9 +158,7 @@ def test_a_job_that_a_killed_launcher_left_in_the_queue_is_waited_for(cluster, s
     second, _ = in_a_thread(Slurm(Order()), shard)
     time.sleep(1.0)
     assert second.is_alive()
-    (cluster / "scancel").chmod(0o755)
-    name = (cluster / "jobs" / "1").read_text().split("|")[1]
-    (cluster / "jobs" / "1").write_text(f"COMPLETED|{name}")
+    end(cluster, "1")
     for thread in (first, second):
         thread.join(60)
         assert not thread.is_alive()
@@ -153,8 +173,7 @@ def test_a_job_goes_on_while_the_controller_is_away(cluster, shard):
     (cluster / "away").touch()
     time.sleep(1.0)
     assert thread.is_alive()
-    name = (cluster / "jobs" / "1").read_text().split("|")[1]
-    (cluster / "jobs" / "1").write_text(f"FAILED|{name}")
+    end(cluster, "1", "FAILED")
     (cluster / "away").unlink()
     thread.join(60)
     assert "state FAILED" in str(raised)

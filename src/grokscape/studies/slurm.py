@@ -21,6 +21,7 @@ from typing import NamedTuple
 from grokscape.studies.shards import STOP, Order, last_words
 
 _JOBS = 64
+_PREFIX = "grokscape-"
 _ASK_SECONDS = 10.0
 _TRAIN = (
     "import sys; from grokscape.studies.shards import train_shard; "
@@ -58,7 +59,7 @@ class Slurm:
     def __call__(self, shard: Path) -> None:
         """Train it in a job, or wait for the one that is in the queue already; return when it has left the queue."""
         digest = hashlib.sha256(str(shard.resolve()).encode()).hexdigest()
-        name = f"grokscape-{shard.name}-{digest[:8]}"
+        name = f"{_PREFIX}{shard.name}-{digest[:8]}"
         queued = [job.number for job in self._jobs(self._began) if job.name == name]
         number = queued[0] if queued else self._submit(shard, name)
         self._wait(number, shard.parent / STOP)
@@ -68,26 +69,39 @@ class Slurm:
             raise RuntimeError(f"Slurm job {number} ended, state {state}; last words: {last_words(shard)}")
 
     def _submit(self, shard: Path, name: str) -> str:
-        order, path = self._order, str(shard.resolve())
+        """Start a job; where Slurm takes no more for now, wait for one that it took to end."""
+        path = str(shard.resolve())
+        log = path.replace("%", "%%") + "/log.txt"
+        options = ["--parsable", f"--job-name={name}", f"--output={log}", "--open-mode=append"]
+        while True:
+            done = _slurm("sbatch", *options, script=self._script(path))
+            number = re.search(r"^(\d+)(;.*)?$\s*\Z", done.stdout, re.MULTILINE)
+            if done.returncode == 0 and number is not None:
+                self._accepted = True
+                return number[1]
+            if not self._accepted:
+                raise ValueError(
+                    f"Slurm took no job ({_said(done)}); partition, account, time and memory are what "
+                    f"SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, SBATCH_MEM_PER_NODE say, or your cluster's own"
+                )
+            self._tell(f"Slurm takes no more jobs for now ({_said(done)})")
+            stopping, now = _appears(shard.parent / STOP, _ASK_SECONDS), time.monotonic()
+            if stopping or not any(job.name.startswith(_PREFIX) for job in self._jobs(now - _ASK_SECONDS / 2)):
+                raise RuntimeError(_said(done))
+
+    def _script(self, path: str) -> str:
+        order = self._order
         command = [sys.executable, "-c", _TRAIN, path, order.device, str(order.checkpoint_seconds)]
         lines = ["#!/bin/bash", "#SBATCH --cpus-per-task=1"]  # which sbatch's variables override, unlike its options
         if order.device.startswith("cuda"):
             lines.append("#SBATCH --gres=gpu:1")
         lines += ["export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1", f"exec {shlex.join(command)}"]  # exec: signals reach it
-        log = str(Path(path) / "log.txt").replace("%", "%%")
-        options = ["--parsable", f"--job-name={name}", f"--output={log}", "--open-mode=append"]
-        done = _slurm("sbatch", *options, script="\n".join(lines) + "\n")
-        number = re.search(r"^(\d+)(;.*)?$\s*\Z", done.stdout, re.MULTILINE)
-        if done.returncode or number is None:
-            if self._accepted:  # a limit of jobs is reached, or Slurm is away for a moment
-                time.sleep(_ASK_SECONDS)
-                raise RuntimeError(_said(done))
-            raise ValueError(
-                f"Slurm took no job ({_said(done)}); partition, account, time and memory are what "
-                f"SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT and SBATCH_MEM_PER_NODE say, or your cluster's own"
-            )
-        self._accepted = True
-        return number[1]
+        return "\n".join(lines) + "\n"
+
+    def _tell(self, news: str) -> None:
+        if news not in self._told:
+            self._told.add(news)
+            warnings.warn(news, stacklevel=2)
 
     def _wait(self, number: str, stop: Path) -> None:
         """Return when the job has left the queue; one that is not running when all are to stop is taken out of it."""
@@ -105,9 +119,8 @@ class Slurm:
                 return
             if stopping and job.state not in ("RUNNING", "COMPLETING"):
                 _slurm("scancel", number)
-            elif job.state == "PENDING" and job.reason not in self._told:
-                self._told.add(job.reason)
-                warnings.warn(f"jobs wait in Slurm's queue ({job.reason}); `squeue --me` lists them", stacklevel=2)
+            elif job.state == "PENDING":
+                self._tell(f"jobs wait in Slurm's queue ({job.reason}); `squeue --me` lists them")
 
     def _jobs(self, since: float) -> list[_Job]:
         """The user's jobs in the queue at a moment after `since`; asked for once for all shards."""
