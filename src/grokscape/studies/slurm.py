@@ -81,8 +81,8 @@ class Slurm:
                 return number[1]
             if not self._accepted:
                 raise ValueError(
-                    f"Slurm took no job ({_said(done)}); partition, account, time and memory are what "
-                    f"SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, SBATCH_MEM_PER_NODE say, or your cluster's own"
+                    f"Slurm took no job ({_said(done)}); what it is asked for stands in SBATCH_PARTITION, "
+                    f"SBATCH_ACCOUNT, SBATCH_TIMELIMIT, SBATCH_MEM_PER_NODE and SBATCH_GRES, or is your cluster's own"
                 )
             self._tell(f"Slurm takes no more jobs for now ({_said(done)})")
             stopping, now = _appears(shard.parent / STOP, _ASK_SECONDS), time.monotonic()
