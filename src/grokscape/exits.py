@@ -16,6 +16,8 @@ from pydantic import ValidationError
 
 from grokscape.store import RunFolder, RunFolderError
 
+_TOLD = RunFolderError, ValueError, OSError, ImportError  # their messages say what to do, and where does not matter
+
 
 @contextmanager
 def stoppable(folder: Path) -> Iterator[None]:
@@ -62,6 +64,6 @@ def explain(error: Exception) -> int:
     full = isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
     if full:
         print("Memory is full: take fewer --seeds, or a smaller batch_size or evaluation.max_samples", file=sys.stderr)
-    if os.environ.get("GROKSCAPE_DEBUG") or not (full or isinstance(error, RunFolderError | ValueError | OSError)):
+    if os.environ.get("GROKSCAPE_DEBUG") or not (full or isinstance(error, _TOLD)):
         traceback.print_exception(error)
     return 1

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import re
 import shlex
+import sys
 import warnings
 
 import pytest
@@ -313,6 +315,19 @@ def test_a_study_too_large_for_memory_says_what_to_make_smaller(grokscape, finis
     assert outcome.code == 1
     assert outcome.err.startswith(f"grokscape: {str(error) or 'MemoryError'}\nMemory is full: take fewer --seeds")
     assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(("package", "changes"), [
+    ("transformers", {"testbed": {"kind": "digits", "inputs": "image"}, "model": {"kind": "vit", "patch": 4}}),
+    ("datasets", {"testbed": {"kind": "images", "source": "uoft-cs/cifar10"}, "model": {"kind": "small_cnn"}}),
+])
+def test_a_package_that_is_not_there_is_named_with_how_to_install_it(grokscape, tmp_path, study_file, monkeypatch,
+                                                                     package, changes):
+    monkeypatch.setitem(sys.modules, package, None)
+    outcome = grokscape("run", study_file(**changes), "--out", tmp_path / "run")
+    assert outcome.code == 1
+    assert re.fullmatch(rf"grokscape: .* need.*{package}.*: pip install 'grokscape\[hf\]'\n", outcome.err), outcome.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_debugging_shows_where_a_message_came_from(grokscape, monkeypatch):

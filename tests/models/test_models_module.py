@@ -118,6 +118,11 @@ def untracked():
     return plain
 
 
+class Functional(Plain):
+    def forward(self, x):
+        return nn.functional.linear(self.body(x), self.fc.weight, self.fc.bias)
+
+
 class Softmax(Plain):
     def forward(self, x):
         return super().forward(x).softmax(-1)
@@ -279,6 +284,7 @@ def test_a_specification_finds_its_factory_again():
         (ModuleModel(factory=weight_normed, head="fc"), "the head 'fc' makes its weight of other parameters"),
         (ModuleModel(factory=Centred, head="fc"), "in eval mode to depend on that sample alone, .*; use another norm"),
         (ModuleModel(factory=untracked, head="fc"), r"give BatchNorm its running statistics \(track_run"),
+        (ModuleModel(factory=Functional, head="fc"), r"call its head 'fc', but it never did; call the layer itself"),
         (ModuleModel(factory=Softmax, head="fc"), "without a softmax"),
         (ModuleModel(factory=Pooled, head="fc"), r"to be \(N, d\) = .*, got \(\d+, 4, 16\); pool or pick a position"),
         (ModuleModel(factory="no.such:thing", head="fc"), "cannot import the model factory 'no.such:thing'"),

@@ -222,7 +222,10 @@ class ModuleNetwork(Network):
             for handle in handles:
                 handle.remove()
         if not seen:
-            raise ValueError("expected the module's forward pass to call its head, but it never did")
+            raise ValueError(
+                f"expected the module's forward pass to call its head {self.head_layer!r}, but it never did; call the "
+                f"layer itself, self.{self.head_layer}(features), not a function with its weight"
+            )
         return seen[-1], answer
 
     def _as_made(self, inputs: Tensor, training: bool = True) -> Tensor:
