@@ -1,7 +1,7 @@
 """Data sets of the Hugging Face hub or of a local folder, read by `datasets`.
 
-A local folder may hold images in one folder per class (under `train/` and `test/`, or `validation/`), CSV, JSON lines
-or Parquet files; which split a file belongs to follows from its name. `datasets` is an optional dependency.
+A local folder may hold images in one folder per class (under `train/` and `test/`, or `validation/`), or CSV, JSON
+lines or Parquet files; which split a file belongs to follows from its name. `datasets` is an optional dependency.
 """
 
 import os
@@ -66,22 +66,70 @@ def load_tables(source: str, config: str | None = None) -> tuple[Any, Any]:
 
 
 def _from_folder(datasets: Any, folder: Path) -> Any:
+    partly: dict[str, list[str]] = {}
     progress = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         for kind, suffix in (("parquet", ".parquet"), ("csv", ".csv"), ("json", ".jsonl")):
-            files = sorted(folder.rglob(f"*{suffix}"))
-            if files:
-                return datasets.load_dataset(kind, data_files=_by_split(folder, files))
-        if any((folder / name).is_dir() for name in ("train", *_HELD_OUT)):
-            return datasets.load_dataset("imagefolder", data_dir=str(folder))
+            splits = _by_split(folder, sorted(folder.rglob(f"*{suffix}")))
+            if "train" in splits and len(splits) > 1:  # else files that happen to lie there
+                exact = {"keep_default_na": False} if kind == "csv" else {}  # "null" is a word, too
+                return datasets.load_dataset(kind, data_files=splits, **exact)
+            partly |= splits
     finally:
         if progress:
             datasets.enable_progress_bars()
+    if pictures := _pictures(folder):
+        return _tables_of(datasets, folder, pictures)
+    if partly:
+        return partly
     raise ValueError(
         f"{folder} holds no data that is understood here: expected folders train/ and test/ with one folder of images "
         f"per class, or CSV, JSON lines or Parquet files with train and test in their names"
     )
+
+
+def _pictures(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """Split → class → images, of folders train/CLASS/ and the like, as deep as they lie; hidden files are left out."""
+    from PIL import Image
+
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+    def wanted(file: Path) -> bool:
+        """Whether it is an image, and not hidden."""
+        return file.suffix.lower() in endings and not any(p.startswith(".") for p in file.relative_to(folder).parts)
+
+    found: dict[str, dict[str, list[Path]]] = {}
+    for split in [name for name in ("train", *_HELD_OUT) if (folder / name).is_dir()]:
+        for place in sorted((folder / split).iterdir()):
+            if place.is_dir():
+                files = [Path(parent) / name for parent, _, names in os.walk(place) for name in names]
+                if images := sorted(filter(wanted, files)):
+                    found.setdefault(split, {})[place.name] = images
+            elif wanted(place):
+                raise ValueError(f"{place} is an image beside the folders of classes; put it into the one of its class")
+    return found
+
+
+def _tables_of(datasets: Any, folder: Path, pictures: dict[str, dict[str, list[Path]]]) -> Any:
+    """Tables with columns image and label; classes are those of the training set, in alphabetical order."""
+    if "train" not in pictures:
+        return pictures
+    classes = sorted(pictures["train"])
+    if len(classes) == 1:
+        raise ValueError(f"expected folders of two or more classes in {folder / 'train'}, got {classes[0]} alone")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
+    tables = {}
+    for split, by_class in pictures.items():
+        if unknown := sorted(set(by_class) - set(classes)):
+            raise ValueError(
+                f"expected folders of {folder / split} to be classes of {folder / 'train'} ({', '.join(classes)}), "
+                f"got {', '.join(unknown)} too; rename them, or leave them out"
+            )
+        rows = [(str(file), classes.index(name)) for name, files in by_class.items() for file in files]
+        columns = {"image": [file for file, _ in rows], "label": [label for _, label in rows]}
+        tables[split] = datasets.Dataset.from_dict(columns, features=features)
+    return tables
 
 
 def _by_split(folder: Path, files: list[Path]) -> dict[str, list[str]]:

@@ -65,13 +65,16 @@ def _tables(
     source: str, config: str | None, pixels: int, image_column: str | None, label_column: str | None
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], int]:
     """Images (N, C, H, W) uint8 and labels of both splits, and the number of classes."""
-    read, names = [], None
+    read, names, grey = [], None, True
     for table in load_tables(source, config):
         image = column_of(table, image_column, ("image", "img", "images"), "images")
-        table = _with_pictures(table, image)
         label = column_of(table, label_column, ("label", "fine_label", "labels"), "labels")
         names = getattr(table.features[label], "names", None) or names
-        read.append((_pixels(table, image, pixels), labels_of(table, label)))
+        images, all_grey = _pixels(_with_pictures(table, image), image, pixels)
+        read.append((images, labels_of(table, label)))
+        grey = grey and all_grey
+    if grey:
+        read = [(images[:, :1].clone(), labels) for images, labels in read]
     num_classes = len(names) if names else int(max(labels.max() for _, labels in read)) + 1
     return read[0], read[1], num_classes
 
@@ -83,23 +86,38 @@ def _with_pictures(table: Any, column: str) -> Any:
     return table if isinstance(table.features[column], Image) else table.cast_column(column, Image())
 
 
-def _pixels(table: Any, column: str, pixels: int) -> Tensor:
-    """All images of a column at one size."""
-    first = _fitted(table[0][column], pixels)
-    images = torch.empty((len(table), *first.shape), dtype=torch.uint8)
-    for index, row in enumerate(table):
-        images[index] = _fitted(row[column], pixels, grey=first.shape[0] == 1)
-    return images
+def _pixels(table: Any, column: str, pixels: int) -> tuple[Tensor, bool]:
+    """All images of a column at one size (N, 3, pixels, pixels), and whether all of them are grey."""
+    images, grey = torch.empty((len(table), 3, pixels, pixels), dtype=torch.uint8), True
+    for index in range(len(table)):
+        try:
+            picture = _in_bytes(table[index][column])
+        except Exception as error:  # whatever the format's own reader says
+            stored = table.cast_column(column, type(table.features[column])(decode=False))[index][column]
+            name = (stored or {}).get("path") or f"number {index}"
+            raise ValueError(f"image {name} cannot be used ({error}); restore it, or take it out") from None
+        grey = grey and picture.mode == "L"
+        images[index] = _fitted(picture, pixels)
+    return images, grey
 
 
-def _fitted(image: Any, pixels: int, grey: bool | None = None) -> Tensor:
-    """A PIL image as (C, pixels, pixels) bytes, scaled by its shorter side and cut in the middle."""
-    grey = image.mode in ("L", "1") if grey is None else grey
-    image = image.convert("L" if grey else "RGB")
+def _in_bytes(image: Any) -> Any:
+    """A PIL image with 8 bits a channel, grey (L) or coloured (RGB)."""
+    if image.mode.startswith("I;16"):
+        from PIL import Image
+
+        return Image.fromarray((np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"expected 8 or 16 bits a channel, got mode {image.mode}, whose range is not known")
+    return image.convert("L" if image.mode in ("L", "1") else "RGB")
+
+
+def _fitted(image: Any, pixels: int) -> Tensor:
+    """An image as (3, pixels, pixels) bytes, or (1, …), scaled by its shorter side and cut in the middle."""
     scale = pixels / min(image.size)
     if scale != 1:
         image = image.resize([max(pixels, round(side * scale)) for side in image.size])
     left, top = (image.width - pixels) // 2, (image.height - pixels) // 2
     image = image.crop((left, top, left + pixels, top + pixels))
     array = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return array[None] if grey else array.permute(2, 0, 1)
+    return array[None] if image.mode == "L" else array.permute(2, 0, 1)

@@ -64,7 +64,8 @@ def _encoded(
     """Tokens (N, L) and labels of both splits, and what one input looks like."""
     texts, labels = [], []
     for table in load_tables(source, config):
-        texts.append([str(text) for text in table[column_of(table, text_column, ("text", "sentence"), "texts")]])
+        column = table[column_of(table, text_column, ("text", "sentence"), "texts")]
+        texts.append(["" if text is None else str(text) for text in column])
         labels.append(labels_of(table, column_of(table, label_column, ("label", "labels"), "labels")))
     if tokenizer is None:
         words = vocabulary_of(texts[0], vocabulary)
