@@ -11,6 +11,7 @@ from torch import Tensor
 from grokscape.measures import Snapshot, evaluate, layers_of
 from grokscape.measures.snapshot import Quantities, with_float64
 from grokscape.models.linear import linear
+from grokscape.models.network import SpecifiedNetwork
 from grokscape.perturbations import UNPERTURBED, DifferentiableNorms, Perturbations
 from grokscape.training.batches import Batches
 from grokscape.training.columns import measures_of
@@ -136,8 +137,11 @@ class Engine:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def _compiling(self) -> contextlib.AbstractContextManager[Any]:
-        """Inside, every shape gets code of its own, whichever came before; by default only the first few do."""
-        if not self.plan.compile:
+        """Inside, every shape gets code of its own, whichever came before; by default only the first few do.
+
+        Not so for people's modules, where the compiler may find something new at every call, and then had better stop.
+        """
+        if not (self.plan.compile and isinstance(self.network, SpecifiedNetwork)):
             return contextlib.nullcontext()
         return torch._dynamo.config.patch(recompile_limit=2**16, accumulated_recompile_limit=2**16)
 
