@@ -168,9 +168,12 @@ def test_settings_that_cannot_work_are_not_tried_again(tmp_path):
 
 
 def test_stopping_stops_all_shards_and_going_on_finishes_them(tmp_path, whole, monkeypatch):
+    both = threading.Barrier(2)
+
     def interrupt(shard, call):
         count = iter(range(100))
         train_shard(str(shard), stop=lambda: next(count) == 9)
+        both.wait(60)
         if shard.name == "seeds-00000-00002":
             os.kill(os.getpid(), signal.SIGINT)
         while not (shard.parent / STOP).exists():
