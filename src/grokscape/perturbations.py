@@ -258,8 +258,6 @@ def curvatures(loss: Tensor, perturbations: Perturbations, *, differentiable: bo
         perturbations: of its layers.
         differentiable: whether the results have a graph of their own.
     """
-    if not perturbations:
-        return {}
     with torch.enable_grad():
         sizes = [perturbation.size for perturbation in perturbations.values()]
         slopes = torch.autograd.grad(loss.sum(), sizes, create_graph=True)

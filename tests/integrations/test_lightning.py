@@ -193,3 +193,5 @@ def test_manual_optimisation_says_what_to_use(data):
 def test_a_clamp_that_needs_a_study():
     with pytest.raises(ValueError, match="give absolute levels here"):
         InterventionCallback([gs.Clamp("cdnv", at_least=2.0, relative_to="memorisation")])
+    with pytest.raises(ValueError, match="Rescale changes the initial weights, which a study makes; leave it out"):
+        InterventionCallback([gs.interventions.Rescale(factor=2.0)])

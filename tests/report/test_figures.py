@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -12,7 +13,7 @@ from matplotlib.image import imread
 from grokscape.report import FigureError, figure, write_figures
 from grokscape.report.delays import survival_plate
 from grokscape.report.drawing import draw, write_plate
-from grokscape.report.onsets import Outcomes, hero
+from grokscape.report.onsets import Outcomes, hero, key_arms
 from grokscape.report.paper import RECIPES
 from grokscape.report.plate import Axis, Band, Line, Missing, Panel, Plate, Points, Rule
 from grokscape.report.run import read_run
@@ -153,6 +154,30 @@ def test_figures_of_the_paper_are_made_from_our_runs(finished: RunFolder, name: 
     assert "baseline" in arms
     assert ("kappa30" in arms) == (name in ("fig4", "fig11"))
     assert ("cdnv16" in arms) == (name in ("fig2", "fig5"))
+
+
+def test_representativeness_is_drawn_beside_the_accuracies(finished: RunFolder) -> None:
+    run, column = read_run(finished), "cross/representativeness"
+    with pytest.raises(FigureError, match="Put representativeness among the study's measures"):
+        RECIPES["fig20"].draw(run, "fig20")
+    plate = RECIPES["fig20"].draw(replace(run, frame=run.frame.with_columns(pl.lit(0.5).alias(column)), columns={
+        **run.columns, column: {"measure": "representativeness", "split": "cross", "title": "Representativeness"}}),
+        "fig20")
+    (panel,) = plate.panels
+    (drawn,) = [layer for layer in panel.layers if isinstance(layer, Line) and layer.label == "Representativeness"]
+    assert set(drawn.y) == {0.5}
+
+
+def test_of_many_arms_the_first_figure_shows_those_that_decided() -> None:
+    names = ["baseline", *(f"arm-{k}" for k in range(12))]
+    arms = tuple(SimpleNamespace(name=name, role="manipulation" if k else "baseline") for k, name in enumerate(names))
+    found = {"necessity": [{"data": {"deciding": ["arm-9", "arm-4"]}}],
+             "sufficiency": [{"data": {"promoting": [{"arm": "arm-11"}]}}]}
+    run: Any = SimpleNamespace(arms=arms, of_kind=found.__getitem__)
+    shown = [arm.name for arm in key_arms(run)]
+    assert shown == ["baseline", "arm-0", "arm-1", "arm-2", "arm-3", "arm-4", "arm-9", "arm-11"]
+    run.arms = arms[:8]
+    assert key_arms(run) == arms[:8]
 
 
 def test_a_figure_that_cannot_be_drawn_says_what_is_missing(finished: RunFolder, make_run: Any, tmp_path: Path) -> None:

@@ -137,9 +137,6 @@ class _Cut:
         values = self.tensors.values() if isinstance(self.tensors, dict) else self.tensors
         return max(len(value) for value in values if isinstance(value, Tensor))
 
-    def __len__(self) -> int:
-        return -(-self._length() // self.size)
-
     def __iter__(self) -> Iterator[Any]:
         for start in range(0, self._length(), self.size):
             piece = slice(start, start + self.size)

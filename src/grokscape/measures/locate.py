@@ -147,11 +147,6 @@ class LinearHead:
         """d, the width of what enters the head."""
         return _linear_in(self.module).shape[1]
 
-    @property
-    def num_classes(self) -> int:
-        """K, the number of outputs of the head."""
-        return _linear_in(self.module).shape[0]
-
 
 def _linear_in(module: Any) -> Tensor:
     """The weight (K, d) of a linear layer, or of the one that an adapter wraps."""
