@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from grokscape.interventions import Unplug
+from grokscape.interventions import Promote, Unplug
+from grokscape.measures import Snapshot
 from grokscape.training import SGD, AdamW, optimisers
+from grokscape.training.levers import Levers
 from grokscape.training.optimisers import Layout, Rates, orthogonal_gradient, sam_gradient
 
 SHAPES = {"a": (3, 2), "b": (4,)}
@@ -152,3 +154,15 @@ def test_settings_out_of_range_are_refused():
         SGD(lr=0.1, decay=1)
     with pytest.raises(ValueError, match="nesterov=True needs a momentum above 0, got momentum=0"):
         SGD(lr=0.1, momentum=0, nesterov=True)
+
+
+def test_steps_are_whole_however_late():
+    late = 2**24 + 1  # from here on float32 has no odd numbers
+    arms = [(Promote("loss", strength=1.0, until=late),), (Promote("loss", strength=1.0, start=late),)]
+    (block,) = Levers(arms, torch.zeros(1), most=2).blocks
+    labels = torch.zeros(2, 4, dtype=torch.int64)
+    snapshot = Snapshot(torch.ones(2, 4, 2), torch.ones(2, 4, 2), labels, torch.ones(2, 2, 2))
+    acting = [(block.penalties[0](snapshot, step, None) != 0).tolist() for step in (late - 1, late)]
+    assert acting == [[True, False], [False, True]]
+    rates = Rates([AdamW(lr=1.0)], [Unplug(late, lr=0.5)], 2 * late, torch.zeros(1))
+    assert [rates.at(step)[0].item() for step in (late - 1, late)] == [1.0, 0.5]

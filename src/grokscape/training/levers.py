@@ -71,7 +71,8 @@ class _Schedule:
     def __init__(self, scheduled: Sequence[Any], like: Tensor) -> None:
         self._like = like
         self._start = torch.tensor([s.start for s in scheduled])
-        self._until = torch.tensor([torch.inf if s.until is None else float(s.until) for s in scheduled])
+        until = [torch.inf if s.until is None else float(s.until) for s in scheduled]
+        self._until = torch.tensor(until, dtype=torch.float64)  # float32 has no odd steps from 2^24 on
         self._ramp = torch.tensor([getattr(s, "ramp", 0) for s in scheduled])
         self._settled = int((self._start + self._ramp).max())
         self._ends = bool(self._until.isfinite().any())

@@ -185,7 +185,8 @@ class Rates:
         self._wd = column([o.weight_decay for o in optimizers])
         self._warmup = column([float(max(o.warmup, 1)) for o in optimizers])
         self._cosine = column([float(o.schedule == "cosine") for o in optimizers]) > 0
-        self._unplug = column([math.inf if u is None else u.step for u in unplugs])
+        moments = [2**62 if u is None else u.step for u in unplugs]  # whole: float32 has no odd steps from 2^24 on
+        self._unplug = torch.tensor(moments, device=like.device)[:, None]
         self._kept = column([float(u is None or (u.lr is None and not u.cosine)) for u in unplugs]) > 0
         self._lr_after = column(
             [o.lr if u is None else _scheduled(o, u.step, steps) if u.lr is None else u.lr for o, u in both]
@@ -203,7 +204,8 @@ class Rates:
             return self._lr, self._wd
         before = self._lr * ((step + 1) / self._warmup).clamp(max=1)
         before = torch.where(self._cosine, before * falling(step, self.steps), before)
-        share = ((step - self._unplug) / (self.steps - self._unplug).clamp(min=1)).clamp(0, 1)
+        passed, whole = step - self._unplug, (self.steps - self._unplug).clamp(min=1)
+        share = (passed.to(self._lr) / whole.to(self._lr)).clamp(0, 1)
         after = torch.where(self._cosine_after, self._lr_after * 0.5 * (1 + (math.pi * share).cos()), self._lr_after)
         after = torch.where(self._kept, before, after)
         unplugged = step >= self._unplug
