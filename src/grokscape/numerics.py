@@ -42,6 +42,12 @@ def root(values: Tensor) -> Tensor:
     return values.where(positive, 1).sqrt().where(positive, values)
 
 
+def log(values: Tensor) -> Tensor:
+    """log x with slope 0, not ∞, at and below 0, where it is −∞."""
+    zero = values <= 0  # false for NaN
+    return values.masked_fill(zero, 1).log().masked_fill(zero, -torch.inf)
+
+
 def transforming() -> bool:
     """Whether PyTorch traces or transforms what runs now: derivatives by hand would be in its way."""
     level = torch._C._functorch.maybe_current_level()

@@ -224,6 +224,22 @@ def test_levels_are_medians_over_seeds():
     assert manipulation_finding(record, record.arm("a")).estimates[f"level {CDNV}"]["value"] == pytest.approx(3)
 
 
+@pytest.mark.parametrize(("held", "said"), [
+    (clamp("relative_flatness", 3.0), True), ({"kind": "promote", "measure": "relative_flatness"}, False),
+    (clamp("cdnv", 3.0), False)])
+def test_the_samples_that_carry_a_held_mean_are_counted(held, said):
+    kappa, share = "train/relative_flatness", "train/relative_flatness_participation"
+    base = {kappa: lambda _, step: np.where(step >= 100, 0.5, 2.0),
+            share: lambda _, step: np.where(step > 20, 0.4, 0.92)}
+    own = {kappa: lambda *_: 3.0, share: lambda seed, step: np.where(step >= 100, 0.001 * seed, 0.5)}
+    for columns, known in ((own, True), (own | {share: lambda *_: np.nan}, False)):
+        record = study(held, own=columns, base=base)
+        statement = manipulation_finding(record, record.arm("a")).statement
+        words = "carried by an effective 0.5% of the samples (baseline at memorisation 92.0%)"
+        assert (words in statement) is (said and known)
+        assert ("carried" in statement) is (said and known)
+
+
 def test_a_run_without_an_evaluation_before_the_end_of_an_intervention_keeps_its_place():
     record = study()
     late = record.panel.frame.filter((pl.col("replica") != 3) | (pl.col("step") >= 150))

@@ -230,7 +230,8 @@ def manipulation_finding(record: Record, arm: Arm) -> Finding:
     verdict = "failed" if result.state == "lost memorisation" else \
         result.state if not result.reasons or result.state in ("idle", "not held") else "inconclusive"
     what = "; ".join(f"{record.title(aim.column)}{_goal(aim)} settled at {_number(level['value'])} "
-                     f"(baseline {_number(level['baseline'])})" for aim, level in zip(arm.aims, levels))
+                     f"(baseline {_number(level['baseline'])}){_carried(record, arm, aim)}"
+                     for aim, level in zip(arm.aims, levels))
     outcome = "The arm says nothing: " + ", ".join(result.reasons) if result.reasons else \
         f"memorisation is intact in {round(result.memorised * result.n)} of {counted(result.n, 'seed')}"
     return Finding(
@@ -255,6 +256,19 @@ def _level(record: Record, arm: Arm, aim: Aim) -> dict[str, Any]:
             "at_most": aim.at_most, "until": aim.until, "per_seed": own, "value": middle(own), "baseline": middle(base),
             "at_memorisation": middle(early),
             "unit": str(record.columns.get(aim.column, {}).get("unit", ""))}
+
+
+def _carried(record: Record, arm: Arm, aim: Aim) -> str:
+    """By how many of the samples κ, which is a mean over them, is carried where it is held up; "" if nobody knows."""
+    column = f"{aim.column.rpartition('/')[0]}/relative_flatness_participation"
+    if aim.measure != "relative_flatness" or aim.goal != "block" or column not in record.panel:
+        return ""
+    assert record.baseline is not None
+    own = middle(settled(record, column)[record.panel.rows(arm.name)])
+    base = middle(at_memorisation(record, column)[record.panel.rows(record.baseline.name)])
+    if np.isnan([own, base]).any():
+        return ""
+    return f", carried by an effective {own:.1%} of the samples (baseline at memorisation {base:.1%})"
 
 
 def middle(values: Array) -> float:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from grokscape.measures.softmax import Softmax
-from grokscape.numerics import differentiated, has_float64, select_rows, squared_distances, transforming
+from grokscape.numerics import differentiated, has_float64, log, select_rows, squared_distances, transforming
 
 _AT_ONCE = 2**22
 """Probabilities that are held in float64 at once."""
@@ -52,11 +52,34 @@ def row_variance(softmax: Softmax, weight: Tensor, distances: Tensor | None = No
     return _RowVariance.apply(softmax.logits, weight, *(part.detach() for part in (*parts, distances)))
 
 
+def log_row_variance(softmax: Softmax, weight: Tensor, distances: Tensor | None = None) -> Tensor:
+    """Logarithm of `row_variance`, which does not underflow where a prediction is certain; shape (..., N).
+
+    With o_c = p_c/p_r the odds against the likeliest class r, e^m the largest of them and q_c = o_c e^−m,
+
+        log v = m − 2 log(1 + Σ_{c≠r} o_c) + log(Σ_{c≠r} q_c ‖w_c − w_r‖² + ½ e^m Σ_{c,c'≠r} q_c q_c' ‖w_c − w_c'‖²).
+    """
+    distances = row_distances(weight) if distances is None else distances
+    others = torch.zeros_like(softmax.gaps).scatter(-1, softmax.top[..., None], -torch.inf) + softmax.gaps
+    peak = others.detach().amax(-1, keepdim=True)
+    odds, peak = (others - peak).exp(), peak.squeeze(-1)
+    if distances is None:
+        to_top, among = _distances_of_many(odds, odds.sum(-1), softmax.top, weight)
+    else:
+        to_top, among = _distances_of_few(odds, softmax.top, distances)
+    return peak - 2 * softmax.log_normaliser + log(to_top + peak.exp() * among)
+
+
+def _distances_of_few(rest: Tensor, top: Tensor, distances: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_c a_c ‖w_c − w_r‖² and ½ Σ_{c,c'} a_c a_c' ‖w_c − w_c'‖² for any a (..., N, K) that is 0 at r, the top."""
+    spread = rest @ distances
+    return spread.gather(-1, top[..., None]).squeeze(-1), (rest * spread).sum(-1) / 2
+
+
 def _row_variance_of_few(rest: Tensor, rest_mass: Tensor, top: Tensor, distances: Tensor) -> Tensor:
     """½ Σ_{c,c'} p_c p_c' ‖w_c − w_c'‖² of every sample, from a split softmax and `row_distances`."""
-    spread = rest @ distances
-    to_top = spread.gather(-1, top[..., None]).squeeze(-1)
-    return (1 - rest_mass) * to_top + (rest * spread).sum(-1) / 2
+    to_top, among = _distances_of_few(rest, top, distances)
+    return (1 - rest_mass) * to_top + among
 
 
 def _row_variance_from_logits(logits: Tensor, weight: Tensor) -> Tensor:
@@ -96,32 +119,55 @@ class _RowVariance(torch.autograd.Function):
 
 
 def _row_variance_of_many(softmax: Softmax, weight: Tensor) -> Tensor:
-    """The same without K × K numbers: rows are taken relative to that of the likeliest class.
+    """½ Σ_{c,c'} p_c p_c' ‖w_c − w_c'‖² of every sample, without K × K numbers."""
+    to_top, among = _distances_of_many(softmax.rest, softmax.rest_mass, softmax.top, weight)
+    return (1 - softmax.rest_mass) * to_top + among
+
+
+def _distances_of_many(rest: Tensor, mass: Tensor, top: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_distances_of_few`, without K × K numbers: rows are taken relative to that of the likeliest class.
 
     This cancels where the likeliest rows are close to each other and far from the rest, so it is done in float64; only
     under a gradient, where that would cost a training step too much, in the rows' own dtype.
     """
     classes, width = weight.shape[-2:]
-    lead = softmax.top.shape[:-1]
-    trains = weight.requires_grad or softmax.rest.requires_grad or not has_float64(weight.device)
+    lead = top.shape[:-1]
+    trains = weight.requires_grad or rest.requires_grad or not has_float64(weight.device)
     wide = weight.dtype if trains else torch.float64
     centred = weight.to(wide)
     centred = centred - centred.detach().mean(-2, keepdim=True)
     norms = centred.square().sum(-1)
-    pieces = softmax.rest.split(max(1, _AT_ONCE // classes), -2) if wide != weight.dtype else (softmax.rest,)
+    pieces = rest.split(max(1, _AT_ONCE // classes), -2) if wide != weight.dtype else (rest,)
     means = [(piece.to(wide) @ centred, piece.to(wide) @ norms[..., None]) for piece in pieces]
     mean_row, mean_norm = (torch.cat(parts, -2) for parts in zip(*means, strict=True))
     mean_norm = mean_norm.squeeze(-1)
-    top_row = select_rows(centred.expand(*lead, classes, width), softmax.top)
-    top_norm = norms.expand(*lead, classes).gather(-1, softmax.top)
-    mass = softmax.rest_mass.to(wide)
+    top_row = select_rows(centred.expand(*lead, classes, width), top)
+    top_norm = norms.expand(*lead, classes).gather(-1, top)
+    mass = mass.to(wide)
     to_top = mean_norm + mass * top_norm - 2 * (top_row * mean_row).sum(-1)
-    return ((1 - mass) * to_top + mass * mean_norm - mean_row.square().sum(-1)).to(weight.dtype)
+    among = mass * mean_norm - mean_row.square().sum(-1)
+    return to_top.to(weight.dtype), among.to(weight.dtype)
 
 
 def relative_flatness_from(squared_norms: Tensor, row_variance: Tensor) -> Tensor:
     """Exact κ under cross-entropy from shared quantities: mean_i ‖φ_i‖² tr Cov_{c∼p_i}(w_c), shape (...)."""
     return (squared_norms * row_variance).mean(-1)
+
+
+def relative_flatness_geometric(squared_norms: Tensor, log_row_variance: Tensor) -> Tensor:
+    """exp mean_i log κ_i with κ_i = ‖φ_i‖² tr Cov_{c∼p_i}(w_c), shape (...): κ of a typical sample, at most κ.
+
+    κ is a mean, which a few samples near a decision boundary can carry alone; this falls when most samples turn flat.
+    0, with slope 0, where κ_i is 0 for any sample, as it is without features.
+    """
+    return (log(squared_norms) + log_row_variance).mean(-1).exp()
+
+
+def relative_flatness_participation(squared_norms: Tensor, row_variance: Tensor) -> Tensor:
+    """(Σ_i κ_i)² / (N Σ_i κ_i²), shape (...): the effective share of samples that carry κ, 1/N to 1; NaN if κ = 0."""
+    flatness = squared_norms * row_variance
+    flatness = flatness / flatness.detach().amax(-1, keepdim=True)
+    return flatness.mean(-1).square() / flatness.square().mean(-1)
 
 
 def relative_flatness_bound_from(

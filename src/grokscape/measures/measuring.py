@@ -164,6 +164,7 @@ class _Source:
 _PER_SAMPLE: dict[str, Callable[[Quantities], Tensor]] = {
     "squared_norms": lambda quantities: quantities.squared_norms.double(),
     "row_variance": lambda quantities: quantities.row_variance.double(),
+    "log_row_variance": lambda quantities: quantities.log_row_variance.double(),
     "cross_entropies": lambda quantities: quantities.cross_entropies.double(),
     "impurity": lambda quantities: quantities.softmax.impurity().double(),
     "entropies": lambda quantities: quantities.entropies.double(),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grokscape.measures.checks import check_tensors
 from grokscape.measures.comparison import margins
-from grokscape.measures.flatness import row_distances, row_variance
+from grokscape.measures.flatness import log_row_variance, row_distances, row_variance
 from grokscape.measures.representation import spectrum
 from grokscape.measures.representativeness import smoothing_excess
 from grokscape.measures.softmax import Softmax
@@ -160,6 +160,11 @@ class Quantities:
     def row_variance(self) -> Tensor:
         """tr Cov_{c∼p_i}(w_c), (..., N)."""
         return row_variance(self.softmax, self._snapshot.weight, self.row_distances)
+
+    @cached_property
+    def log_row_variance(self) -> Tensor:
+        """log tr Cov_{c∼p_i}(w_c), (..., N), also where the covariance underflows."""
+        return log_row_variance(self.softmax, self._snapshot.weight, self.row_distances)
 
     @cached_property
     def row_distances(self) -> Tensor | None:

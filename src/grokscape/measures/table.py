@@ -50,6 +50,12 @@ _ROWS = (
     _flatness("relative_flatness_per_loss", flatness.relative_flatness_per_loss,
               "squared_norms row_variance cross_entropies",
               "relative flatness over loss κ/L", "≥ 0", _OURS),
+    _flatness("relative_flatness_geometric", flatness.relative_flatness_geometric, "squared_norms log_row_variance",
+              "relative flatness κ, geometric mean over samples", "0 … κ", _OURS),
+    _flatness("relative_flatness_participation", flatness.relative_flatness_participation,
+              "squared_norms row_variance",
+              "share of the samples that carry κ", "1/N … 1", "Kish 1965 (effective sample size)",
+              direction="neither"),
     _collapse("cdnv", collapse.cdnv, "statistics",
               "class-distance normalised variance", "≥ 0", f"{_GALANTI}; {_PAPER}, Definition 3.1", around=True),
     _collapse("cdnv_sum", collapse.cdnv_sum, "statistics",
@@ -182,9 +188,10 @@ def find_measure(name: str) -> Measure | None:
 
 
 DEFAULT = (
-    "loss", "accuracy", "relative_flatness", "relative_flatness_bound", "relative_flatness_per_loss", "cdnv",
-    "within_variance", "between_distance", "nc1", "nc1_ratio", "rnc1", "nc2_equinorm", "nc2_equiangular", "nc2_etf",
-    "nc3", "nc4", "ildr", "margin", "head_norm", "weight_norm",
+    "loss", "accuracy", "relative_flatness", "relative_flatness_bound", "relative_flatness_per_loss",
+    "relative_flatness_geometric", "relative_flatness_participation", "cdnv", "within_variance", "between_distance",
+    "nc1", "nc1_ratio", "rnc1", "nc2_equinorm", "nc2_equiangular", "nc2_etf", "nc3", "nc4", "ildr", "margin",
+    "head_norm", "weight_norm",
 )
 """What is measured when nobody says what to measure."""
 

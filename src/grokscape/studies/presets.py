@@ -34,7 +34,10 @@ def _loss_held(level: float, name: str, title: str, strength: float = 0.1) -> Ar
 
 def _hands(levels: Mapping[str, Sequence[float]]) -> tuple[Arm, ...]:
     """Each property promoted, and held back at these levels by every hand there is for it."""
-    flatness = {"kappa": ("κ", "relative_flatness"), "surrogate": ("κ̄", "relative_flatness_bound")}
+    flatness = {
+        "kappa": ("κ", "relative_flatness"), "geometric": ("Geometric κ", "relative_flatness_geometric"),
+        "surrogate": ("κ̄", "relative_flatness_bound"),
+    }
     collapse = {
         "cdnv": ("CDNV", "cdnv"), "scatter": ("Scatter ratio", "nc1_ratio"), "rnc1": ("RNC1", "rnc1"),
         "nc1": ("NC1", "nc1"), "ildr": ("ILDR", "ildr"),
@@ -45,6 +48,18 @@ def _hands(levels: Mapping[str, Sequence[float]]) -> tuple[Arm, ...]:
         arms.append(_promoted(f"{title.lower()}-promoted", f"{title} promoted", measure))
         arms += [_held(name, *hand, level) for name, hand in hands.items() for level in levels[name]]
     return tuple(arms)
+
+
+def _with_norm_held(levels: Sequence[float]) -> tuple[Arm, ...]:
+    """κ held back while the weights are kept from growing, which a penalty on κ makes them do; and the latter alone."""
+    norm = Clamp("weight_norm", at_most=1.0, strength=10.0, relative_to="memorisation")
+    title = "‖θ‖ ≤ its value at memorisation"
+    both = tuple(
+        Arm(name=f"kappa-{level:g}-norm", title=f"κ ≥ {level:g}, {title}",
+            interventions=(Clamp("relative_flatness", at_least=level), norm))
+        for level in levels
+    )
+    return (*both, Arm(name="norm", title=title, role="control", control="matched-level", interventions=(norm,)))
 
 
 def _controls(**faster: float) -> tuple[Arm, ...]:
@@ -106,11 +121,12 @@ def _necessity() -> StudySpec:
             BASELINE,
             *_hands(
                 {
-                    "kappa": (3, 10, 30, 100), "surrogate": (300, 900, 2500),
+                    "kappa": (3, 10, 30, 100), "geometric": (10, 30), "surrogate": (300, 900, 2500),
                     "cdnv": (1.2, 1.6, 2.0), "scatter": (2.5, 3.5), "rnc1": (0.42, 0.47),
                     "nc1": (0.7, 1.3), "ildr": (0.8, 0.7),
                 }
             ),
+            *_with_norm_held((30, 100)),
             _loss_held(2e-3, "loss-0.002", "Loss ≥ 0.002"),
             _loss_held(2e-2, "loss-0.02", "Loss ≥ 0.02"),
             _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
@@ -136,7 +152,7 @@ def _necessity_digits() -> StudySpec:
             BASELINE,
             *_hands(
                 {
-                    "kappa": (30, 100, 300, 1000), "surrogate": (3000, 10000),
+                    "kappa": (30, 100, 300, 1000), "geometric": (60, 600), "surrogate": (3000, 10000),
                     "cdnv": (0.5, 0.65, 0.8), "scatter": (1.0, 1.4), "rnc1": (0.12, 0.15),
                     "nc1": (0.6, 0.75), "ildr": (1.6, 1.3),
                 }

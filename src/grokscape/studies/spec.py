@@ -20,6 +20,8 @@ DEFAULT_MEASURES = (
     "relative_flatness",
     "relative_flatness_bound",
     "relative_flatness_per_loss",
+    "relative_flatness_geometric",
+    "relative_flatness_participation",
     "cdnv",
     "nc1",
     "nc1_ratio",
