@@ -90,7 +90,7 @@ def _quickstart() -> StudySpec:
         description=(
             "Quadratic MLP on x + y mod 31, half of the 961 pairs for training, 8 arms × 8 paired seeds in one batched "
             "run; under 2 minutes on 2 CPU cores. Flatness and collapse are each promoted and held back at two doses; "
-            "a last arm brings κ to the higher dose by another hand, the training loss. `necessity` has 20 more."
+            "a last arm brings κ to the higher dose by another hand, the training loss. `necessity` has 25 more."
         ),
         arms=(
             BASELINE,
@@ -112,10 +112,11 @@ def _necessity() -> StudySpec:
         title="Flatness and collapse, each moved by several hands",
         question="Is it the property that generalisation needs, or is it the hand that moved it?",
         description=(
-            "The testbed of `quickstart` with 28 arms × 8 paired seeds. A clamp moves more than its measure, so each "
-            "property is brought to the same levels in different ways: flatness through κ, through its surrogate κ̄ and "
-            "through the training loss; collapse through CDNV, NC1, the scatter ratio, RNC1 and ILDR. Controls: "
-            "random labels, rescaled weights, a faster optimiser. About six minutes on 2 CPU cores."
+            "The testbed of `quickstart` with 33 arms × 8 paired seeds. A clamp moves more than its measure, so each "
+            "property is brought to the same levels in different ways: flatness through κ, through its geometric mean "
+            "over samples, through κ with the weights kept from growing, through its surrogate κ̄ and through the "
+            "training loss; collapse through CDNV, NC1, the scatter ratio, RNC1 and ILDR. Controls: "
+            "random labels, rescaled weights, a faster optimiser. About seven minutes on 2 CPU cores."
         ),
         arms=(
             BASELINE,
@@ -145,7 +146,7 @@ def _necessity_digits() -> StudySpec:
         description=(
             "The design of `necessity` on 200 of scikit-learn's digits: a ReLU MLP from an eight times too large "
             "initialisation memorises them by step 100 with three quarters of the others right, and generalises 500 "
-            "steps later (Liu et al. 2023). It ends at 94 %, so generalised means 92 % here. 25 arms × 8 paired seeds; "
+            "steps later (Liu et al. 2023). It ends at 94 %, so generalised means 92 % here. 27 arms × 8 paired seeds; "
             "about six minutes on 2 CPU cores."
         ),
         arms=(
