@@ -21,7 +21,8 @@ Goal = Literal["block", "promote", "other"]
 
 # Property and direction of well-known measures, for logs that carry no description of their columns.
 _KNOWN: dict[str, tuple[str, str]] = {
-    "relative_flatness": ("flatness", "lower"), "relative_flatness_bound": ("flatness", "lower"),
+    **dict.fromkeys(("relative_flatness", "relative_flatness_bound", "relative_flatness_geometric"),
+                    ("flatness", "lower")),
     **dict.fromkeys(("cdnv", "cdnv_sum", "nc1", "nc1_ratio", "rnc1", "rnc1_max"), ("collapse", "lower")),
     **dict.fromkeys(("nc2_equinorm", "nc2_equiangular", "nc2_etf", "nc3", "nc4"), ("collapse", "lower")),
     "ildr": ("collapse", "higher"), "loss": ("fit", "lower"), "accuracy": ("fit", "higher"),
