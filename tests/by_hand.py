@@ -323,11 +323,13 @@ class Study:
     def verdict(self, column, property_name, found):
         """The verdict on a measure."""
         levels = self.levels(column, property_name, found)
-        clean = [one for one in levels if one["call"] == "harmed" and (one["aimed"] or one["matching"]) and not any(
+        harmful = [one for one in levels if one["call"] == "harmed" and (one["aimed"] or one["matching"])]
+        clean = [one for one in harmful if not any(
             two["hand"] != one["hand"] and two["call"] in ("intact", "hastened")
             and two["shift"] >= one["shift"] - math.log(1.1) for two in levels)]
+        known = [one["hand"] for one in harmful if one not in clean]
         if any(one["aimed"] and not one["hand"] & two["hand"] and abs(one["shift"] - two["shift"]) <= math.log(2)
-               for one in clean for two in clean):
+               for one in clean for two in clean if one["hand"] not in known and two["hand"] not in known):
             return "consistent with necessary"
         harmed = [one for one in levels if one["call"] == "harmed" and one["aimed"]]
         if harmed:

@@ -158,9 +158,19 @@ def test_an_intact_hand_must_reach_the_level_to_contradict(level, expected):
     assert (stopped in found.statement) == (expected == "inconclusive")
 
 
-def test_hands_may_agree_at_one_level_and_disagree_at_a_lower_one():
-    found, all_found = verdict(harmed("a", 80.0), harmed("b", 1000.0), harmed("c", 1000.0, "relative_flatness_bound"),
-                               arm("d", 85.0, "loss"))
+def test_a_hand_whose_harm_is_not_the_level_s_at_one_dose_does_not_count_at_a_higher_one():
+    high = harmed("b", 1000.0), harmed("c", 1000.0, "relative_flatness_bound")
+    found, all_found = verdict(harmed("a", 80.0), *high, arm("d", 85.0, "loss"))
+    assert found.verdict == "belongs to the manipulation"
+    assert found.data["deciding"] == ["a", "d"]
+    assert re.search(r"; “[BC]” \(\S+\) and “[BC]” \(\S+\) harmed at higher levels, at which no hand left it intact",
+                     found.statement)
+    assert all_found["convergence/flatness"].verdict == "hands disagree"
+
+
+def test_hands_may_agree_at_one_level_and_others_disagree_at_a_lower_one():
+    found, all_found = verdict(harmed("a", 80.0, extra={"optimizer": {"lr": 5e-3}}), harmed("b", 1000.0),
+                               harmed("c", 1000.0, "relative_flatness_bound"), arm("d", 85.0, "loss"))
     assert found.verdict == "consistent with necessary"
     assert set(found.data["deciding"]) == {"b", "c"}
     assert "the hands disagree" in found.statement

@@ -30,7 +30,7 @@ RULE = (
     "{ratio:g} (accuracy that may only be late does not count); it is intact if neither "
     "is so (TOST on accuracy, upwards open; one-sided t on the delay; level {alpha:g}, Holm over all arms). Consistent "
     "with necessary: at one level two different hands that were made to bring it there harm, and no hand at that level "
-    "or beyond leaves generalisation intact. Belongs to the manipulation: one hand harms while another, at that level "
+    "or beyond, or at that or beyond another level at which one of the two harms, leaves generalisation intact. Belongs to the manipulation: one hand harms while another, at that level "
     "or beyond, does not. Not necessary: no arm made to block it harms, and the strongest of them is intact and takes "
     "back at least {blocked:.0%} of the way that the measure goes in the baseline after memorisation. Else "
     "inconclusive, also when a control fails."
@@ -158,17 +158,18 @@ def _verdict(found: list[Level], pairs: list[dict[str, Any]], rules: Rules) -> t
     by_name = {level.effect.arm.name: level for level in found}
     contradicted = {pair["arms"][0]: pair["arms"][1] for pair in pairs if not pair["agree"]}
     for pair in pairs:
-        if _clean(pair, contradicted):
+        if _clean(pair, pairs):
             chosen = [by_name[name] for name in pair["arms"]]
             return "consistent with necessary", chosen, _agreement(chosen, [by_name[name] for name in contradicted])
     harmed = [level for level in found if level.effect.call == "harmed" and level.aimed]
     disputed = [level for level in harmed if level.effect.arm.name in contradicted]
     if disputed:
         one, two = disputed[-1], by_name[contradicted[disputed[-1].effect.arm.name]]
+        beyond = [level for level in harmed if level.blocked > one.blocked]
         return "belongs to the manipulation", [one, two], (
             f"“{one.effect.arm.title}” harmed generalisation at a level of {one.value:.3g}, but "
             f"“{two.effect.arm.title}” brought it to {two.value:.3g} by another hand and left generalisation intact, "
-            f"so the harm belongs to the manipulation and not to the level")
+            f"so the harm belongs to the manipulation and not to the level{_further(beyond)}")
     if harmed:
         return "inconclusive", harmed[-1:], _alone(harmed[-1], found, float(np.log(rules.match_factor)))
     return _unharmed([level for level in found if level.aimed], rules.blocked_fraction)
@@ -191,9 +192,20 @@ def _alone(one: Level, found: list[Level], near: float) -> str:
     return f"“{one.effect.arm.title}” harmed generalisation, but {what}, so the harm may be the manipulation's"
 
 
-def _clean(pair: dict[str, Any], contradicted: dict[str, str]) -> bool:
-    """Whether the two hands agree and nothing contradicts either."""
-    return pair["agree"] and not contradicted.keys() & set(pair["arms"])
+def _clean(pair: dict[str, Any], pairs: list[dict[str, Any]]) -> bool:
+    """Whether the two hands agree and nothing contradicts either, there or at any other of their doses.
+
+    A hand that was seen to do harm which is not the level's does so at its other doses as well.
+    """
+    return pair["agree"] and not {other["hands"][0] for other in pairs if not other["agree"]} & set(pair["hands"])
+
+
+def _further(beyond: list[Level]) -> str:
+    """What harms at higher levels than the one that is disputed, in words."""
+    if not beyond:
+        return ""
+    named = " and ".join(f"“{level.effect.arm.title}” ({level.value:.3g})" for level in beyond)
+    return f"; {named} harmed at higher levels, at which no hand left it intact: of these this says nothing"
 
 
 def _agreement(chosen: list[Level], disputed: list[Level]) -> str:
@@ -324,7 +336,7 @@ def _convergence(record: Record, target: Target, found: list[Level], pairs: list
     """The comparison of hands at matched levels as a finding of its own."""
     hands = sorted({level.effect.arm.hand for level in found})
     against = [pair for pair in pairs if not pair["agree"]]
-    clean = [pair for pair in pairs if _clean(pair, {pair["arms"][0]: "" for pair in against})]
+    clean = [pair for pair in pairs if _clean(pair, pairs)]
     verdict = "not tested" if not pairs else "hands agree" if not against else \
         "hands agree at some levels" if clean else "hands disagree"
     title = record.title(target.column)
