@@ -30,10 +30,10 @@ RULE = (
     "{ratio:g} (accuracy that may only be late does not count); it is intact if neither "
     "is so (TOST on accuracy, upwards open; one-sided t on the delay; level {alpha:g}, Holm over all arms). Consistent "
     "with necessary: at one level two different hands that were made to bring it there harm, and no hand at that level "
-    "or beyond, or at that or beyond another level at which one of the two harms, leaves generalisation intact. Belongs to the manipulation: one hand harms while another, at that level "
-    "or beyond, does not. Not necessary: no arm made to block it harms, and the strongest of them is intact and takes "
-    "back at least {blocked:.0%} of the way that the measure goes in the baseline after memorisation. Else "
-    "inconclusive, also when a control fails."
+    "or beyond leaves generalisation intact, nor at or beyond another level at which one of the two harms. Belongs to "
+    "the manipulation: one hand harms while another, at that level or beyond, does not. Not necessary: no arm made to "
+    "block it harms, and the strongest of them is intact and takes back at least {blocked:.0%} of the way that the "
+    "measure goes in the baseline after memorisation. Else inconclusive, also when a control fails."
 )
 
 OPENINGS = {

@@ -194,6 +194,7 @@ def _necessity_layers() -> StudySpec:
     uncertain = Clamp("predictive_entropy", at_least=1.0, strength=3.0)
     large = {share: Clamp("weight_norm", at_least=share, strength=1.0, relative_to="memorisation")
              for share in (0.9, 1.1)}
+    first, second = (Clamp(measure, at_least=level) for measure, level in zip(hidden, (500, 1000)))
 
     return StudySpec(
         name="necessity-layers",
@@ -202,8 +203,8 @@ def _necessity_layers() -> StudySpec:
         description=(
             "The testbed of `necessity-digits`. κ of the head, or of both hidden layers, is held at a tenth "
             "or a half of what it is at memorisation. Other arms leave hidden layers sharp by other hands: held "
-            "training loss, uncertain predictions, the same with large weights, small margins. 10 arms × 8 paired "
-            "seeds; about eight minutes on 2 CPU cores."
+            "training loss, uncertain predictions, the same with large weights, small margins; or hold their κ where "
+            "predictions are uncertain. 12 arms × 8 paired seeds; about ten minutes on 2 CPU cores."
         ),
         arms=(
             BASELINE,
@@ -213,6 +214,11 @@ def _necessity_layers() -> StudySpec:
             other("uncertain", "Entropy ≥ 1", uncertain),
             *(other(f"uncertain-norm-{share:g}", f"Entropy ≥ 1, ‖θ‖ ≥ {share:g} × at memorisation", uncertain, clamp)
               for share, clamp in large.items()),
+            Arm(name="uncertain-hidden",
+                title="Entropy ≥ 1, ‖θ‖ ≥ 0.9 × at memorisation, κ of hidden layers ≥ 500, 1000",
+                interventions=(uncertain, large[0.9], first, second)),
+            Arm(name="uncertain-second", title="Entropy ≥ 1, κ of the second hidden layer ≥ 2000",
+                interventions=(uncertain, Clamp(hidden[1], at_least=2000))),
             other("margin", "Margin suppressed", Suppress("margin", strength=0.05)),
         ),
         **_digits_testbed("predictive_entropy", *hidden, *(name.replace("@", "_stderr@") for name in hidden))
