@@ -17,8 +17,8 @@ _WIDE = 92  # columns from which on the table has room for three digits
 _GLYPHS = {"consistent with necessary": "●", "consistent with sufficient": "●", "not necessary": "○"}
 _STYLES = {"●": "bold green", "○": "bold blue", "◐": "bold yellow"}
 _SYMBOLS = {"relative_flatness": "κ", "relative_flatness_bound": "κ̄", "relative_flatness_per_loss": "κ/L",
-            "predictive_entropy": "entropy", "weight_norm": "‖θ‖", "cdnv": "CDNV", "rnc1": "RNC1", "nc1": "NC1",
-            "ildr": "ILDR"}
+            "relative_flatness_geometric": "geometric κ", "predictive_entropy": "entropy", "weight_norm": "‖θ‖",
+            "cdnv": "CDNV", "rnc1": "RNC1", "nc1": "NC1", "ildr": "ILDR"}
 
 
 def sparkline(curve: Mapping[int, float], steps: int, width: int = 24) -> str:
