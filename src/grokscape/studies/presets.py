@@ -71,14 +71,14 @@ def _controls(**faster: float) -> tuple[Arm, ...]:
     return tuple(Arm(name=name, role="control", **fields) for name, fields in named.items())
 
 
-def _quick_testbed(points: int = 45, refine: int = 25) -> dict[str, Any]:
+def _quick_testbed(*more: str, points: int = 45, refine: int = 25) -> dict[str, Any]:
     return {
         "testbed": ModularArithmetic(operation="x+y", p=31, train_fraction=0.5),
         "model": QuadraticMLP(width=128),
         "optimizer": AdamW(lr=1e-2, weight_decay=1.0, betas=(0.9, 0.98)),
         "seeds": 8,
         "steps": 1500,
-        "evaluation": Evaluation(measures=DEFAULT_MEASURES, points=points, refine=refine),
+        "evaluation": Evaluation(measures=(*DEFAULT_MEASURES, *more), points=points, refine=refine),
     }
 
 
@@ -134,7 +134,7 @@ def _necessity() -> StudySpec:
             _loss_held(6e-1, "loss-0.6", "Loss ≥ 0.6", strength=3.0),
             *_controls(lr=2e-2, weight_decay=2.0),
         ),
-        **_quick_testbed(),
+        **_quick_testbed("relative_flatness_geometric"),
     )
 
 
@@ -162,7 +162,7 @@ def _necessity_digits() -> StudySpec:
             _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
             *_controls(lr=2e-3, weight_decay=2.0),
         ),
-        **_digits_testbed(),
+        **_digits_testbed("relative_flatness_geometric"),
     )
 
 

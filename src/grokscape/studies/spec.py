@@ -20,7 +20,6 @@ DEFAULT_MEASURES = (
     "relative_flatness",
     "relative_flatness_bound",
     "relative_flatness_per_loss",
-    "relative_flatness_geometric",
     "relative_flatness_participation",
     "cdnv",
     "nc1",
