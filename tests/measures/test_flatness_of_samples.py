@@ -104,6 +104,13 @@ def test_few_samples_at_the_boundary_carry_the_mean_and_not_the_geometric_mean()
     assert float(MEASURES[GEOMETRIC](snapshot)) < 1e-5
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_the_share_is_that_of_numbers_whose_squares_float32_does_not_hold(scale):
+    wide = seen()
+    single = Snapshot((scale * wide.features).float(), wide.logits.float(), wide.labels, wide.weight.float())
+    assert float(MEASURES[SHARE](single)) == pytest.approx(float(MEASURES[SHARE](wide)), rel=1e-5)
+
+
 def test_a_sample_without_features_makes_it_zero_and_leaves_slopes_finite():
     snapshot = seen()
     features = snapshot.features.clone()
