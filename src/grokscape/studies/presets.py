@@ -214,11 +214,10 @@ def _necessity_layers() -> StudySpec:
             other("uncertain", "Entropy ≥ 1", uncertain),
             *(other(f"uncertain-norm-{share:g}", f"Entropy ≥ 1, ‖θ‖ ≥ {share:g} × at memorisation", uncertain, clamp)
               for share, clamp in large.items()),
-            Arm(name="uncertain-hidden",
-                title="Entropy ≥ 1, ‖θ‖ ≥ 0.9 × at memorisation, κ of hidden layers ≥ 500, 1000",
-                interventions=(uncertain, large[0.9], first, second)),
-            Arm(name="uncertain-second", title="Entropy ≥ 1, κ of the second hidden layer ≥ 2000",
-                interventions=(uncertain, Clamp(hidden[1], at_least=2000))),
+            Arm(name="uncertain-hidden", title="κ of hidden layers ≥ 500, 1000, entropy ≥ 1, ‖θ‖ ≥ 0.9",
+                interventions=(first, second, uncertain, large[0.9])),
+            Arm(name="uncertain-second", title="κ of the second layer ≥ 2000, entropy ≥ 1",
+                interventions=(Clamp(hidden[1], at_least=2000), uncertain)),
             other("margin", "Margin suppressed", Suppress("margin", strength=0.05)),
         ),
         **_digits_testbed("predictive_entropy", *hidden, *(name.replace("@", "_stderr@") for name in hidden))
