@@ -24,7 +24,7 @@ SHORT = {
     "relative_flatness_bound": "κ̄",
     "relative_flatness_per_loss": "κ/loss",
     "relative_flatness_looseness": "κ̄/κ",
-    "relative_flatness_geometric": "κ (geometric)",
+    "relative_flatness_geometric": "geometric κ",
     "relative_flatness_participation": "κ (share of samples)",
     "cdnv": "CDNV",
     "cdnv_sum": "CDNV (sum)",
