@@ -191,3 +191,13 @@ def write(path: Path, made: Study, parts: int = 2) -> RunFolder:
         folder.append(rows.to_dict(as_series=False), made.columns)
     folder.write_status(**made.status)
     return folder
+
+
+HELD = ArmTruth("held", interventions=[clamp("cdnv", 1.5)], floor={"cdnv": 1.5})
+RANDOM: dict[str, Any] = {"role": "control", "control": "random-labels", "extra": {"testbed": {"random_labels": True}}}
+
+
+def record_of(*arms: ArmTruth, change: Mapping[str, pl.Expr] | None = None, **options: Any) -> Record:
+    """A made-up study of a baseline and these arms, with columns changed, read as the analysis reads it."""
+    made = study([BASELINE, *arms], **options)
+    return made.record(made.frame.with_columns(**(change or {})))

@@ -10,16 +10,9 @@ from grokscape.analysis.controls import controls, number_of_classes
 from grokscape.analysis.pipeline import findings_of
 from grokscape.analysis.summary import table_of
 from grokscape.testbeds import Digits, ModularArithmetic, SymmetricGroup
-from synthetic import BASELINE, ArmTruth, clamp
+from synthetic import BASELINE, HELD, RANDOM, ArmTruth, clamp, record_of
 
 FLAT = "train/relative_flatness"
-HELD = ArmTruth("held", interventions=[clamp("cdnv", 1.5)], floor={"cdnv": 1.5})
-RANDOM = {"role": "control", "control": "random-labels", "extra": {"testbed": {"random_labels": True}}}
-
-
-def record_of(*arms, change=None, **options):
-    made = synthetic.study([BASELINE, *arms], **options)
-    return made.record(made.frame.with_columns(**(change or {})))
 
 
 def control(record, name):

@@ -8,16 +8,9 @@ from grokscape.analysis.necessity import targets
 from grokscape.analysis.pipeline import findings_of
 from grokscape.analysis.record import Record
 from grokscape.analysis.sufficiency import counterexamples
-from synthetic import BASELINE, ArmTruth, clamp
+from synthetic import BASELINE, HELD, RANDOM, ArmTruth, clamp, record_of
 
 FLAT = "relative_flatness"
-HELD = ArmTruth("held", interventions=[clamp("cdnv", 1.5)], floor={"cdnv": 1.5})
-RANDOM = {"role": "control", "control": "random-labels", "extra": {"testbed": {"random_labels": True}}}
-
-
-def record_of(*arms, change=None, **options):
-    made = synthetic.study([BASELINE, *arms], **options)
-    return made.record(made.frame.with_columns(**(change or {})))
 
 
 def test_random_labels_with_the_property_make_it_insufficient():
