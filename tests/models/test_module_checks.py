@@ -161,14 +161,38 @@ class FromNumPy(Base):
         self.a.weight.data = torch.from_numpy(np.random.default_rng().normal(size=(8, 64))).float()
 
 
+class BufferFromNumPy(Base):
+    def more(self):
+        self.register_buffer("phases", torch.from_numpy(np.random.default_rng().normal(size=8)).float())
+
+    def hidden(self, x):
+        return super().hidden(x) + self.phases
+
+
+class RootsOfNegatives(Base):
+    def hidden(self, x):
+        return super().hidden((x - 2).sqrt())
+
+
+class SmallAndTogether(Base):
+    """Samples of a batch see each other in eval mode, and features are small."""
+
+    def hidden(self, x):
+        hidden = 1e-6 * super().hidden(x)
+        return hidden - hidden.mean(0)
+
+
 ONE = Base()
 
 
-def recomputing(reentrant):
+def recomputing(reentrant, norm=nn.Identity, scale=1):
     class Recomputing(Base):
+        def more(self):
+            self.norm = norm()
+
         def hidden(self, x):
             x = x.clone().requires_grad_() if reentrant else x
-            return checkpoint(super().hidden, x, use_reentrant=reentrant)
+            return self.norm(scale * checkpoint(super().hidden, x, use_reentrant=reentrant))
 
     return Recomputing
 
@@ -217,6 +241,11 @@ class LazyBuffers(Base):
         (lambda: ONE, "to make a new module at each call, got the same one twice"),
         (recomputing(False), r"called with other parameters than when it has them: .*torch.utils.checkpoint"),
         (recomputing(True), r"called with other parameters than when it has them: .*torch.utils.checkpoint"),
+        (recomputing(False, lambda: nn.LayerNorm(8), 100), r"for its backward pass \(torch.utils.checkpoint\)"),
+        (recomputing(True, lambda: nn.BatchNorm1d(8), 100), r"for its backward pass \(torch.utils.checkpoint\)"),
+        (BufferFromNumPy, "draws buffers with NumPy or Python"),
+        (RootsOfNegatives, r"finite numbers to enter the head .* NaN or infinity for some drawn from \[0, 1\)"),
+        (SmallAndTogether, "features of a sample in eval mode to depend on that sample alone"),
         (lambda: Following(True), "once it has trained on them; keep what changes in buffers"),
         (lambda: Following(False), "once it has trained on them; keep what changes in buffers"),
         (Clipped, r"writes into its parameter 'a.weight' in its forward pass \(max_norm of an embedding, clipped w"),
@@ -226,3 +255,49 @@ class LazyBuffers(Base):
 def test_what_a_run_would_do_otherwise_than_a_plain_loop_is_refused(factory, words):
     with pytest.raises(ValueError, match=words):
         network_of(factory)
+
+
+@pytest.mark.parametrize("positive", [torch.sqrt, torch.log1p])
+def test_a_module_may_take_roots_of_inputs_that_are_never_negative(positive):
+    class OfPositive(Base):
+        def hidden(self, x):
+            return super().hidden(positive(x))
+
+    network = network_of(OfPositive)
+    inputs = torch.stack([VECTORS.split(seed).train_inputs for seed in range(2)]).double()
+    assert network.features(of_seeds(network), inputs).isfinite().all()
+
+
+class Same(torch.autograd.Function):
+    """x, whose slope comes out wrong under vmap."""
+
+    @staticmethod
+    def forward(x, slope):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.slope = inputs[1]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.slope * gradient, None
+
+    @staticmethod
+    def vmap(info, in_dims, x, slope):
+        return Same.apply(x, 2 * slope), in_dims[0]
+
+
+@pytest.mark.parametrize("end", [nn.Identity(), nn.LayerNorm(8), nn.BatchNorm1d(8)], ids=lambda end: type(end).__name__)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 100.0])
+def test_wrong_slopes_are_noticed_at_any_scale_and_behind_any_norm(end, scale):
+    class Ending(Base):
+        def more(self):
+            self.end = type(end)(8)
+
+        def hidden(self, x):
+            return self.end(scale * Same.apply(super().hidden(x), 1.0))
+
+    network = network_of(Ending)
+    assert not network.batched
+    assert "it gives other numbers" in network.reason

@@ -1,7 +1,7 @@
 """What a user's module must be like to be trained by an engine, looked for before anything is trained."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ def made(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 def random_inputs(input_spec: InputSpec) -> Tensor:
-    """For two replicas, four samples each."""
+    """For two replicas, four samples each; numbers lie in [0, 1), where roots and logarithms can be taken."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if input_spec.kind == "tokens":
             return torch.randint(input_spec.vocabulary, (2, 4, *input_spec.shape))
-        return torch.randn(2, 4, *input_spec.shape)
+        return torch.rand(2, 4, *input_spec.shape)
 
 
 def find_head(module: nn.Module, name: str, num_classes: int) -> nn.Linear:
@@ -109,6 +109,11 @@ def check_repeatable(module: nn.Module, features: Callable[[bool], Tensor]) -> N
         found = [features(training) for training in (False, True)]
         drawn = _states_of_chance() != before
         again = [features(training) for training in (True, False)][::-1]
+    if not all(one.isfinite().all() for one in found):
+        raise ValueError(
+            "expected finite numbers to enter the head for any inputs, got NaN or infinity for some drawn from [0, 1); "
+            "look for roots, logarithms and divisions in the forward pass"
+        )
     if drawn:
         raise ValueError(
             "the module draws random numbers (dropout by function, noise, dropped layers); runs must follow from "
@@ -134,27 +139,33 @@ def check_slopes(own: tuple[Tensor, list[Tensor | None]], ours: tuple[Tensor, li
         own: features of the module with other parameters than it was made with, and slopes in them.
         ours: the same of the module as it was made, called with these parameters.
     """
-    pairs = [(_known(one, other), _known(other, one)) for one, other in zip(own[1], ours[1], strict=True)]
-    size = sum(float(one.square().sum()) for one, _ in pairs) ** 0.5
-    good = (own[0] - ours[0]).norm() <= 1e-3 * own[0].norm()
-    if not (good and all((one - other).norm() <= 1e-3 * one.norm() + 1e-5 * size for one, other in pairs)):
+    if not (same([own[0]], [ours[0]]) and same(own[1], ours[1])):
         raise ValueError(
             "the module gives other numbers when it is called with other parameters than when it has them: it keeps "
-            "something beside parameters and buffers, or computes parts anew for its backward pass "
-            "(torch.utils.checkpoint); take that out"
+            "something beside parameters and buffers, draws buffers with NumPy or Python, or computes parts anew for "
+            "its backward pass (torch.utils.checkpoint); take that out"
         )
 
 
-def _known(slope: Tensor | None, like: Tensor | None) -> Tensor:
-    """A slope; zero where there is none."""
-    if slope is not None:
-        return slope
+def unlike_any_norm(features: Tensor) -> Tensor:
+    """A number with slopes in all that features depend on: Σ w x² with weights w that differ.
+
+    Σ x² is the same, behind a norm (LayerNorm, BatchNorm), whatever the layers before it do.
+    """
+    return (torch.linspace(0, 1, features.numel()).reshape(features.shape) * features.square()).sum()
+
+
+def same(ones: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> bool:
+    """Whether tensors equal each other to rounding: of their own norm, or of that of all; None is zero."""
+    pairs = [(_known(one, other), _known(other, one)) for one, other in zip(ones, others, strict=True)]
+    size = sum(float(one.square().sum()) for one, _ in pairs) ** 0.5
+    return all(bool((one - other).norm() <= 1e-3 * one.norm() + 1e-5 * size) for one, other in pairs)
+
+
+def _known(tensor: Tensor | None, like: Tensor | None) -> Tensor:
+    if tensor is not None:
+        return tensor.detach().float()
     return torch.zeros(()) if like is None else torch.zeros_like(like)
-
-
-def differ(one: Tensor, other: Tensor) -> bool:
-    """By more than rounding."""
-    return not torch.allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
 def first_sentence(error: Exception) -> str:

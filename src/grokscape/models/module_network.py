@@ -17,12 +17,13 @@ from grokscape.models.module_checks import (
     check_repeatable,
     check_slopes,
     check_twin,
-    differ,
     find_head,
     first_sentence,
     made,
     random_inputs,
     refuse_dropout,
+    same,
+    unlike_any_norm,
 )
 from grokscape.models.network import Network
 from grokscape.perturbations import UNPERTURBED, Perturbations, can_be_perturbed, perturbed_module, signs_of
@@ -160,7 +161,7 @@ class ModuleNetwork(Network):
             return output.detach()
 
         whole, half = self._as_made(self._probe[0]), self._as_made(self._probe[0, :2])
-        if differ(whole[:2], half):
+        if not same([whole[:2]], [half]):
             raise ValueError(
                 f"κ of layer {name!r} cannot be taken in a run: every sample needs a perturbation of its own, but in "
                 f"this network samples of a batch see each other while it trains (BatchNorm?); use another norm"
@@ -287,7 +288,7 @@ class ModuleNetwork(Network):
                     f"expected the module to return what its head returns, but parameter {name!r} goes into its answer "
                     f"behind the head or past it (a scale, a skip connection); let it act on what enters the head"
                 )
-        if not training and differ(features[:2], self._as_made(probe[:2], training)):
+        if not training and not same([features[:2]], [self._as_made(probe[:2], training)]):
             raise ValueError(
                 "expected features of a sample in eval mode to depend on that sample alone, got others in a smaller "
                 "batch: what a run measures would depend on how it divides its samples; use another norm (GroupNorm, "
@@ -304,12 +305,12 @@ class ModuleNetwork(Network):
             twin(probe.clone())
             handle.remove()
             if seen[-1].requires_grad:
-                seen[-1].square().sum().backward()
+                unlike_any_norm(seen[-1]).backward()
             parameters = {name: value.detach().clone().requires_grad_() for name, value in twin.named_parameters()}
             buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
             features, slopes = self._one(parameters, buffers, probe), [None] * len(parameters)
             if features.requires_grad:
-                slopes = torch.autograd.grad(features.square().sum(), list(parameters.values()), allow_unused=True)
+                slopes = torch.autograd.grad(unlike_any_norm(features), list(parameters.values()), allow_unused=True)
         own = [parameter.grad for parameter in twin.parameters()]
         check_slopes((seen[-1].detach(), own), (features.detach(), list(slopes)))
 
@@ -329,15 +330,14 @@ class ModuleNetwork(Network):
                     gradient: tuple[Tensor | None, ...] = ()
                     if features.requires_grad:  # else nothing but the head is trained
                         places = list(parameters.values())
-                        gradient = torch.autograd.grad(features.square().sum(), places, allow_unused=True)
+                        gradient = torch.autograd.grad(unlike_any_norm(features), places, allow_unused=True)
                     with self.working_on(training=False), torch.no_grad():
                         measured = run(parameters, buffers, probe, UNPERTURBED)
             except Exception as error:  # whatever torch.func cannot do with this module
                 if run == self._one_by_one:
                     raise
                 return False, f"one replica after another: torch.func cannot batch it ({first_sentence(error)})"
-            results.append([features, measured, *gradient, *buffers.values()])
-        for alone, together in zip(*results):
-            if alone is not None and not torch.allclose(alone, together, rtol=1e-3, atol=1e-4):
-                return False, "one replica after another: batched by torch.func, it gives other numbers"
+            results.append([[features], [measured], gradient, *([buffer] for buffer in buffers.values())])
+        if not all(same(alone, together) for alone, together in zip(*results, strict=True)):
+            return False, "one replica after another: batched by torch.func, it gives other numbers"
         return True, "batched over replicas by torch.func"
