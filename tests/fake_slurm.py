@@ -1,7 +1,8 @@
 """sbatch, squeue and scancel that run jobs on this machine: `install` puts them into a folder that holds their state.
 
-A file `full` there makes jobs wait, `refusal` is what sbatch says no with, `away` takes the controller from the net,
-and `fate` is the state that a job ends in at once, without running.
+A file `full` there makes jobs wait, `refusal` is what sbatch says no with, `late` what it says instead of the number of
+the next job that it takes, `away` takes the controller from the net, and `fate` is the state that a job ends in at
+once, without running.
 """
 
 import sys
@@ -57,6 +58,11 @@ if verb == "sbatch":
     fate = place / "fate"
     state = fate.read_text() if fate.exists() else "PENDING" if (place / "full").exists() else "RUNNING"
     write(number, state=state, name=options["job-name"])
+    late = place / "late"
+    if late.exists():
+        words = late.read_text()
+        late.unlink()
+        fail(words)
     print(number)
     sys.stdout.flush()
     if state == "RUNNING":

@@ -156,6 +156,18 @@ def test_a_shard_that_always_fails_is_named_and_the_others_are_kept(tmp_path, wh
     assert_same_run(folder, whole)
 
 
+def test_a_failure_while_everything_is_to_stop_is_none(tmp_path):
+    def taken_back(shard, call):
+        if call == 3:
+            (shard.parent / STOP).touch()
+        raise RuntimeError("job taken out of the queue")
+
+    launcher = Scripted(taken_back)
+    launcher.workers = 1
+    with pytest.raises(Interrupted):
+        launch(SPEC, new_folder(tmp_path / "run"), launcher)
+
+
 def unusable(shard, call):
     raise ValueError("no such queue")
 

@@ -59,7 +59,7 @@ def in_a_thread(launcher, shard):
     def call():
         try:
             launcher(shard)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raised.append(error)
 
     thread = threading.Thread(target=call)
@@ -126,9 +126,83 @@ def test_where_slurm_takes_no_more_jobs_one_that_it_took_is_waited_for(cluster, 
         each.join(60)
         assert not each.is_alive()
     assert not raised
-    (cluster / "refusal").write_text("sbatch: error: QOSMaxSubmitJobPerUserLimit")
-    with pytest.raises(RuntimeError, match="QOSMaxSubmit"):
-        launcher(second)
+
+
+LIMIT = "sbatch: error: QOSMaxSubmitJobPerUserLimit"
+TIMEOUT = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+AWAY = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+
+
+@pytest.mark.filterwarnings("ignore:jobs wait", "ignore:Slurm takes no more")
+def test_a_limit_that_jobs_of_an_earlier_sitting_use_up_is_waited_out(cluster, folder):
+    first, second = (each.folder.path for each in shards_of(folder, SPEC, 2))
+    (cluster / "full").touch()
+    earlier, _ = in_a_thread(Slurm(Order()), first)
+    wait_until(lambda: jobs(cluster) == {"1": "PENDING"})
+    (cluster / "refusal").write_text(LIMIT)
+    launcher = Slurm(Order())
+    thread, raised = in_a_thread(launcher, second)
+    wait_until(lambda: f"Slurm takes no more jobs for now ({LIMIT})" in launcher._told)
+    end(cluster, "1")
+    (cluster / "refusal").unlink()
+    wait_until(lambda: jobs(cluster) == {"1": "COMPLETED", "2": "PENDING"})
+    end(cluster, "2")
+    for each in (earlier, thread):
+        each.join(60)
+        assert not each.is_alive()
+    assert not raised
+
+
+@pytest.mark.filterwarnings("ignore:jobs wait", "ignore:Slurm takes no more")
+def test_a_job_that_slurm_took_without_saying_so_in_time_is_found(cluster, shard):
+    (cluster / "full").touch()
+    (cluster / "late").write_text(TIMEOUT)
+    launcher = Slurm(Order())
+    thread, raised = in_a_thread(launcher, shard)
+    wait_until(lambda: any("jobs wait" in told for told in launcher._told))
+    assert f"Slurm takes no more jobs for now ({TIMEOUT})" in launcher._told
+    assert jobs(cluster) == {"1": "PENDING"}
+    end(cluster, "1")
+    thread.join(60)
+    assert not thread.is_alive()
+    assert not raised
+
+
+@pytest.mark.filterwarnings("ignore:jobs wait", "ignore:Slurm takes no more")
+def test_a_job_is_followed_by_another_as_soon_as_the_controller_is_back(cluster, shard):
+    (cluster / "full").touch()
+    launcher = Slurm(Order())
+    thread, _ = in_a_thread(launcher, shard)
+    wait_until(lambda: jobs(cluster) == {"1": "PENDING"})
+    end(cluster, "1")
+    thread.join(60)
+    (cluster / "away").touch()
+    thread, raised = in_a_thread(launcher, shard)
+    wait_until(lambda: f"Slurm takes no more jobs for now ({AWAY})" in launcher._told)
+    (cluster / "away").unlink()
+    wait_until(lambda: jobs(cluster) == {"1": "COMPLETED", "2": "PENDING"})
+    end(cluster, "2")
+    thread.join(60)
+    assert not thread.is_alive()
+    assert not raised
+
+
+@pytest.mark.filterwarnings("ignore:jobs wait", "ignore:Slurm takes no more")
+def test_whoever_waits_for_slurm_to_take_a_job_can_be_stopped(cluster, folder):
+    first, second = (each.folder.path for each in shards_of(folder, SPEC, 2))
+    (cluster / "full").touch()
+    launcher = Slurm(Order())
+    one, _ = in_a_thread(launcher, first)
+    wait_until(lambda: jobs(cluster) == {"1": "PENDING"})
+    (cluster / "refusal").write_text(LIMIT)
+    other, raised = in_a_thread(launcher, second)
+    time.sleep(0.5)
+    (folder.path / "shards" / STOP).touch()
+    for thread in (one, other):
+        thread.join(60)
+        assert not thread.is_alive()
+    assert [str(error) for error in raised] == [LIMIT]
+    assert jobs(cluster) == {"1": "CANCELLED"}
 
 
 def test_a_job_that_was_killed_is_noticed_without_accounting(cluster, shard):

@@ -282,9 +282,8 @@ class _Sharded:
                 raise
             except Exception as error:
                 failure = str(error)
-            else:
-                if self._stop_file.exists():
-                    return
+            if self._stop_file.exists():
+                return
             now = shard.folder.status.get("step", 0)
             attempts, step = (1, now) if now > step else (attempts + 1, step)
             if attempts >= _ATTEMPTS and not shard.folder.finished:

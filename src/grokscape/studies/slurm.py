@@ -4,6 +4,7 @@ Nothing else is needed, accounting for one. A job's name says which shard it tra
 its jobs again in the queue.
 """
 
+import contextlib
 import hashlib
 import math
 import os
@@ -58,36 +59,48 @@ class Slurm:
 
     def __call__(self, shard: Path) -> None:
         """Train it in a job, or wait for the one that is in the queue already; return when it has left the queue."""
-        digest = hashlib.sha256(str(shard.resolve()).encode()).hexdigest()
-        name = f"{_PREFIX}{shard.name}-{digest[:8]}"
-        queued = [job.number for job in self._jobs(self._began) if job.name == name]
-        number = queued[0] if queued else self._submit(shard, name)
+        number = self._job(shard)
         self._wait(number, shard.parent / STOP)
         done = _slurm("squeue", "--all", "--states=all", f"--jobs={number}", "--noheader", "--format=%T")
         state = done.stdout.strip() or "unknown"  # Slurm forgets after some minutes
         if state != "COMPLETED":
             raise RuntimeError(f"Slurm job {number} ended, state {state}; last words: {last_words(shard)}")
 
-    def _submit(self, shard: Path, name: str) -> str:
-        """Start a job; where Slurm takes no more for now, wait for one that it took to end."""
+    def _job(self, shard: Path) -> str:
+        """The job that is in the queue already, or a new one; once Slurm has taken a job, it is asked until it does."""
         path = str(shard.resolve())
+        name = f"{_PREFIX}{shard.name}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+        since = self._began
+        while True:
+            try:
+                queued = [job.number for job in self._jobs(since) if job.name == name]
+                return queued[0] if queued else self._submit(path, name)
+            except RuntimeError as refusal:  # a limit, or no answer in time, perhaps to a job that it took
+                if not self._takes_jobs():
+                    raise ValueError(
+                        f"Slurm took no job ({refusal}); what it is asked for stands in SBATCH_PARTITION, SBATCH_ACCOUNT, "
+                        f"SBATCH_TIMELIMIT, SBATCH_MEM_PER_NODE and SBATCH_GRES, or is your cluster's own"
+                    ) from None
+                self._tell(f"Slurm takes no more jobs for now ({refusal})")
+                if _appears(shard.parent / STOP, _ASK_SECONDS):
+                    raise
+            since = time.monotonic() - _ASK_SECONDS / 2
+
+    def _submit(self, path: str, name: str) -> str:
         log = path.replace("%", "%%") + "/log.txt"
         options = ["--parsable", f"--job-name={name}", f"--output={log}", "--open-mode=append"]
-        while True:
-            done = _slurm("sbatch", *options, script=self._script(path))
-            number = re.search(r"^(\d+)(;.*)?$\s*\Z", done.stdout, re.MULTILINE)
-            if done.returncode == 0 and number is not None:
-                self._accepted = True
-                return number[1]
-            if not self._accepted:
-                raise ValueError(
-                    f"Slurm took no job ({_said(done)}); what it is asked for stands in SBATCH_PARTITION, "
-                    f"SBATCH_ACCOUNT, SBATCH_TIMELIMIT, SBATCH_MEM_PER_NODE and SBATCH_GRES, or is your cluster's own"
-                )
-            self._tell(f"Slurm takes no more jobs for now ({_said(done)})")
-            stopping, now = _appears(shard.parent / STOP, _ASK_SECONDS), time.monotonic()
-            if stopping or not any(job.name.startswith(_PREFIX) for job in self._jobs(now - _ASK_SECONDS / 2)):
-                raise RuntimeError(_said(done))
+        done = _slurm("sbatch", *options, script=self._script(path))
+        number = re.search(r"^(\d+)(;.*)?$\s*\Z", done.stdout, re.MULTILINE)
+        if done.returncode or number is None:
+            raise RuntimeError(_said(done))
+        self._accepted = True
+        return number[1]
+
+    def _takes_jobs(self) -> bool:
+        """Whether Slurm took a job, in this sitting or in one whose jobs are still there."""
+        with contextlib.suppress(RuntimeError):
+            self._accepted |= any(job.name.startswith(_PREFIX) for job in self._jobs(time.monotonic()))
+        return self._accepted
 
     def _script(self, path: str) -> str:
         order = self._order
