@@ -78,8 +78,9 @@ class Slurm:
             except RuntimeError as refusal:  # a limit, or no answer in time, perhaps to a job that it took
                 if not self._takes_jobs():
                     raise ValueError(
-                        f"Slurm took no job ({refusal}); what it is asked for stands in SBATCH_PARTITION, SBATCH_ACCOUNT, "
-                        f"SBATCH_TIMELIMIT, SBATCH_MEM_PER_NODE and SBATCH_GRES, or is your cluster's own"
+                        f"Slurm took no job ({refusal}); what it is asked for stands in "
+                        f"SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT, SBATCH_MEM_PER_NODE and SBATCH_GRES, "
+                        f"or is your cluster's own"
                     ) from None
                 self._tell(f"Slurm takes no more jobs for now ({refusal})")
                 if _appears(shard.parent / STOP, _ASK_SECONDS):
