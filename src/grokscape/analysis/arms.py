@@ -1,11 +1,9 @@
 """What became of each arm: when its runs memorised and generalised, and how their delay compares to the baseline."""
 
-import polars as pl
-
-from grokscape.analysis.estimation import estimate, share_interval
+from grokscape.analysis.estimation import estimate, interval_text, share_interval
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.record import Record
-from grokscape.analysis.survival import kaplan_meier, paired_delays, paired_log_rank
+from grokscape.analysis.survival import delay_curve, onset_curve, paired_delays, paired_log_rank
 from grokscape.plural import counted
 
 ONSET_RULE = (
@@ -18,11 +16,7 @@ def onset_finding(record: Record, name: str) -> Finding:
     """When the runs of an arm memorised and generalised."""
     runs, rules = record.results.filter(arm=name), record.rules
     n, title = len(runs), record.arm(name).title
-    curves = {}
-    for event in ("memorised", "generalised"):
-        known = runs.drop_nulls("followed")
-        times = known.select(pl.coalesce(event, "followed").alias("time"))["time"].to_numpy()
-        curves[event] = kaplan_meier(times, known[event].is_not_null().to_numpy(), 1 - rules.alpha)
+    curves = {event: onset_curve(runs, event, 1 - rules.alpha) for event in ("memorised", "generalised")}
     counts = {event: runs[event].count() for event in curves}
     medians = {event: curve["median"] for event, curve in curves.items()}
     text = " and ".join(f"{counts[event]} of {n} {event}{_step(medians[event])}" for event in curves)
@@ -38,25 +32,20 @@ def onset_finding(record: Record, name: str) -> Finding:
 
 def survival_finding(record: Record, name: str) -> Finding:
     """Delay of an arm against the baseline's: Kaplan–Meier curves, log-rank test, ratio of restricted means."""
-    assert record.baseline is not None
     results, rules, base = record.results_before(record.arm(name).until), record.rules, record.baseline.name
     delays = paired_delays(results, name, base)
     first, second, upto, ratio = delays.own, delays.base, delays.counted_to, delays.ratio(rules)
     p = paired_log_rank(first, second, delays.seen, delays.seen_base)
-    curves = {}
-    for arm in (base, name):
-        runs = results.filter(arm=arm).drop_nulls("delay")
-        curves[arm] = kaplan_meier(runs["delay"].to_numpy(), runs["delay_observed"].to_numpy(), 1 - rules.alpha)
+    curves = {arm: delay_curve(results.filter(arm=arm), 1 - rules.alpha) for arm in (base, name)}
     title, n = record.arm(name).title, len(first)
     whose = "" if n == len(record.panel.rows(name)) else " that memorised in both"
     cut = "" if upto is None else f", counting at most {upto:g} steps"
     if ratio["value"] is None:
         text = f"{title}: the delay cannot be compared with the baseline's"
     else:
-        span = "" if ratio["low"] is None else f" (interval {ratio['low']:.2f} to {ratio['high']:.2f})"
         text = f"{title}: from memorisation to generalisation it takes {ratio['value']:.2f} times as long as the " \
-               f"baseline{span}{cut}; {int(delays.seen.sum())} of {counted(n, 'seed')}{whose} generalised by " \
-               f"then, and {int(delays.seen_base.sum())} of {n} in the baseline"
+               f"baseline{interval_text(ratio)}{cut}; {int(delays.seen.sum())} of {counted(n, 'seed')}{whose} " \
+               f"generalised by then, and {int(delays.seen_base.sum())} of {n} in the baseline"
     return Finding(
         f"survival/{name}", "survival", {"arm": name, "baseline": base}, text + ".",
         estimates={"delay ratio": ratio,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from grokscape.analysis.design import Arm
-from grokscape.analysis.estimation import estimate, mean_interval, plain, share_interval
+from grokscape.analysis.estimation import estimate, mean_interval, share_interval
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import TEST_ACCURACY, first
 from grokscape.analysis.manipulation import check, log_ratio, middle
@@ -55,7 +55,7 @@ def _finding(record: Record, arm: Arm) -> Finding:
         alpha=rules.alpha, rescaling=rules.rescaling_tolerance)
     return Finding(f"control/{arm.name}", "control", {"arm": arm.name, "title": arm.title, "control": kind},
                    f"Control “{arm.title}” {verdict}: {text}.", verdict, estimates, len(record.panel.rows(arm.name)),
-                   rule=rule, data=plain(data))
+                   rule=rule, data=data)
 
 
 def number_of_classes(record: Record) -> int | None:
@@ -89,7 +89,7 @@ def _no_generalisation(record: Record, arm: Arm) -> Judged:
     if arm.control == "random-labels":
         text += ", chance unknown" if chance is None else f", chance {chance:.3f}"
     levels = {column: {"control": middle(final_level(record, column)[rows]), "baseline": middle(
-        final_level(record, column)[record.panel.rows(record.arms[0].name)])} for column in record.measured()}
+        final_level(record, column)[record.panel.rows(record.baseline.name)])} for column in record.measured()}
     share = share_interval(generalised, len(runs), 1 - rules.alpha)
     estimates = {"final test accuracy": accuracy, "generalised": share}
     if generalised or high:
@@ -101,7 +101,7 @@ def _no_generalisation(record: Record, arm: Arm) -> Judged:
 
 def _no_delay(record: Record, arm: Arm) -> Judged:
     rules, results = record.rules, record.results_before(arm.until)
-    delays = paired_delays(results, arm.name, record.arms[0].name)
+    delays = paired_delays(results, arm.name, record.baseline.name)
     ratio = delays.ratio(rules)
     if ratio["value"] is None or check(record, arm).memorised < rules.memorised_fraction:
         return "inconclusive", "the delay cannot be compared with the baseline's", {"delay ratio": ratio}, {}
@@ -111,7 +111,7 @@ def _no_delay(record: Record, arm: Arm) -> Judged:
 
 
 def _rescaling(record: Record, arm: Arm) -> Judged:
-    own, base = record.panel.paired(arm.name, record.arms[0].name)
+    own, base = record.panel.paired(arm.name, record.baseline.name)
     shifts = {}
     for column in [name for name in record.columns if record.columns[name]["measure"] == INVARIANT] + [TEST_ACCURACY]:
         values = record.series(column)

@@ -17,6 +17,9 @@ from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 Goal = Literal["block", "promote", "other"]
 
 # Property and direction of well-known measures, for logs that carry no description of their columns.
@@ -142,6 +145,17 @@ class Aim:
     start: float = 0.0
     until: float | None = None
     relative_to: str | int | None = None
+
+    def has_level(self) -> bool:
+        """Whether it holds the measure at a level, and does not only push it."""
+        return self.at_least is not None or self.at_most is not None
+
+    def met(self, values: NDArray[np.float64], tolerance: float = 0.0) -> NDArray[np.bool_]:
+        """Whether values meet its levels, or miss them by a share of `tolerance` at most; NaN meets none."""
+        low = -inf if self.at_least is None else self.at_least - tolerance * abs(self.at_least)
+        high = inf if self.at_most is None else self.at_most + tolerance * abs(self.at_most)
+        with np.errstate(invalid="ignore"):
+            return (values >= low) & (values <= high)
 
 
 @dataclass(frozen=True)

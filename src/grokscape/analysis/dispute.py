@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from grokscape.analysis.estimation import plain
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.record import Record
 from grokscape.plural import counted
@@ -144,7 +143,7 @@ def dispute(record: Record, found: list[Finding]) -> list[Finding]:
     if best["concordance_adjusted"] is not None:
         text += f" by how well it foretells generalisation beside the train loss (concordance " \
                 f"{best['concordance_adjusted']:.2f})"
-    result = [Finding("dispute", "dispute", {}, text + ".", None, n=n, rule=RULE, data=plain({"ranking": rows}))]
+    result = [Finding("dispute", "dispute", {}, text + ".", None, n=n, rule=RULE, data={"ranking": rows})]
     for claim in CLAIMS:
         answer, why = claim.judge(findings)
         result.append(Finding(

@@ -25,7 +25,6 @@ def trend(record: Record, target: "Target", found: list[Effect]) -> list[dict[st
     Returns:
         One entry per hand: {"hand", "arms" in order of level, "levels", "n", "p_accuracy", "p_delay", "monotone"}.
     """
-    assert record.baseline is not None
     values = settled(record, target.column)
     hands: dict[str, list[str]] = {}
     ends: dict[str, list[float]] = {}

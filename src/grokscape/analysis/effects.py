@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from grokscape.analysis.design import Arm
-from grokscape.analysis.estimation import holm, mean_interval, share_interval, tost
+from grokscape.analysis.estimation import holm, interval_text, mean_interval, share_interval, tost
 from grokscape.analysis.estimation import one_sided as greater
 from grokscape.analysis.frames import TEST_ACCURACY, Array, Flags
 from grokscape.analysis.manipulation import Check, check, intact_rows
@@ -73,7 +73,6 @@ def effect(record: Record, arm: Arm) -> Effect:
     Seeds whose baseline lost memorisation are left out. Harm must show in the seeds in which the arm kept it as well;
     an arm is intact or hastened only with those in which it did not. Accuracy that may only be late is no harm.
     """
-    assert record.baseline is not None
     rules, results = record.rules, record.results_before(arm.until)
     rows, others = record.panel.paired(arm.name, record.baseline.name)
     rows, others = (side[intact_rows(record, others, arm.until)] for side in (rows, others))
@@ -99,7 +98,6 @@ def effect(record: Record, arm: Arm) -> Effect:
 
 def _clock(record: Record) -> Literal["delay", "time"]:
     """What to compare: times from the start if half of the baseline's runs generalise no later than they memorise."""
-    assert record.baseline is not None
     delays = record.moment("delay")[record.panel.rows(record.baseline.name)]
     known = delays[~np.isnan(delays)]
     return "delay" if not len(known) or np.mean(known > 0) > 0.5 else "time"
@@ -131,7 +129,6 @@ def _accuracy_gaps(record: Record, own: Rows, base: Rows, end: float | None) -> 
 
 def _delays(record: Record, results: pl.DataFrame, rows: Rows) -> Delays:
     """Restricted delays of the runs in `rows`, all of one arm, and of the baseline's of the same seeds."""
-    assert record.baseline is not None
     chosen = results.filter(pl.col("seed").is_in(record.panel.seeds[rows].tolist()))
     return paired_delays(chosen, str(record.panel.arms[rows[0]]) if len(rows) else "", record.baseline.name)
 
@@ -143,8 +140,6 @@ def effects(record: Record) -> list[Effect]:
     one can be wrong about an arm. Arms that are expected to differ (random labels, rescaling, no delay) belong to
     none.
     """
-    if record.baseline is None:
-        return []
     raw = [effect(record, arm) for arm in record.arms[1:] if arm.control not in _EXPECTED_TO_DIFFER]
     valid = [item for item in raw if item.check.valid]
     corrected = _corrected(valid)
@@ -173,20 +168,14 @@ def worded(item: Effect) -> str:
     """The effect in words with its numbers."""
     share, gap, ratio = item.generalised, item.accuracy, item.ratio
     parts = [f"{round((share['value'] or 0) * item.check.n)} of {counted(item.check.n, 'seed')} generalised"
-             f"{_range(share, 100, '.0f', ' %')}"]
+             f"{interval_text(share, '.0f', 100, ' %')}"]
     if item.check.memorised < 1:
         parts.append(f"memorisation intact in {round(item.check.memorised * item.check.n)}")
     if gap["value"] is not None:
         parts.append(f"final test accuracy {100 * gap['value']:+z.1f} points against the baseline"
-                     f"{_range(gap, 100, '+z.1f')}")
+                     f"{interval_text(gap, '+z.1f', 100)}")
     if ratio["value"] is not None:
         what = "delay" if item.clock == "delay" else "time to generalise"
-        parts.append(f"{what} {ratio['value']:.2f} times the baseline's{_range(ratio, 1, '.2f')}"
+        parts.append(f"{what} {ratio['value']:.2f} times the baseline's{interval_text(ratio)}"
                      + ("" if item.counted_to is None else f", counting at most {item.counted_to:g} steps"))
     return ", ".join(parts)
-
-
-def _range(item: dict[str, Any], factor: float, style: str, unit: str = "") -> str:
-    if item["low"] is None or item["high"] is None:
-        return ""
-    return f" (interval {format(factor * item['low'], style)} to {format(factor * item['high'], style)}{unit})"

@@ -36,6 +36,13 @@ def estimate(value: float | None, low: float | None = None, high: float | None =
     return plain({"value": value, "low": low, "high": high, "unit": unit})
 
 
+def interval_text(item: Mapping[str, Any], style: str = ".2f", factor: float = 1.0, unit: str = "") -> str:
+    """The interval of an estimate as a remark that follows it; "" if it has none."""
+    if item["low"] is None or item["high"] is None:
+        return ""
+    return f" (interval {format(factor * item['low'], style)} to {format(factor * item['high'], style)}{unit})"
+
+
 def mean_interval(values: Array, confidence: float = 0.95, unit: str = "") -> dict[str, Any]:
     """Mean over seeds with Student's t interval; NaN left out; values that are all alike give no interval."""
     values = values[~np.isnan(values)]

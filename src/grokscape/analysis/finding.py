@@ -1,12 +1,14 @@
 """One finding of an analysis: what was asked, what came out, and by which rule."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from grokscape.analysis.estimation import plain
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A statement with the numbers and the rule behind it.
+    """A statement with the numbers and the rule behind it, in values that are ready for JSON (see `plain`).
 
     Attributes:
         id: unique within a run, such as "necessity/flatness".
@@ -21,7 +23,7 @@ class Finding:
         test: name of the statistical test, if any.
         p: its p value after correction, if any.
         rule: how the verdict follows from the numbers.
-        data: what a figure of it needs (curves, tables), JSON only.
+        data: what a figure of it needs (curves, tables).
     """
 
     id: str
@@ -36,6 +38,10 @@ class Finding:
     rule: str = ""
     data: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            object.__setattr__(self, entry.name, plain(getattr(self, entry.name)))
+
     def to_dict(self) -> dict[str, Any]:
-        """The finding as JSON-ready values."""
+        """The finding as one value."""
         return asdict(self)

@@ -15,7 +15,7 @@ from scipy import stats
 
 from grokscape.analysis.cox import RiskSets, concordance, fit
 from grokscape.analysis.design import Rules
-from grokscape.analysis.estimation import estimate, holm, plain
+from grokscape.analysis.estimation import estimate, holm, interval_text
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import TRAIN_LOSS, Array
 from grokscape.analysis.record import Record
@@ -186,7 +186,7 @@ def hazard(record: Record) -> list[Finding]:
                    ("of those that see held-out samples", ("test", "cross")))) \
                + f"; the train loss alone has {rows[0]['concordance_loss']:.2f} and guessing 0.50"
     ranking = Finding("hazard", "hazard", {}, text + ".", n=seeds, test="Cox model, jackknife over seeds", rule=rule,
-                      data=plain({"table": rows}))
+                      data={"table": rows})
     return [ranking, *(_measure_finding(record, row, rule, seeds) for row in rows if row["events"])]
 
 
@@ -204,13 +204,12 @@ def _measure_finding(record: Record, row: dict[str, Any], rule: str, seeds: int)
     if adjusted["value"] is None:
         text, verdict = f"{row['title']} ({row['split']}) cannot be told apart from the train loss", "inconclusive"
     else:
-        span = "" if adjusted["low"] is None else f" (interval {adjusted['low']:.2g} to {adjusted['high']:.2g})"
         text = f"At equal train loss, one standard deviation more of {row['title']} ({row['split']}) multiplies " \
-               f"the chance of generalising next by {adjusted['value']:.2g}{span}"
+               f"the chance of generalising next by {adjusted['value']:.2g}{interval_text(adjusted, '.2g')}"
     return Finding(
         f"hazard/{row['column']}", "hazard", {key: row[key] for key in ("column", "measure", "property", "split")},
         text + ".", verdict,
         {"hazard ratio": row["ratio"], "hazard ratio beside the loss": adjusted,
          "concordance": estimate(row["concordance"], unit="share of pairs"),
          "concordance beside the loss": estimate(row["concordance_adjusted"], unit="share of pairs")},
-        seeds, "Cox model, jackknife over seeds, Holm over measures", row["p_adjusted"], rule, plain({"row": row}))
+        seeds, "Cox model, jackknife over seeds, Holm over measures", row["p_adjusted"], rule, {"row": row})

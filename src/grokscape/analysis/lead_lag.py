@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from grokscape.analysis.estimation import bootstrap_interval, holm, mean_and_error, one_sided, plain, sign_test
+from grokscape.analysis.estimation import bootstrap_interval, holm, interval_text, mean_and_error, one_sided, sign_test
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import TEST_ACCURACY, Array
 from grokscape.analysis.onsets import threshold_onset
@@ -25,8 +25,6 @@ RULE = (
 
 def lead_lag(record: Record) -> list[Finding]:
     """One finding per measured column: its transition against memorisation and generalisation."""
-    if record.baseline is None:
-        return []
     rows = [_numbers(record, column) for column in record.measured()]
     for row, p in zip(rows, holm([row["p"] for row in rows])):
         row["p"] = p
@@ -35,7 +33,6 @@ def lead_lag(record: Record) -> list[Finding]:
 
 def _numbers(record: Record, column: str) -> dict[str, Any]:
     """Per-seed lags of one column and their estimates."""
-    assert record.baseline is not None
     rules, rows = record.rules, record.panel.rows(record.baseline.name)
     # Moments on different grids would be rounded up differently: only evaluations that saw both count.
     seen = ~np.isnan(record.series(column)) & ~np.isnan(record.panel[TEST_ACCURACY])
@@ -111,11 +108,11 @@ def _finding(record: Record, row: dict[str, Any]) -> Finding:
                "generalised"
     else:
         side = "before" if lag["value"] < 0 else "after"
-        span = "" if lag["low"] is None else f" (interval {lag['low']:.0f} to {lag['high']:.0f})"
         way = {row["moved"]: " down", 0: " up"}.get(row["fell"], "")
         steps = counted(f"{abs(lag['value']):.0f}", "step")
-        text = f"{row['title']} is half-way{way} {steps} {side} generalisation on average{span}" \
-               f"; before it in {row['leads']} and after it in {row['lags']} of {counted(row['runs'], 'seed')}"
+        text = f"{row['title']} is half-way{way} {steps} {side} generalisation on average" \
+               f"{interval_text(lag, '.0f')}; before it in {row['leads']} and after it in {row['lags']} of " \
+               f"{counted(row['runs'], 'seed')}"
         if row["n"] < row["runs"]:
             text += f", in {row['n']} of which it changes and generalisation is seen"
         if (row["accuracy_lag"] < 0).any():
@@ -129,4 +126,4 @@ def _finding(record: Record, row: dict[str, Any]) -> Finding:
         f"lead_lag/{row['column']}", "lead_lag",
         {"column": row["column"], "measure": about["measure"], "property": about["property"], "split": about["split"]},
         text + ".", found, row["estimates"], row["n"], "t test of the log lag over seeds, Holm over measures", row["p"],
-        RULE.format(moved=record.rules.moved_factor, alpha=record.rules.alpha), plain({key: row[key] for key in keys}))
+        RULE.format(moved=record.rules.moved_factor, alpha=record.rules.alpha), {key: row[key] for key in keys})

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grokscape.analysis.design import Aim, Arm
-from grokscape.analysis.estimation import estimate, geometric_median, plain
+from grokscape.analysis.estimation import estimate, geometric_median
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import Array, Flags, first
 from grokscape.analysis.record import Record
@@ -114,7 +114,6 @@ def _not_intact(lost: Flags, n: int, comparable_seeds: int) -> str:
 
 def comparable(record: Record, arm: Arm) -> NDArray[np.int64]:
     """Rows of the runs of an arm whose seed's baseline has its memorisation intact while the arm's hand acts."""
-    assert record.baseline is not None
     own, base = record.panel.paired(arm.name, record.baseline.name)
     return own[intact_rows(record, base, arm.until)]
 
@@ -129,7 +128,7 @@ def intact_rows(record: Record, rows: NDArray[np.int64], before: float | None = 
 
 def _pushes(arm: Arm) -> bool:
     """Whether one of its interventions has a direction and no level."""
-    return any(aim.sign and aim.at_least is None and aim.at_most is None for aim in arm.aims)
+    return any(aim.sign and not aim.has_level() for aim in arm.aims)
 
 
 def _judged(record: Record, arm: Arm) -> NDArray[np.int64]:
@@ -141,7 +140,7 @@ def _judged(record: Record, arm: Arm) -> NDArray[np.int64]:
 def _state(record: Record, arm: Arm) -> tuple[str, float]:
     """Overall state and share of the judged seeds in which every aim with a direction or a level was met."""
     rows = _judged(record, arm)
-    aims = [aim for aim in arm.aims if aim.sign or aim.at_least is not None or aim.at_most is not None]
+    aims = [aim for aim in arm.aims if aim.sign or aim.has_level()]
     if not aims:
         return ("nothing to hold" if not arm.hand else "unmeasured"), float("nan")
     if any(np.isnan(record.series(aim.column, aim.relative_to)[rows]).all() for aim in aims):
@@ -149,11 +148,11 @@ def _state(record: Record, arm: Arm) -> tuple[str, float]:
     met = np.ones(len(rows), dtype=bool)
     idle = []
     for aim in aims:
-        if aim.at_least is None and aim.at_most is None:
-            met &= moved(record, arm, aim)[rows]
-        else:
+        if aim.has_level():
             met &= goal_share(record, aim, rows) >= record.rules.held_fraction
             idle.append(_idle(record, aim))
+        else:
+            met &= moved(record, arm, aim)[rows]
     held = float(met.mean())
     if held < record.rules.held_fraction:
         return "not held", held
@@ -163,14 +162,10 @@ def _state(record: Record, arm: Arm) -> tuple[str, float]:
 def goal_share(record: Record, aim: Aim, rows: NDArray[np.int64]) -> Array:
     """Share of evaluations from memorisation to the end of the intervention at which its goal is met, per row."""
     values = record.series(aim.column, aim.relative_to)
-    slack = record.rules.held_tolerance
-    low = -np.inf if aim.at_least is None else aim.at_least - slack * abs(aim.at_least)
-    high = np.inf if aim.at_most is None else aim.at_most + slack * abs(aim.at_most)
     start = np.maximum(record.moment("memorised"), aim.start)
     inside = (record.window(start, np.nan if aim.until is None else aim.until) & ~np.isnan(values))[rows]
     count = inside.sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        good = (inside & (values[rows] >= low) & (values[rows] <= high)).sum(axis=1)
+    good = (inside & aim.met(values[rows], record.rules.held_tolerance)).sum(axis=1)
     return np.divide(good, count, out=np.zeros(len(rows)), where=count > 0)
 
 
@@ -179,16 +174,12 @@ def _idle(record: Record, aim: Aim) -> bool:
 
     Without tolerance: a goal just beyond where the baseline settles is a goal.
     """
-    assert record.baseline is not None
     rows = comparable(record, record.baseline)
     levels = settled(record, aim.column, aim.relative_to)[rows]
     if aim.goal == "promote":
         early = record.window(record.moment("memorised"), record.moment("generalised"))
         levels = geometric_median(np.where(early, record.series(aim.column, aim.relative_to), np.nan))[rows]
-    with np.errstate(invalid="ignore"):
-        met = (levels >= (-np.inf if aim.at_least is None else aim.at_least)) & (
-            levels <= (np.inf if aim.at_most is None else aim.at_most))
-    return len(rows) > 0 and float(met.mean()) >= record.rules.held_fraction
+    return len(rows) > 0 and float(aim.met(levels).mean()) >= record.rules.held_fraction
 
 
 def moved(record: Record, arm: Arm, aim: Aim) -> Flags:
@@ -197,7 +188,6 @@ def moved(record: Record, arm: Arm, aim: Aim) -> Flags:
     Compared are the two levels before the baseline generalises and those after (medians over the evaluations from
     memorisation on, while the intervention acts); one of the two must differ.
     """
-    assert record.baseline is not None
     result = np.zeros(len(record.panel.seeds), dtype=bool)
     values, start, turn = record.series(aim.column, aim.relative_to), record.moment("memorised"), _paired_end(record)
     end = np.nan if aim.until is None else aim.until
@@ -210,7 +200,6 @@ def moved(record: Record, arm: Arm, aim: Aim) -> Flags:
 
 def _paired_end(record: Record) -> Array:
     """Step at which the baseline of each replica's seed generalised, (R,), NaN if never."""
-    assert record.baseline is not None
     rows = record.panel.rows(record.baseline.name)
     moments = dict(zip(record.panel.seeds[rows].tolist(), record.moment("generalised")[rows].tolist()))
     return np.array([moments.get(int(seed), np.nan) for seed in record.panel.seeds])
@@ -243,11 +232,10 @@ def manipulation_finding(record: Record, arm: Arm) -> Finding:
         len(rows),
         rule=RULE.format(held=rules.held_fraction, tolerance=rules.held_tolerance, factor=rules.moved_factor,
                          memorised=rules.memorised_fraction, train=rules.train_threshold),
-        data=plain({"levels": levels, "state": result.state, "reasons": result.reasons}))
+        data={"levels": levels, "state": result.state, "reasons": result.reasons})
 
 
 def _level(record: Record, arm: Arm, aim: Aim) -> dict[str, Any]:
-    assert record.baseline is not None
     levels = settled(record, aim.column, aim.relative_to)
     rows = record.panel.rows(arm.name)
     own, early = levels[rows], at_memorisation(record, aim.column, aim.relative_to)[rows]
@@ -263,7 +251,6 @@ def _carried(record: Record, arm: Arm, aim: Aim) -> str:
     column = f"{aim.column.rpartition('/')[0]}/relative_flatness_participation"
     if aim.measure != "relative_flatness" or aim.goal != "block" or column not in record.panel:
         return ""
-    assert record.baseline is not None
     own = middle(settled(record, column)[record.panel.rows(arm.name)])
     base = middle(at_memorisation(record, column)[record.panel.rows(record.baseline.name)])
     if np.isnan([own, base]).any():

@@ -10,7 +10,6 @@ from grokscape.analysis.arms import onset_finding, survival_finding
 from grokscape.analysis.controls import controls, failures
 from grokscape.analysis.dispute import dispute
 from grokscape.analysis.effects import effects
-from grokscape.analysis.estimation import plain
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.hazard import hazard
 from grokscape.analysis.lead_lag import lead_lag
@@ -65,8 +64,6 @@ def analyze_frame(frame: pl.DataFrame, spec: Mapping[str, Any] | None = None,
 def findings_of(record: Record) -> list[Finding]:
     """All findings of one study."""
     found: list[Finding] = [onset_finding(record, arm.name) for arm in record.arms]
-    if record.baseline is None:
-        return found
     found += [survival_finding(record, arm.name) for arm in record.arms[1:]]
     found += [manipulation_finding(record, arm) for arm in record.arms if arm.aims]
     found += controls(record)
@@ -78,5 +75,4 @@ def findings_of(record: Record) -> list[Finding]:
     found += lead_lag(record)
     found += hazard(record)
     found += dispute(record, found)
-    found += theory(record)
-    return [Finding(**plain(item.to_dict())) for item in found]
+    return found + theory(record)

@@ -10,7 +10,7 @@ import polars as pl
 from scipy import stats
 from statsmodels.stats.meta_analysis import combine_effects
 
-from grokscape.analysis.estimation import estimate, plain
+from grokscape.analysis.estimation import estimate, interval_text
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import FrameError
 from grokscape.analysis.record import Record
@@ -82,7 +82,7 @@ def pooled(studies: Sequence[tuple[Record, list[Finding]]]) -> list[Finding]:
     for kind, name in _shared(studies, ("hazard",)):
         if name != "hazard":
             found.append(_pool_estimate(studies, kind, name, "hazard ratio beside the loss", "hazard ratio"))
-    return [Finding(**plain(item.to_dict())) for item in found if item is not None]
+    return [item for item in found if item is not None]
 
 
 def _shared(studies: Sequence[tuple[Record, list[Finding]]], kinds: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -156,8 +156,7 @@ def _pool_verdicts(studies: Sequence[tuple[Record, list[Finding]]], kind: str, n
     text = f"Over {len(items)} testbeds, {kind} of {subject['property']} ({subject['measure']}): {said}"
     if estimates["delay ratio"]["value"] is not None:
         text += f"; the arms that decide multiply the delay, as far as each testbed counts it, by " \
-                f"{estimates['delay ratio']['value']:.2f}" \
-                + _span(estimates["delay ratio"])
+                f"{estimates['delay ratio']['value']:.2f}{interval_text(estimates['delay ratio'])}"
     table = [{"study": record.name, "verdict": item.verdict, "n": item.n, "p": item.p, "statement": item.statement,
               "accuracy difference": _strongest(item, "accuracy difference"),
               "delay ratio": _strongest(item, "delay ratio")} for record, item in items]
@@ -188,7 +187,7 @@ def _pool_estimate(studies: Sequence[tuple[Record, list[Finding]]], kind: str, n
     table = [{"study": record.name, "verdict": item.verdict, "n": item.n, what: item.estimates.get(what)}
              for record, item in items]
     text = f"Over {len(items)} testbeds, {words} of {subject['measure']} ({subject['split']}): " \
-           f"{shown['value']:.3g}{_span(shown)}"
+           f"{shown['value']:.3g}{interval_text(shown)}"
     return Finding(f"pooled/{name}", "pooled", {**subject, "of": kind}, text + ".", verdict, {what: shown}, len(items),
                    "random effects over testbeds", rule=RULE,
                    data={"reason": text, "testbeds": table, "heterogeneity": result})
@@ -199,7 +198,3 @@ def _shown(result: dict[str, Any], unit: str, log: bool) -> dict[str, Any]:
     if log:
         value, low, high = (None if x is None else float(np.exp(x)) for x in (value, low, high))
     return estimate(value, low, high, unit)
-
-
-def _span(item: dict[str, Any]) -> str:
-    return "" if item["low"] is None else f" (interval {item['low']:.2f} to {item['high']:.2f})"

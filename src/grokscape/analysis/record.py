@@ -59,9 +59,9 @@ class Record:
         return cls.of(folder.trajectory(), folder.spec, folder.columns(), folder.status)
 
     @property
-    def baseline(self) -> Arm | None:
-        """The arm that the others are compared with; None if there is no arm."""
-        return self.arms[0] if self.arms else None
+    def baseline(self) -> Arm:
+        """The arm that the others are compared with; a record of nothing has none."""
+        return self.arms[0]
 
     def arm(self, name: str) -> Arm:
         """An arm by name."""

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 
 from grokscape.analysis.effects import Effect, worded
-from grokscape.analysis.estimation import geometric_median, plain, share_interval
+from grokscape.analysis.estimation import geometric_median, share_interval
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import Array, latest
 from grokscape.analysis.manipulation import at_memorisation, intact_rows, log_ratio, middle
@@ -31,7 +31,6 @@ OPENINGS = {
 
 def level_at_generalisation(record: Record, column: str) -> Array:
     """Level of a measure as the baseline's runs generalise: median over the evaluations of the hold, per run."""
-    assert record.baseline is not None
     values, start = record.series(column), record.moment("generalised")
     inside = record.window(start) & ~np.isnan(values)
     inside &= inside.cumsum(axis=1) <= record.rules.hold
@@ -45,7 +44,6 @@ def final_level(record: Record, column: str) -> Array:
 
 def counterexamples(record: Record, target: Target) -> list[dict[str, object]]:
     """Arms whose runs have the property as the generalising baseline had it, and do not generalise."""
-    assert record.baseline is not None
     base, rules = record.panel.rows(record.baseline.name), record.rules
     wanted = middle(level_at_generalisation(record, target.column))
     way = log_ratio(at_memorisation(record, target.column)[base], np.full(len(base), wanted))
@@ -108,4 +106,4 @@ def sufficiency(record: Record, target: Target, found: list[Effect], failed: lis
         estimates, n, "one-sided paired t test, Holm over arms" if p is not None else None, p,
         RULE.format(held=rules.held_fraction, reached=rules.reached_fraction, accuracy=rules.accuracy_margin,
                     ratio=rules.delay_ratio_margin, alpha=rules.alpha),
-        plain({"reason": why, "counterexamples": against, "promoting": [item.summary() for item in promoting]}))
+        {"reason": why, "counterexamples": against, "promoting": [item.summary() for item in promoting]})

@@ -10,7 +10,7 @@ from grokscape.analysis.design import Arm
 from grokscape.analysis.estimation import mean_interval
 from grokscape.analysis.manipulation import at_memorisation, check, middle, settled
 from grokscape.analysis.record import Record
-from grokscape.analysis.survival import kaplan_meier
+from grokscape.analysis.survival import delay_curve, onset_curve
 
 
 def summary_table(frame: pl.DataFrame, spec: Mapping[str, Any] | None = None,
@@ -59,8 +59,9 @@ def _row(record: Record, arm: Arm) -> dict[str, Any]:
     row = {"arm": arm.name, "title": arm.title, "role": arm.role, "n": len(runs),
            "diverged": int(runs["diverged"].sum()), "memorised": runs["memorised"].count(),
            "generalised": runs["generalised"].count(),
-           "memorised_step": _median(runs, "memorised"), "generalised_step": _median(runs, "generalised"),
-           "delay": _median_delay(runs), "final_accuracy": accuracy["value"], "final_accuracy_low": low,
+           "memorised_step": onset_curve(runs, "memorised")["median"],
+           "generalised_step": onset_curve(runs, "generalised")["median"],
+           "delay": delay_curve(runs)["median"], "final_accuracy": accuracy["value"], "final_accuracy_low": low,
            "final_accuracy_high": high, "measure": aim.column if aim else None,
            "held": None if np.isnan(result.held) else result.held, "state": result.state, "valid": result.valid,
            "level_at_memorisation": None, "level": None}
@@ -69,15 +70,3 @@ def _row(record: Record, arm: Arm) -> dict[str, Any]:
         early = middle(at_memorisation(record, aim.column, aim.relative_to)[place])
         row["level"], row["level_at_memorisation"] = (None if np.isnan(x) else x for x in (level, early))
     return row
-
-
-def _median(runs: pl.DataFrame, name: str) -> float | None:
-    """Kaplan–Meier median of an onset."""
-    runs = runs.drop_nulls("followed")
-    observed = runs[name].is_not_null().to_numpy()
-    return kaplan_meier(runs.select(pl.coalesce(name, "followed"))[name].to_numpy(), observed)["median"]
-
-
-def _median_delay(runs: pl.DataFrame) -> float | None:
-    runs = runs.drop_nulls("delay")
-    return kaplan_meier(runs["delay"].to_numpy(), runs["delay_observed"].to_numpy())["median"]

@@ -48,6 +48,19 @@ def kaplan_meier(times: Array, observed: Flags, confidence: float = 0.95) -> dic
             "median": float(reached[0]) if len(reached) else None, "censored": sorted(times[~observed].tolist())}
 
 
+def onset_curve(runs: pl.DataFrame, event: str, confidence: float = 0.95) -> dict[str, Any]:
+    """`kaplan_meier` of an onset, "memorised" or "generalised", over the steps of training."""
+    known = runs.drop_nulls("followed")
+    times = known.select(pl.coalesce(event, "followed"))[event].to_numpy()
+    return kaplan_meier(times, known[event].is_not_null().to_numpy(), confidence)
+
+
+def delay_curve(runs: pl.DataFrame, confidence: float = 0.95) -> dict[str, Any]:
+    """`kaplan_meier` of the delay from memorisation to generalisation, of the runs that memorised."""
+    known = runs.drop_nulls("delay")
+    return kaplan_meier(known["delay"].to_numpy(), known["delay_observed"].to_numpy(), confidence)
+
+
 def _interval(curve: Any, confidence: float) -> tuple[Array, Array]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)

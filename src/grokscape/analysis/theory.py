@@ -19,7 +19,7 @@ import numpy as np
 from scipy.special import expit
 
 from grokscape.analysis.controls import number_of_classes
-from grokscape.analysis.estimation import bootstrap_interval, mean_and_error, plain
+from grokscape.analysis.estimation import bootstrap_interval, mean_and_error
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import Array
 from grokscape.analysis.manipulation import log_ratio
@@ -60,7 +60,7 @@ def _probabilities(classes: int, radius: Array, scale: Array) -> tuple[Array, Ar
 def theory(record: Record) -> list[Finding]:
     """Measured κ over the exact collapse value and the bound over measured κ, along training, in the baseline."""
     classes = number_of_classes(record)
-    if record.baseline is None or classes is None or classes < 2 or any(name not in record.panel for name in COLUMNS):
+    if classes is None or classes < 2 or any(name not in record.panel for name in COLUMNS):
         return []
     measured, radius, scale, offset = (record.series(name) for name in COLUMNS)
     exact, bound = collapse_flatness(classes, radius, scale, offset), collapse_bound(classes, radius, scale)
@@ -80,6 +80,6 @@ def theory(record: Record) -> list[Finding]:
         f"{estimates['measured over exact collapse']['value']:.3g} times what exact collapse with its radius and " \
         f"scale would give, and the bound of Han et al. on the latter is " \
         f"{estimates['bound over measured']['value']:.3g} times what is measured"
-    return [Finding("theory", "theory", {"classes": classes}, text + ".", None, plain(estimates), len(rows),
+    return [Finding("theory", "theory", {"classes": classes}, text + ".", None, estimates, len(rows),
                     rule="Geometric mean over seeds of ratios at the last evaluations; interval: bootstrap over seeds.",
-                    data=plain({"curves": curves, "distance_from_collapse": distances}))]
+                    data={"curves": curves, "distance_from_collapse": distances})]

@@ -87,7 +87,6 @@ def change_points(record: Record, column: str) -> Array:
     Kernel change-point detection with a linear kernel (a shift of the mean) on the log of the measure; the step is
     the first evaluation after the change.
     """
-    assert record.baseline is not None
     result = np.full(len(record.panel.steps), np.nan)
     logs, _ = on_log_scale(record.series(column))
     memorised = record.moment("memorised")
