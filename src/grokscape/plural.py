@@ -1,4 +1,6 @@
-"""A number with its noun, as people say it."""
+"""Numbers with their nouns, and spans of time, as people say them."""
+
+import math
 
 
 def counted(number: object, noun: str) -> str:
@@ -8,3 +10,16 @@ def counted(number: object, noun: str) -> str:
     ('1 seed', '8 seeds', '2,000 steps')
     """
     return f"{number} {noun}" if str(number) == "1" else f"{number} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration(75)
+    '1 min 15 s'
+    """
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

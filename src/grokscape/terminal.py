@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from grokscape.plural import counted
+from grokscape.plural import counted, duration
 from grokscape.store import RunFolder
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -36,19 +36,6 @@ def sparkline(curve: Mapping[int, float], steps: int, width: int = 24) -> str:
         last = last if value is None else value
         drawn += " " if math.isnan(last) else _BLOCKS[round(min(max(last, 0.0), 1.0) * (len(_BLOCKS) - 1))]
     return drawn.ljust(width)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> duration(75)
-    '1 min 15 s'
-    """
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def show(folder: RunFolder, console: Console) -> None:

@@ -14,6 +14,7 @@ from grokscape.report import write_report
 from grokscape.report.doses import dose_plates
 from grokscape.report.onsets import Outcomes
 from grokscape.report.plate import Line, Plate, Points
+from grokscape.report.provenance import provenance
 from grokscape.report.run import read_run
 from grokscape.report.tables import outcome_table
 from grokscape.store import RunFolder, RunFolderError
@@ -142,6 +143,20 @@ def test_numbers_of_arms_are_those_of_the_analysis(finished: RunFolder) -> None:
     last = run.frame.filter(arm="cdnv16", step=1500)["train/cdnv"].median()
     assert float(rows["cdnv16"]["CDNV at the end"]["text"]) == pytest.approx(last, rel=5e-3)
     assert [row["done"] for row in table["rows"]][1] == "κ held ≥ 3 (strength 0.1)"
+
+
+def test_where_a_run_comes_from_is_told_in_words(finished: RunFolder) -> None:
+    run = read_run(finished)
+    told = replace(run, status={**run.status, "seconds": 3725.4, "threads": 1, "batched": True})
+    facts = {fact["name"]: fact["text"] for fact in provenance(told)["facts"]}
+    assert facts["Arms × seeds"] == "6 × 6"
+    assert facts["Seeds"] == "initialisation/split 0/0, 1/1, 2/2, 3/3, 4/4, 5/5"
+    assert facts["Cost"] == "1 h 02 min"
+    assert facts["Device"] == "cpu, 1 thread, all replicas in one batch"
+    assert facts["Optimiser"] == "name adamw · lr 0.01 · weight decay 1"
+    facts = {fact["name"]: fact["text"] for fact in provenance(replace(run, spec={}, status={}))["facts"]}
+    assert {facts[name] for name in ("Cost", "Device", "Versions", "Optimiser")} == {"not recorded"}
+    assert facts["State"] == "unknown, step 1500 of an unknown number"
 
 
 def test_every_measure_on_the_page_leads_to_its_definition(finished: RunFolder) -> None:

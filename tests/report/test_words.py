@@ -1,11 +1,15 @@
-"""Numbers, interventions and ticks in words."""
+"""Numbers, interventions and ticks in words, and what of a trajectory is shown."""
 
+import json
 from types import SimpleNamespace
 
+import numpy as np
+import polars as pl
 import pytest
 
 from grokscape.report.arms import in_words
 from grokscape.report.ticks import log_ticks
+from grokscape.report.trajectories import rounded, shown_steps
 from grokscape.report.wording import anchor, estimates, number, p_value, points, sentence, times
 
 TITLES = {"relative_flatness": "κ", "cdnv": "CDNV"}
@@ -102,12 +106,27 @@ def test_settings_that_differ_are_told_too() -> None:
         (1, 1500, ["1", "10", "100", "1000", "10⁴"]),
         (0.5, 4, ["0.5", "1", "2"]),
         (1e-9, 1e3, ["10⁻⁸", "10⁻⁶", "10⁻⁴", "0.01", "1", "100"]),
+        (2e-4, 2e-3, ["2·10⁻⁴", "5·10⁻⁴", "0.001", "0.002"]),
+        (2e3, 3e4, ["2000", "5000", "10⁴", "2·10⁴"]),
+        (5e-6, 5e-4, ["10⁻⁵", "3·10⁻⁵", "10⁻⁴", "3·10⁻⁴"]),
     ],
 )
 def test_ticks_of_log_axes(low: float, high: float, texts: list[str]) -> None:
     ticks = log_ticks(low, high)
     assert [text for _, text in ticks] == texts
     assert [value for value, _ in ticks] == sorted(value for value, _ in ticks)
+
+
+@pytest.mark.parametrize(("most", "places"), [(6, [0, 2, 4, 9]), (8, [0, 1, 3, 4, 6, 9]), (10, list(range(10)))])
+def test_of_many_steps_half_are_shown_evenly_and_half_by_ratio(most: int, places: list[int]) -> None:
+    steps = [0, 1, 2, 5, 10, 20, 50, 100, 200, 500]
+    run = SimpleNamespace(frame=pl.DataFrame({"step": steps[::-1] * 2}))
+    assert shown_steps(run, most).tolist() == [steps[place] for place in places]
+
+
+def test_numbers_on_the_page_have_no_more_digits_than_a_screen_can_show() -> None:
+    values = np.array([1.23456, 3.0, 123456.0, 2.5e9, np.nan])
+    assert json.dumps(rounded(values)) == "[1.235, 3, 123500, 2500000000.0, null]"
 
 
 def test_anchors_are_safe_in_a_page() -> None:

@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 import tiny
+from grokscape.plural import duration
 from grokscape.studies import preset
 from grokscape.studies.display import Display
-from grokscape.terminal import duration, sparkline
+from grokscape.terminal import sparkline
 from grokscape.training import Progress
 
 SPEC = preset("quickstart")

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from grokscape.report.palette import DASHES, FAMILY_TITLES, Colour, Dash, Family, arm_style, ramp
+from grokscape.report.palette import DASHES, FAMILY_OF_PROPERTY, FAMILY_TITLES, Colour, Dash, Family, arm_style, ramp
 
 Style = tuple[Colour, Dash]
-_FAMILY_OF_PROPERTY: dict[str, Family] = {"flatness": "flatness", "curvature": "flatness", "collapse": "collapse"}
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,8 @@ def _family(name: str, arm: Mapping[str, Any], properties: Mapping[str, str]) ->
         return "baseline"
     for intervention in _interventions(arm):
         property_ = properties.get(str(intervention.get("measure", "")).rpartition("/")[2], "")
-        if property_ in _FAMILY_OF_PROPERTY:
-            return _FAMILY_OF_PROPERTY[property_]
+        if property_ in FAMILY_OF_PROPERTY:
+            return FAMILY_OF_PROPERTY[property_]
     return "other"
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from grokscape.analysis import Record, summary_table
+from grokscape.analysis import Record
 from grokscape.analysis.design import Rules
+from grokscape.analysis.summary import table_of
 from grokscape.plural import counted
 from grokscape.report.arms import Arm
 from grokscape.report.plate import Axis, Missing, Panel, Plate, Points, Symbol
@@ -37,10 +38,9 @@ class Outcomes:
     def of(cls, run: Run) -> "Outcomes":
         """Outcomes of a run; without accuracies the table is empty."""
         known = {"train/accuracy", "test/accuracy"} <= set(run.frame.columns)
-        frame = run.frame if known else pl.DataFrame()
-        record = Record.of(frame, run.spec, run.columns, run.status)
-        summary = summary_table(frame, run.spec, run.columns, run.status)
-        return cls(record.rules, record.results, {row["arm"]: row for row in summary.iter_rows(named=True)})
+        record = Record.of(run.frame if known else pl.DataFrame(), run.spec, run.columns, run.status)
+        rows = table_of(record).iter_rows(named=True)
+        return cls(record.rules, record.results, {row["arm"]: row for row in rows})
 
     def median_onset(self, arm: str, what: str) -> float | None:
         """Median step of "memorised" or "generalised" over an arm (Kaplan–Meier), None if fewer than half got there."""
@@ -49,6 +49,7 @@ class Outcomes:
     def rows(self, arm: str) -> pl.DataFrame:
         """The rows of one arm."""
         return self.table.filter(pl.col("arm") == arm)
+
 
 def hero(run: Run, found: Outcomes) -> Plate | Missing:
     """Test accuracy over steps, and below it every replica's two onsets, arm by arm: the whole study at a glance."""

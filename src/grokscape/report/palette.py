@@ -37,6 +37,8 @@ FAMILY_TITLES: dict[Family, str] = {
     "control": "Controls",
 }
 
+FAMILY_OF_PROPERTY: dict[str, Family] = {"flatness": "flatness", "curvature": "flatness", "collapse": "collapse"}
+
 FAMILY_COLOURS: dict[Family, tuple[Colour, ...]] = {
     "baseline": (INK, MUTED),
     "flatness": (Colour("#1f78c1", "#58b4f0"), Colour("#003e6b", "#a3d2f7"), Colour("#5a8fc4", "#2c7fc0")),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from grokscape.plural import counted, duration
 from grokscape.report.run import Run
 
 
@@ -17,7 +18,7 @@ def provenance(run: Run) -> dict[str, Any]:
         ("Arms × seeds", f"{len(run.arms)} × {_text(spec.get('seeds'))}", False),
         ("Seeds", _seeds(run), False),
         ("Device", _device(status), False),
-        ("Cost", duration(status.get("seconds")), False),
+        ("Cost", duration(status["seconds"]) if "seconds" in status else "not recorded", False),
         ("Versions", _text(status.get("versions")), False),
         ("Testbed", _text(spec.get("testbed")), False),
         ("Model", _text(spec.get("model")), False),
@@ -27,16 +28,6 @@ def provenance(run: Run) -> dict[str, Any]:
     ]
     text = json.dumps(spec, indent=1, ensure_ascii=False)
     return {"facts": [{"name": n, "text": t, "code": c} for n, t, c in facts], "spec": text}
-
-
-def duration(seconds: object) -> str:
-    """A time in words."""
-    if not isinstance(seconds, (int, float)):
-        return "not recorded"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _seeds(run: Run) -> str:
@@ -50,7 +41,7 @@ def _seeds(run: Run) -> str:
 def _device(status: Mapping[str, Any]) -> str:
     parts = [_text(status.get("device"))]
     if status.get("threads"):
-        parts.append(f"{status['threads']} thread{'s' * (status['threads'] != 1)}")
+        parts.append(counted(status["threads"], "thread"))
     if status.get("batched"):
         parts.append("all replicas in one batch")
     return ", ".join(parts)

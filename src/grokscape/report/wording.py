@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from grokscape.plural import counted
-from grokscape.report.palette import FAMILY_COLOURS, MUTED, Colour, Family
+from grokscape.report.palette import FAMILY_COLOURS, FAMILY_OF_PROPERTY, MUTED, Colour, Family
 from grokscape.report.run import Run
 from grokscape.report.ticks import ten_to
 
@@ -121,16 +121,10 @@ def anchor(identifier: object) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", str(identifier)).strip("-") or "finding"
 
 
-_FAMILY_OF_PROPERTY: dict[str, Family] = {
-    "flatness": "flatness",
-    "curvature": "flatness",
-    "collapse": "collapse",
-    "norm": "control",
-    "margin": "other",
-}
+_FAMILIES: dict[str, Family] = {**FAMILY_OF_PROPERTY, "norm": "control", "margin": "other"}
 
 
 def property_colour(property_: str) -> Colour:
     """The colour that stands for a property."""
-    family = _FAMILY_OF_PROPERTY.get(property_)
+    family = _FAMILIES.get(property_)
     return FAMILY_COLOURS[family][0] if family else MUTED

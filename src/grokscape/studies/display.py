@@ -14,9 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from grokscape.plural import counted
+from grokscape.plural import counted, duration
 from grokscape.studies.spec import StudySpec
-from grokscape.terminal import duration, sparkline
+from grokscape.terminal import sparkline
 from grokscape.training import Progress
 
 _PLAIN_LINES = 12
