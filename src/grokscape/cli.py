@@ -300,7 +300,8 @@ def show(folder: Path, /, *, json: Json = False) -> None:
 
     opened = RunFolder.open(folder)
     if json:
-        _print_json({"folder": str(opened.path), "status": opened.status, "findings": opened.findings})
+        known = {"folder": str(opened.path), "state": opened.state, "status": opened.status}
+        _print_json({**known, "findings": opened.findings})
     else:
         show_folder(opened, Console())
 

@@ -70,12 +70,12 @@ def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix != "" and path.name.count(".") >= 3
 
 
-def _locked(file: IO[str]) -> bool:
+def _locked(file: IO[str], *, shared: bool = False) -> bool:
     """Try to get the file's lock, which goes with the process however it ends."""
     try:
         import fcntl
 
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except ImportError:  # on Windows: there a folder is not claimed
         return True
     except BlockingIOError:
@@ -265,12 +265,28 @@ class RunFolder:
 
     @property
     def in_use(self) -> bool:
-        """Whether a process is training into the folder at this moment."""
+        """Whether another process is training into the folder at this moment; whoever may read it can ask."""
         try:
-            with open(self.path / ".lock", "a") as lock:
-                return not _locked(lock)
-        except OSError:  # a folder that cannot be written to
+            with open(self.path / ".lock") as lock:
+                return not _locked(lock, shared=True)
+        except OSError:  # nobody ever did, or who did keeps it to himself
             return False
+
+    @property
+    def state(self) -> str:
+        """What is true of the run at this moment, by its status and by the locks of other processes.
+
+        "running"; "waiting" while none of its workers trains (jobs in a queue, say); "abandoned" where workers train
+        but the command that started them is gone; "killed"; "not started"; or else as status.json has it.
+        """
+        known = self.status.get("state", "not started")
+        if known == "finished":
+            return "finished"
+        shards = [RunFolder(path) for path in (self.path / "shards").glob("seeds-*")]
+        training = any(shard.in_use for shard in shards)
+        if self.in_use:
+            return "running" if training or not shards else "waiting"
+        return "abandoned" if training else "killed" if known == "running" else known
 
     @property
     def status(self) -> dict[str, Any]:
@@ -325,7 +341,9 @@ class RunFolder:
     def measured(self) -> "RunFolder":
         """This folder; a `RunFolderError` if nothing was measured yet."""
         if not self.parts():
-            raise RunFolderError(f"{self.path} holds no measurements yet; go on with: {self.command('resume')}")
+            at_work = self.state in ("running", "waiting")
+            remedy = "wait for the first" if at_work else f"go on with: {self.command('resume')}"
+            raise RunFolderError(f"{self.path} holds no measurements yet; {remedy}")
         return self
 
     def trajectory(self) -> pl.DataFrame:

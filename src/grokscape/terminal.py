@@ -45,7 +45,7 @@ def show(folder: RunFolder, console: Console) -> None:
     console.print(head(folder), soft_wrap=True)
     frame = folder.trajectory()
     if frame.is_empty():
-        console.print(Text(f"Nothing was measured yet. Go on with: {folder.command('resume')}"), soft_wrap=True)
+        console.print(Text("Nothing was measured yet."))
         return
     console.print()
     table = summary_table(frame, folder.spec, folder.columns(), folder.status)
@@ -59,9 +59,7 @@ def head(folder: RunFolder) -> RenderableType:
     """The study's title, and how far the run got."""
     spec, status = folder.spec, folder.status
     step, steps = status.get("step", 0), status.get("steps", spec.get("steps"))
-    state = status.get("state", "not started")
-    if state == "running" and not folder.in_use:
-        state = "killed"
+    state = folder.state
     parts = [
         str(spec.get("name")),
         state if state == "finished" else f"{state} at step {step:,} of {steps:,}" if steps else state,
@@ -76,10 +74,18 @@ def head(folder: RunFolder) -> RenderableType:
     if diverged := sum(row.get("diverged_at") is not None for row in replicas):
         share = f"{diverged} of {counted(len(replicas), 'replica')} diverged, which counts as not generalising"
         lines.append(Text(share, style="yellow"))
-    if state in ("killed", "interrupted", "failed"):
-        reason = f" ({status['error']})" if "error" in status else ""
-        lines.append(Text(f"It is not finished{reason}. Go on with: {folder.command('resume')}", style="yellow"))
+    if state not in ("finished", "running"):
+        lines.append(Text(_unfinished(folder, state, status.get("error")), style="yellow"))
     return Group(*lines)
+
+
+def _unfinished(folder: RunFolder, state: str, error: str | None) -> str:
+    if state == "waiting":
+        return "It waits for its workers, none of which trains at this moment."
+    resume = folder.command("resume")
+    if state == "abandoned":
+        return f"Its workers train on, but the command that started them is gone. Take it up again with: {resume}"
+    return f"It is not finished{f' ({error})' if error and state == 'failed' else ''}. Go on with: {resume}"
 
 
 def arms(table: pl.DataFrame, width: int = 100) -> Table:

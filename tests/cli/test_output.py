@@ -4,13 +4,16 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 
 import pytest
 
 import synthetic
+import tiny
 from grokscape.analysis import analyze
 from grokscape.store import RunFolder
+from grokscape.studies.shards import shards_of
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,53 @@ def test_show_says_that_a_run_was_killed(grokscape, run_folder):
     out = grokscape("show", run_folder.path).out
     assert "killed at step" in out
     assert f"Go on with: grokscape resume {run_folder.path}" in out
+
+
+HOLDER = """
+import fcntl, sys
+locks = [open(path, "a") for path in sys.argv[1:]]
+for lock in locks:
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(("held", "state", "words"), [
+    (("", "shards/seeds-00000-00001"), "running", ""),
+    (("",), "waiting", "It waits for its workers, none of which trains at this moment."),
+    (("shards/seeds-00000-00001",), "abandoned", "but the command that started them is gone. Take it up again with: "),
+    ((), "killed", "It is not finished. Go on with: "),
+])
+def test_show_says_who_is_at_work(grokscape, tmp_path, held, state, words):
+    spec, pipe = tiny.spec(), subprocess.PIPE
+    folder = RunFolder.create(tmp_path / "run", spec.model_dump(mode="json"))
+    shards_of(folder, spec, 2)
+    folder.write_status(state="running", step=0, steps=40)
+    locks = [folder.path / place / ".lock" for place in held]
+    with subprocess.Popen([sys.executable, "-SE", "-c", HOLDER, *locks], stdin=pipe, stdout=pipe) as holder:
+        assert holder.stdout.readline()
+        shown = grokscape("show", folder.path).out
+        report = grokscape("report", folder.path).err
+        assert json.loads(grokscape("show", folder.path, "--json").out)["state"] == state
+        holder.stdin.close()
+    assert f"tiny · {state} at step 0 of 40" in shown
+    assert words in shown
+    assert shown.endswith("Nothing was measured yet.\n")
+    assert (f"grokscape resume {folder.path}" in shown) == words.endswith(": ")
+    assert (f"go on with: grokscape resume {folder.path}" in report) == ("" not in held)
+    assert len(list(folder.path.rglob(".lock"))) == len(held), "whoever looks leaves nothing behind"
+
+
+def test_who_looks_at_a_run_is_not_taken_for_one_who_trains(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", tiny.spec().model_dump(mode="json"))
+    looker = HOLDER.replace('"a"', '"r"').replace("LOCK_EX", "LOCK_SH")
+    lock, pipe = folder.path / ".lock", subprocess.PIPE
+    lock.touch()
+    with subprocess.Popen([sys.executable, "-SE", "-c", looker, lock], stdin=pipe, stdout=pipe) as other:
+        assert other.stdout.readline()
+        assert not folder.in_use
+        other.stdin.close()
 
 
 def test_show_says_that_replicas_diverged(grokscape, run_folder):
