@@ -170,13 +170,18 @@ def _check_objects(path: Path, values: Sequence[Any], remedy: str, names: Sequen
             raise RunFolderError(f"{path} is damaged: it holds {json.dumps(value):.40}; {remedy}")
 
 
+def damaged_part(path: Path, error: Exception, folder: "RunFolder") -> RunFolderError:
+    """What to say of a part of a run's trajectory that cannot be read."""
+    remedy = f"remove it and the parts after it, then go on with: {folder.command('resume')}"
+    return RunFolderError(f"{path} is damaged ({error}); {remedy}")
+
+
 def _read_part(path: Path) -> pl.DataFrame:
     try:
         frame = pl.read_parquet(path, glob=False)  # a folder may be called x*y
         frame.select(KEYS)
     except pl.exceptions.PolarsError as error:
-        raise RunFolderError(f"{path} is damaged ({error}); remove it and the parts after it, then go on with: "
-                             f"{RunFolder(path.parent.parent).command('resume')}") from None
+        raise damaged_part(path, error, RunFolder(path.parent.parent)) from None
     return frame
 
 
@@ -231,8 +236,9 @@ class RunFolder:
         return folder
 
     def command(self, verb: str) -> str:
-        """What to type to have something done with the folder, such as `grokscape resume 'my runs/first'`."""
-        return shlex.join(["grokscape", verb, str(self.path)])
+        """What to type to have something done with the folder, or with the run that it is a shard of."""
+        run = self.path.parent.parent if self.path.parent.name == "shards" else self.path
+        return shlex.join(["grokscape", verb, str(run if (run / "spec.json").exists() else self.path)])
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 import tiny
@@ -18,7 +20,7 @@ from grokscape import studies
 from grokscape.store import KEYS, RunFolder, RunFolderError
 from grokscape.studies import StudySpec, plan, train
 from grokscape.studies.launchers import ELSEWHERE, Inline, Order, Processes, launch
-from grokscape.studies.shards import STOP, shard_spec, shards_of, train_shard
+from grokscape.studies.shards import STOP, collect, shard_spec, shards_of, train_shard, trained
 from grokscape.training import Interrupted
 from grokscape.workflow import checked_device
 
@@ -208,6 +210,88 @@ def test_a_run_begun_in_one_process_stays_in_one(tmp_path):
         train(SPEC, folder, stop=lambda: next(count) == 5)
     with pytest.raises(RunFolderError, match=r"was begun in one process; .*--launcher inline"):
         launch(SPEC, folder, "processes")
+
+
+def stopped_shard(folder, step=7):
+    """The only shard of a run, trained up to a step."""
+    (shard,) = shards_of(folder, SPEC, 1)
+    count = iter(range(100))
+    train_shard(str(shard.folder.path), stop=lambda: next(count) == step)
+    return shard
+
+
+def test_what_a_worker_writes_anew_is_collected_whatever_its_clock_says(tmp_path):
+    folder = new_folder(tmp_path / "run")
+    shard = stopped_shard(folder)
+    collect(folder, SPEC, [shard])
+    (part,), (collected,) = shard.folder.parts(), folder.parts()
+    written = collected.stat().st_mtime_ns
+    collect(folder, SPEC, [shard])
+    assert collected.stat().st_mtime_ns == written
+    shard.folder.write_part(part.stem, pq.read_table(part).slice(0, 15))
+    os.utime(part, ns=(0, written - 3600 * 10**9))
+    collect(folder, SPEC, [shard])
+    assert folder.trajectory().height == 15
+
+
+def test_a_damaged_part_of_a_shard_is_named(tmp_path):
+    folder = new_folder(tmp_path / "run")
+    (part,) = stopped_shard(folder).folder.parts()
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(RunFolderError, match=rf"^{part} is damaged .* go on with: grokscape resume {folder.path}$"):
+        launch(SPEC, folder, Scripted())
+
+
+def test_what_is_said_of_a_shard_is_done_with_the_run(tmp_path):
+    folder = new_folder(tmp_path / "run")
+    shard = stopped_shard(folder)
+    (shard.folder.path / "status.json").write_text("{")
+    with pytest.raises(RunFolderError, match=rf"remove it, then go on with: grokscape resume {folder.path}$"):
+        launch(SPEC, folder, Scripted())
+    assert RunFolder(Path("shards/mine")).command("show") == "grokscape show shards/mine"
+
+
+HALVES = ["seeds-00000-00002", "seeds-00002-00005"]
+
+
+@pytest.mark.parametrize("missing", [HALVES[:1], HALVES[1:], HALVES], ids=["first", "last", "all"])
+def test_a_run_without_all_of_its_shards_is_refused(tmp_path, missing):
+    folder = new_folder(tmp_path / "run")
+    (shards_of(folder, SPEC, 2)[0].folder.path.parent / "seeds-00000-00002 (copy)").mkdir()
+    for name in missing:
+        shutil.rmtree(folder.path / "shards" / name)
+    with pytest.raises(RunFolderError, match=r"expected each of the study's 5 seeds in one; restore what is missing"):
+        launch(SPEC, folder, Scripted())
+    assert folder.status["state"] == "interrupted"
+    with pytest.raises(RunFolderError, match=r"holds (no shards|seeds-\d+-\d+), expected"):
+        trained(folder, SPEC, "baseline", 0)
+
+
+def test_a_study_that_was_changed_after_it_was_cut_is_refused(tmp_path):
+    folder = new_folder(tmp_path / "run")
+    stopped_shard(folder)
+    changed = {**SPEC.model_dump(mode="json"), "steps": 40}
+    (folder.path / "spec.json").write_text(json.dumps(changed))
+    with pytest.raises(RunFolderError, match=r"are not of one study any more; restore the one that was changed"):
+        launch(StudySpec.model_validate(changed), folder, Scripted())
+
+
+def test_a_run_that_ends_in_an_error_says_so(tmp_path):
+    def full(measured):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = new_folder(tmp_path / "run")
+    with pytest.raises(OSError, match="No space left"):
+        launch(SPEC, folder, Scripted(), progress=full)
+    assert folder.status["state"] == "failed"
+    assert folder.status["error"] == "OSError: [Errno 28] No space left on device"
+    assert set(folder.status["shards"].values()) <= {"interrupted", "finished"}, "the shards were asked to stop"
+
+
+def test_where_the_system_does_not_say_which_cores_are_ours_there_is_a_worker_for_each(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert Processes(Order()).workers == 7
 
 
 def test_unknown_launchers_and_missing_packages_say_what_there_is(tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ class Processes:
     def __init__(self, order: Order) -> None:
         self._order = order
         gpus = torch.cuda.device_count() if order.device == "cuda" else 0
-        self.workers = order.workers or gpus or len(os.sched_getaffinity(0))
+        self.workers = order.workers or gpus or _cores()
         self._devices: queue.SimpleQueue[str] = queue.SimpleQueue()
         for worker in range(self.workers):
             self._devices.put(f"cuda:{worker % gpus}" if gpus > 1 else order.device)
@@ -92,6 +92,11 @@ class Processes:
             self._devices.put(device)
         if code:
             raise RuntimeError(f"worker ended with {_exit(code)}; last words: {parts.last_words(shard)}")
+
+
+def _cores() -> int:
+    """Those that this process may use; of the machine, where the system does not say (macOS, Windows)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _exit(code: int) -> str:
@@ -245,10 +250,9 @@ class _Sharded:
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self._spec, self._folder, self._launcher, self._progress = spec, folder, launcher, progress
-        before = folder.status
-        self._about, self._seconds_before = about, before.get("seconds", 0.0)
-        folder.write_status(**before | {"state": "running"})
+        self._about, self._seconds_before = about, folder.status.get("seconds", 0.0)
         self._shards = parts.shards_of(folder, spec, launcher.workers)
+        parts.check_unchanged(folder, spec, self._shards)
         self._workers = min(launcher.workers, len(self._shards))
         self._stop_file = parts.place_of(folder) / parts.STOP
         self._began = time.monotonic()
@@ -268,6 +272,10 @@ class _Sharded:
         except KeyboardInterrupt:
             parts.collect(self._folder, self._spec, self._shards)
             self._status("interrupted")
+            raise
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # the disk may be full
+                self._status("failed", error=f"{type(error).__name__}: {error}")
             raise
         self._conclude([future.exception() for future in futures])
 

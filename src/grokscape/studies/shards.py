@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from grokscape.store import RunFolder, RunFolderError, read_json, write_bytes
+from grokscape.store import RunFolder, RunFolderError, damaged_part, read_json, write_bytes
 from grokscape.studies.launch import plan, train
 from grokscape.studies.spec import StudySpec
 from grokscape.training import CHECKPOINT_SECONDS, Interrupted, Progress, Trained, take_out
@@ -83,7 +84,11 @@ def shard_spec(spec: StudySpec, first: int, stop: int) -> StudySpec:
 
 
 def shards_of(folder: RunFolder, spec: StudySpec, count: int) -> list[Shard]:
-    """The shards that a run was cut into; it is cut into `count` (at most one a seed) if it was not yet."""
+    """The shards that a run was cut into; it is cut into `count` (at most one a seed) if it was not yet.
+
+    Raises:
+        RunFolderError: some are missing.
+    """
     place = place_of(folder)
     if not place.exists():
         unfinished = folder.path / ".shards.making.tmp"
@@ -94,8 +99,25 @@ def shards_of(folder: RunFolder, spec: StudySpec, count: int) -> list[Shard]:
             part = shard_spec(spec, first, stop).model_dump(mode="json")
             RunFolder.create(unfinished / f"seeds-{first:05d}-{stop:05d}", part)
         os.replace(unfinished, place)
-    names = sorted(path.name for path in place.glob("seeds-*"))
-    return [Shard(RunFolder(place / name), *map(int, name.split("-")[1:])) for name in names]
+    names = sorted(path.name for path in place.iterdir() if re.fullmatch(r"seeds-\d+-\d+", path.name))
+    shards = [Shard(RunFolder(place / name), *map(int, name.split("-")[1:])) for name in names]
+    if [0, *(shard.stop for shard in shards)] != [*(shard.first for shard in shards), spec.seeds]:
+        raise RunFolderError(
+            f"{place} holds {', '.join(names) or 'no shards'}, expected each of the study's {spec.seeds} seeds in one; "
+            f"restore what is missing, or remove all of {place} to train them anew"
+        )
+    return shards
+
+
+def check_unchanged(folder: RunFolder, spec: StudySpec, shards: Sequence[Shard]) -> None:
+    """Raise a `RunFolderError` if the study is no longer the one that was cut into these shards."""
+    for shard in shards:
+        begun = StudySpec.model_validate(shard.folder.spec).model_dump(mode="json")
+        if begun != shard_spec(spec, shard.first, shard.stop).model_dump(mode="json"):
+            raise RunFolderError(
+                f"{folder.path / 'spec.json'} and {shard.folder.path / 'spec.json'} are not of one study any more; "
+                f"restore the one that was changed to go on, or start the changed study in a folder of its own"
+            )
 
 
 def trained(folder: RunFolder, spec: StudySpec, arm: str, seed: int) -> Trained:
@@ -198,12 +220,20 @@ def collect(folder: RunFolder, spec: StudySpec, shards: Sequence[Shard]) -> None
             target = folder.path / "trajectory" / f"{stem}.parquet"
             kept.add(target)
             with contextlib.suppress(FileNotFoundError):  # a worker that goes on from a checkpoint drops later parts
-                written = part.stat().st_mtime_ns
-                if not target.exists() or target.stat().st_mtime_ns < written:
-                    folder.write_part(stem, _renumbered(pq.read_table(part), spec, shard))
+                written = part.stat().st_mtime_ns  # by the clock of its machine
+                if not target.exists() or target.stat().st_mtime_ns != written:
+                    folder.write_part(stem, _renumbered(_read(part, folder), spec, shard))
+                    os.utime(target, ns=(written, written))
     for path in folder.parts():
         if path not in kept:
             path.unlink()
+
+
+def _read(part: Path, folder: RunFolder) -> pa.Table:
+    try:
+        return pq.read_table(part)
+    except pa.ArrowInvalid as error:
+        raise damaged_part(part, error, folder) from None
 
 
 def _renumbered(table: pa.Table, spec: StudySpec, shard: Shard) -> pa.Table:
