@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 
 KEYS = ("replica", "arm", "seed", "init_seed", "split_seed", "step")
 _METADATA_KEY = b"grokscape.columns"
+_SAVING_SECONDS = 5.0  # for so long who claims a folder waits for a process that is still saving into it
 _JSON: dict[type, str] = {dict: "object", list: "array"}
 _STATUS = {
     "state": str, "step": int, "steps": int, "parts": int, "seconds": int | float, "seconds_measuring": int | float,
@@ -246,17 +247,14 @@ class RunFolder:
         return read_json(self.path / "spec.json", dict, "restore it or start the run anew")
 
     @contextmanager
-    def claim(self, wait: float = 5.0) -> Iterator[None]:
+    def claim(self) -> Iterator[None]:
         """Be the only process that trains into the folder, and clear away files that a killed one had begun.
-
-        Args:
-            wait: seconds to wait for a process that is still saving.
 
         Raises:
             RunFolderError: another process is at work in it.
         """
         with open(self.path / ".lock", "a") as lock:
-            last = time.monotonic() + wait
+            last = time.monotonic() + _SAVING_SECONDS
             while not _locked(lock):
                 if time.monotonic() >= last:
                     raise RunFolderError(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from grokscape.analysis.frames import Array, Flags
 
 RIDGE = 0.1
+_STEPS = 30  # of Newton's method, at most
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,13 @@ class RiskSets:
         return RiskSets(self.run[rows], self.event[rows], starts), rows
 
 
-def fit(sets: RiskSets, covariates: Array, ridge: float = RIDGE, iterations: int = 30) -> Array:
+def fit(sets: RiskSets, covariates: Array, ridge: float = RIDGE) -> Array:
     """Coefficients that maximise the penalised partial likelihood.
 
     Args:
         sets: risk sets with M rows.
         covariates: (M, p), finite, of standard deviation about one.
         ridge: half the penalty per squared coefficient.
-        iterations: at most so many Newton steps.
 
     Returns:
         (p,) log hazard ratios per unit; NaN if there is no event.
@@ -70,7 +70,7 @@ def fit(sets: RiskSets, covariates: Array, ridge: float = RIDGE, iterations: int
     deaths = np.add.reduceat(sets.event.astype(float), sets.starts)
     total = covariates[sets.event].sum(axis=0)
     beta = np.zeros(p)
-    for _ in range(iterations):
+    for _ in range(_STEPS):
         gradient, information = _derivatives(sets, covariates, beta, deaths)
         step = np.linalg.solve(information + ridge * np.eye(p), total - gradient - ridge * beta)
         beta = beta + step * min(1.0, 2.0 / max(np.abs(step).max(), 1e-300))

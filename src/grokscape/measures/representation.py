@@ -75,9 +75,7 @@ def fourier_concentration(weight: Tensor) -> Tensor:
     return (power / power.sum(-1, keepdim=True)).square().sum(-1)
 
 
-def head_sharpness(
-    features: Tensor, weight: Tensor, logits: Tensor, labels: Tensor, *, radius: float = 0.05
-) -> Tensor:
+def head_sharpness(features: Tensor, logits: Tensor, labels: Tensor, *, radius: float = 0.05) -> Tensor:
     """SAM sharpness of the head: how much the loss rises one step of length `radius` up the gradient in its weight."""
     gradient = _loss_slope(logits, labels).mT @ features / features.shape[-2]
     size = torch.linalg.matrix_norm(gradient)[..., None, None]

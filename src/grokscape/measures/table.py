@@ -142,7 +142,7 @@ _ROWS = (
     _row("fourier_concentration", representation.fourier_concentration, "weight",
          "concentration of the head on few frequencies", "0 … 1", "Nanda et al., ICLR 2023", property="representation",
          direction="higher"),
-    _row("head_sharpness", representation.head_sharpness, "features weight logits labels",
+    _row("head_sharpness", representation.head_sharpness, "features logits labels",
          "SAM sharpness of the head, radius 0.05", "nats", "Foret et al., ICLR 2021", property="curvature",
          positive=False),
     _row("weight_norm", comparison.weight_norm, "parameters weight",

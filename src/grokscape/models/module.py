@@ -55,9 +55,6 @@ class ModuleModel(Settings):
         """
         return ModuleNetwork(self.make, self.head, input_spec, num_classes)
 
-    def __hash__(self) -> int:
-        return hash((self._path(self.factory), self.head, repr(sorted(self.arguments.items()))))
-
 
 def _imported(path: str) -> Callable[..., nn.Module]:
     """The object at "package.module:function"."""

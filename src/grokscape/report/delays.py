@@ -57,12 +57,12 @@ def _curve_panel(run: Run, curves: Mapping[str, Mapping[str, Any]]) -> Panel:
     end = max(map(_end, curves.values()))
     for arm in run.arms:
         if arm.name in curves:
-            layers += _curve(arm, curves[arm.name], end)
+            layers += _curve(arm, curves[arm.name])
     y = Axis("Not yet generalised", percent=True, limits=(-0.02, 1.02))
     return Panel(Axis("Steps since memorisation", limits=(0, end * 1.03)), y, tuple(layers))
 
 
-def _curve(arm: Arm, curve: Mapping[str, Any], end: float) -> list[Layer]:
+def _curve(arm: Arm, curve: Mapping[str, Any]) -> list[Layer]:
     steps, share = list(curve["steps"]), list(curve["share"])
     last = _end(curve)
     x, y = [*steps, last], [*share, share[-1]]

@@ -9,7 +9,7 @@ from grokscape.report import wording
 from grokscape.report.palette import FAMILY_COLOURS, INK, MUTED, Colour, Dash
 from grokscape.report.plate import Axis, Layer, Line, Missing, Panel, Plate, Rule
 from grokscape.report.run import Run
-from grokscape.report.trajectories import panel, rounded, shown_steps, step_axis, summarise
+from grokscape.report.trajectories import panel, rounded, shown_steps, step_axis, summarise, summary_of, values_at
 
 ANGLE_TITLE = "Angles between class means, against the simplex"
 THEORY_TITLE = "Relative flatness against what collapse would make of it"
@@ -107,16 +107,7 @@ def _median_at(
 ) -> np.ndarray:
     """Median over replicas of curves that were measured at steps of their own; (S,)."""
     table = []
-    for at, curve in zip(measured, values):
-        pairs = [(s, v) for s, v in zip(at, curve) if s is not None]
-        y = np.array([np.nan if v is None else v for _, v in pairs], dtype=float)
-        table.append(
-            np.interp(steps, [s for s, _ in pairs], y, left=np.nan, right=np.nan)
-            if pairs
-            else np.full(len(steps), np.nan)
-        )
-    stacked = np.array(table)
-    known = np.isfinite(stacked).any(axis=0)
-    median = np.full(len(steps), np.nan)
-    median[known] = np.nanmedian(stacked[:, known], axis=0)
-    return median
+    for at, curve in zip(np.array(measured, float), np.array(values, float)):
+        known = np.isfinite(at)  # none of a replica that was never measured
+        table.append(values_at(steps, at[known], curve[known]) if known.any() else np.full(len(steps), np.nan))
+    return summary_of(np.array(table)).median

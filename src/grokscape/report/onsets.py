@@ -72,7 +72,7 @@ def hero(run: Run, found: Outcomes) -> Plate | Missing:
     )
     if len(arms) < len(run.arms):
         caption += f" Of {len(run.arms)} arms, the baseline and those that the verdicts turn on."
-    alt = "Test accuracy over training steps by arm. " + " ".join(_sentence(run, found, arm) for arm in arms)
+    alt = "Test accuracy over training steps by arm. " + " ".join(_sentence(found, arm) for arm in arms)
     return Plate(
         "hero",
         "",
@@ -99,7 +99,7 @@ def key_arms(run: Run) -> tuple[Arm, ...]:
     return tuple(arm for arm in run.arms if arm.name in chosen)
 
 
-def _sentence(run: Run, found: Outcomes, arm: Arm) -> str:
+def _sentence(found: Outcomes, arm: Arm) -> str:
     rows = found.rows(arm.name)
     median = found.median_onset(arm.name, "generalised")
     when = f", at step {median:.0f} in the median" if median is not None else ""

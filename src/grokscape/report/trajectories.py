@@ -65,19 +65,20 @@ def summarise(run: Run, column: str, steps: np.ndarray, seeds_shown: int = SEEDS
         replicas = frame.filter(pl.col("arm") == arm.name).partition_by("replica", maintain_order=True)
         if not replicas:
             continue
-        table = np.array([_at(steps, rows["step"].to_numpy(), rows[column].to_numpy()) for rows in replicas])
+        table = np.array([values_at(steps, rows["step"].to_numpy(), rows[column].to_numpy()) for rows in replicas])
         if np.isfinite(table).any():
-            summaries[arm.name] = _summary(table, seeds_shown)
+            summaries[arm.name] = summary_of(table, seeds_shown)
     return summaries
 
 
-def _at(steps: np.ndarray, measured: np.ndarray, values: np.ndarray) -> np.ndarray:
+def values_at(steps: np.ndarray, measured: np.ndarray, values: np.ndarray) -> np.ndarray:
     """A replica's values at the given steps, NaN where it has none; (S,)."""
     values = np.where(np.isfinite(values), values, np.nan)
     return np.interp(steps, measured, values, left=np.nan, right=np.nan)
 
 
-def _summary(table: np.ndarray, seeds_shown: int) -> Summary:
+def summary_of(table: np.ndarray, seeds_shown: int = 0) -> Summary:
+    """The summary of values (R, S); with single replicas where there are no more than `seeds_shown`."""
     quantiles = np.full((3, table.shape[1]), np.nan)
     known = np.isfinite(table).sum(axis=0)
     whole, partly = known == len(table), (known > 0) & (known < len(table))  # the usual case is many times faster
