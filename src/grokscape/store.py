@@ -61,6 +61,11 @@ _SPEC: dict[str, Any] = {  # what is read of a study after its training; entries
     "steps": _Number,
 }
 
+_FINDING: dict[str, Any] = {
+    "id": str, "kind": str, "subject": dict, "statement": str, "verdict": str | None, "estimates": dict, "n": int,
+    "test": str | None, "p": _Number, "rule": str, "data": dict,
+}
+
 
 class RunFolderError(Exception):
     """A run folder that cannot be read or must not be written to; the message says what to do."""
@@ -383,7 +388,9 @@ class RunFolder:
         path = self.path / "findings.json"
         remedy = f"remove it, then make it anew with: {self.command('analyze')}"
         findings = read_json(path, list, remedy) if path.exists() else []
-        _check_objects(path, findings, remedy, ("id", "kind", "subject", "statement", "verdict"))
+        _check_objects(path, findings, remedy, tuple(_FINDING))
+        for finding in findings:
+            _check_entries(path, finding, _FINDING, remedy)
         return findings
 
     def write_findings(self, findings: Sequence[Mapping[str, Any]]) -> None:

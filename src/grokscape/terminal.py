@@ -161,7 +161,7 @@ def verdict(finding: Mapping[str, Any]) -> Text:
     """A finding as a glyph (● consistent with, ○ not, ◐ open), its verdict and its sentence."""
     glyph = _GLYPHS.get(str(finding["verdict"]), "◐")
     open_ = finding["verdict"] == "inconclusive"
-    sentence = str((finding.get("data") or {}).get("reason") or ("" if open_ else finding["statement"]))
+    sentence = str(finding["data"].get("reason") or ("" if open_ else finding["statement"]))
     sentence = sentence[:1].upper() + sentence[1:]
     sentence += "." if sentence and not sentence.endswith(".") else ""
     subject = finding["subject"].get("property") or str(finding["id"]).split("/")[-1]

@@ -110,7 +110,13 @@ def test_a_damaged_status_can_be_done_without(grokscape, stopped, text):
     assert RunFolder.open(stopped).finished
 
 
-@pytest.mark.parametrize("text", ['[{"id":', '{"id": 1}', "[1]", '[{"kind": "necessity"}]'])
+WITHOUT_DATA = (
+    '[{"id": "a", "kind": "necessity", "subject": {}, "statement": "", "verdict": "", "estimates": {}, '
+    '"n": 1, "test": null, "p": null, "rule": "", "data": 3}]'
+)
+
+
+@pytest.mark.parametrize("text", ['[{"id":', '{"id": 1}', "[1]", '[{"kind": "necessity"}]', WITHOUT_DATA])
 def test_damaged_findings_can_be_made_anew(grokscape, finished, text):
     findings = RunFolder.open(finished).findings
     (finished / "findings.json").write_text(text)

@@ -82,7 +82,7 @@ def page(runs: Sequence[Run], place: Path) -> str:
         "no_verdicts": "None of the runs holds a verdict. Run `grokscape analyze` on each, then compare again.",
         "plates": plates,
         "pooled": [_entry(finding, runs[0]) for finding in pooled],
-        "pooled_rule": pooled[0].get("rule", "") if pooled else "",
+        "pooled_rule": pooled[0]["rule"] if pooled else "",
         "no_pool": why,
         "runs": [_about(run, place) for run in runs],
         "glossary": list(terms.values()),
@@ -158,11 +158,10 @@ def _delay(finding: Mapping[str, Any], arm: Arm, row: float, label: bool) -> Poi
 def verdict_matrix(runs: Sequence[Run], pooled: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Runs × properties, with a last row for what they say together."""
     found = [
-        {_property(f): f for f in run.of_kind("necessity") if f.get("id") == f"necessity/{_property(f)}"}
-        for run in runs
+        {_property(f): f for f in run.of_kind("necessity") if f["id"] == f"necessity/{_property(f)}"} for run in runs
     ]
     properties = list(dict.fromkeys(name for row in found for name in row))
-    shared = {_property(f): f for f in pooled if f.get("id") == f"pooled/necessity/{_property(f)}"}
+    shared = {_property(f): f for f in pooled if f["id"] == f"pooled/necessity/{_property(f)}"}
     rows = [
         {
             "title": _title(run),
@@ -180,17 +179,16 @@ def verdict_matrix(runs: Sequence[Run], pooled: Sequence[Mapping[str, Any]]) -> 
 
 
 def _property(finding: Mapping[str, Any]) -> str:
-    return str((finding.get("subject") or {}).get("property") or "")
+    return str(finding["subject"]["property"])
 
 
 def _cell(run: Run, property_: str, finding: Mapping[str, Any] | None) -> dict[str, str]:
     if finding is None:
         return {"verdict": "", "why": "", "glyph": "", "hue": ""}
-    verdict = str(finding.get("verdict") or "not judged")
-    why = str((finding.get("data") or {}).get("reason") or finding.get("statement") or "")
+    verdict = finding["verdict"]
     return {
         "verdict": wording.sentence(VERDICT_TITLES.get(verdict, verdict)),
-        "why": wording.sentence(run.readable(why)),
+        "why": wording.sentence(run.readable(finding["data"]["reason"])),
         "glyph": GLYPHS.get(verdict, "half"),
         "hue": themed(wording.property_colour(property_)),
     }

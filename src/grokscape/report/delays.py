@@ -32,7 +32,7 @@ def survival_plate(run: Run) -> Plate | Missing:
         "difference. Test and numbers:"
     )
     ratios = _ratios(run)
-    alt = f"{TITLE}. " + " ".join(str(f["statement"]) for f in run.of_kind("survival"))
+    alt = f"{TITLE}. " + " ".join(f["statement"] for f in run.of_kind("survival"))
     panels = (_curve_panel(run, curves), *((ratios,) if ratios else ()))
     links = tuple((run.title_of(f["subject"]["arm"]), wording.finding_anchor(f)) for f in run.of_kind("survival"))
     return Plate("survival", TITLE, caption, alt, panels, columns=len(panels), links=links)
@@ -42,8 +42,8 @@ def _curves(run: Run) -> dict[str, Mapping[str, Any]]:
     """The curve of each arm; of the baseline's, which end where the arm beside it does, the longest."""
     curves: dict[str, Mapping[str, Any]] = {}
     for finding in run.of_kind("survival"):
-        for arm, curve in ((finding.get("data") or {}).get("kaplan_meier") or {}).items():
-            if curve.get("steps") and (arm not in curves or _end(curve) > _end(curves[arm])):
+        for arm, curve in finding["data"]["kaplan_meier"].items():
+            if curve["steps"] and (arm not in curves or _end(curve) > _end(curves[arm])):
                 curves[arm] = curve
     return curves
 
@@ -86,7 +86,7 @@ def _curve(arm: Arm, curve: Mapping[str, Any]) -> list[Layer]:
 
 def _ratios(run: Run) -> Panel | None:
     found = {f["subject"]["arm"]: f["estimates"]["delay ratio"] for f in run.of_kind("survival")}
-    arms = [arm for arm in run.arms if (found.get(arm.name) or {}).get("value") is not None]
+    arms = [arm for arm in run.arms if arm.name in found and found[arm.name]["value"] is not None]
     if not arms:
         return None
     layers: list[Layer] = [Rule(1.0, label="baseline")]

@@ -80,7 +80,7 @@ def page(run: Run) -> str:
 def evidence(run: Run) -> list[dict[str, Any]]:
     """The figures behind the verdicts, section by section: {"id", "short", "title", "plates"}."""
     doses = dose_plates(run)
-    first = sum(str(f.get("id")).count("/") < 2 for f in run.of_kind("necessity")) or 1
+    first = sum(f["id"].count("/") < 2 for f in run.of_kind("necessity")) or 1
     titled: list[tuple[str, str, str, list[Plate | Missing]]] = [
         ("delays", "Delay", "How long generalisation takes", [survival_plate(run)]),
         ("dose-response", "Dose and response", "Does more of it do more?", doses),

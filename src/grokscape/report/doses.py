@@ -12,7 +12,7 @@ from grokscape.report.run import Run
 
 def dose_plates(run: Run) -> list[Plate | Missing]:
     """One plate per measure that arms held back: level against final accuracy, and against the delay."""
-    ordered = sorted(run.of_kind("necessity"), key=lambda finding: str(finding.get("id")).count("/"))
+    ordered = sorted(run.of_kind("necessity"), key=lambda finding: finding["id"].count("/"))
     plates = [plate for finding in ordered if (plate := _plate(run, finding)) is not None]
     if plates:
         return list(plates)
@@ -21,11 +21,10 @@ def dose_plates(run: Run) -> list[Plate | Missing]:
 
 
 def _plate(run: Run, finding: Mapping[str, Any]) -> Plate | None:
-    data, subject = finding.get("data") or {}, finding.get("subject") or {}
-    doses = [dose for dose in data.get("doses") or [] if dose.get("level") is not None]
+    data, measure = finding["data"], finding["subject"]["measure"]
+    doses = [dose for dose in data["doses"] if dose["level"] is not None]
     if len(doses) < 2:
         return None
-    measure = str(subject.get("measure") or subject.get("column"))
     title = run.measure_title(measure)
     levels = [value for dose in doses for value in dose["level_per_seed"] if value is not None]
     log = min(levels) > 0 and max(levels) > 10 * min(levels)
@@ -38,8 +37,8 @@ def _plate(run: Run, finding: Mapping[str, Any]) -> Plate | None:
         f"{'Right: delay over that of the baseline, with intervals. ' if delay else ''}"
         f"Two arms at one level that differ in height show an effect of the hand, not of the level."
     )
-    trend = " ".join(_trend(run, item) for item in data.get("trend") or [])
-    statement = run.readable(str(finding.get("statement", "")))
+    trend = " ".join(_trend(run, item) for item in data["trend"])
+    statement = run.readable(finding["statement"])
     alt = f"Final test accuracy{' and delay' if delay else ''} against the settled level of {title}. {statement}"
     key = wording.anchor(f"dose-{measure}")
     return Plate(
@@ -57,7 +56,7 @@ def _trend(run: Run, item: Mapping[str, Any]) -> str:
     parts = [
         f"{what} {wording.p_value(item[key])}"
         for key, what in (("p_accuracy", "accuracy falling"), ("p_delay", "delay growing"))
-        if item.get(key) is not None
+        if item[key] is not None
     ]
     return f"Trend over the doses of {run.readable(item['hand'])} (Page's test): {', '.join(parts)}." if parts else ""
 
@@ -102,8 +101,8 @@ def _hands(doses: Sequence[Mapping[str, Any]]) -> list[Line]:
 def _delay(run: Run, doses: Sequence[Mapping[str, Any]], x: Axis) -> Panel | None:
     layers: list[Layer] = [Rule(1.0, axis="y", label="baseline")]
     for dose in doses:
-        ratio = ((dose.get("effect") or {}).get("delay_ratio")) or {}
-        if ratio.get("value") is None:
+        ratio = dose["effect"] and dose["effect"]["delay_ratio"]  # the baseline has none
+        if not ratio or ratio["value"] is None:
             continue
         arm = run.arm_by_name.get(dose["arm"])
         text = f"{dose['title']}: {wording.times(ratio['value'])} at {dose['level']:.3g}"

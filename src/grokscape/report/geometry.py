@@ -95,7 +95,7 @@ def _theory_curves(run: Run, finding: Mapping[str, Any] | None) -> dict[str, tup
     for key, column in (("measured", "train/relative_flatness"), ("surrogate", "train/relative_flatness_bound")):
         if column in run.frame.columns and (summary := summarise(run, column, steps).get(run.baseline)):
             curves[key] = (steps.tolist(), rounded(summary.median))
-    data = ((finding or {}).get("data") or {}).get("curves") or {}
+    data = finding["data"]["curves"] if finding else {}
     for key in ("exact", "bound"):
         if data.get(key):
             curves[key] = (steps.tolist(), rounded(_median_at(steps, data["steps"], data[key])))

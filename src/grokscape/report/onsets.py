@@ -91,9 +91,9 @@ def key_arms(run: Run) -> tuple[Arm, ...]:
         return run.arms
     wanted = [arm.name for arm in run.arms if arm.role == "baseline"]
     for finding in run.of_kind("necessity"):
-        wanted += (finding.get("data") or {}).get("deciding") or []
+        wanted += finding["data"]["deciding"]
     for finding in run.of_kind("sufficiency"):
-        wanted += [item.get("arm") for item in (finding.get("data") or {}).get("promoting") or []]
+        wanted += [item["arm"] for item in finding["data"]["promoting"]]
     wanted += [arm.name for arm in run.arms if arm.role == "manipulation"]
     chosen = set(list(dict.fromkeys(wanted))[:MOST_KEY_ARMS])
     return tuple(arm for arm in run.arms if arm.name in chosen)

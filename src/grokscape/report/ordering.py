@@ -37,7 +37,8 @@ _RANK_CAPTION = (
 
 def lead_lag_plate(run: Run) -> Plate | Missing:
     """Per measure: when it is half-way from its level at memorisation to its last, over the step of generalisation."""
-    moved = [f for f in run.of_kind("lead_lag") if (f["estimates"].get("log lag") or {}).get("value") is not None]
+    found = run.of_kind("lead_lag")
+    moved = [f for f in found if f["estimates"]["log lag"]["value"] is not None]
     if not moved:
         return run.missing(
             "lead-lag",
@@ -47,7 +48,8 @@ def lead_lag_plate(run: Run) -> Plate | Missing:
         )
     rows = _rows(moved, lambda f: f["estimates"]["log lag"]["value"])
     layers: list[Layer] = [Rule(1.0, label="generalises")]
-    marks = {"memorises": _middle_ratio(run, "memorised"), "test accuracy half-way": _middle_ratio(run, "half_way")}
+    data = found[0]["data"]
+    marks = {"memorises": _middle_ratio(data, "memorised"), "test accuracy half-way": _middle_ratio(data, "half_way")}
     layers += [Rule(place, label=name) for name, place in marks.items() if place]
     centres = [exp(f["estimates"]["log lag"]["value"]) for f in moved] + [place for place in marks.values() if place]
     limits = (min([*centres, 1.0]) / 1.4, max([*centres, 1.0]) * 1.4)
@@ -55,7 +57,7 @@ def lead_lag_plate(run: Run) -> Plate | Missing:
     names = _names(run, rows)
     x = Axis("Half-way step over step of generalisation", log=True, limits=limits)
     panel = Panel(x, names, tuple(layers), height=max(0.7, 0.085 * len(rows)))
-    alt = f"{LAG_TITLE}. " + " ".join(str(f["statement"]) for f in moved[:12])
+    alt = f"{LAG_TITLE}. " + " ".join(f["statement"] for f in moved[:12])
     return Plate(
         "lead-lag",
         LAG_TITLE,
@@ -68,14 +70,14 @@ def lead_lag_plate(run: Run) -> Plate | Missing:
 
 
 def _unmoved(run: Run) -> str:
-    still = {f["subject"]["measure"] for f in run.of_kind("lead_lag") if f.get("verdict") == "does not move"}
+    still = {f["subject"]["measure"] for f in run.of_kind("lead_lag") if f["verdict"] == "does not move"}
     names = ", ".join(sorted({run.measure_short(measure) for measure in still}))
     return f" On some samples these hardly move after memorisation: {names}." if names else ""
 
 
-def _middle_ratio(run: Run, moment: str) -> float | None:
-    data: Mapping[str, Any] = next((f["data"] for f in run.of_kind("lead_lag") if f.get("data")), {})
-    pairs = [m / g for m, g in zip(data.get(moment) or [], data.get("generalised") or []) if m and g]
+def _middle_ratio(data: Mapping[str, Any], moment: str) -> float | None:
+    """Median over seeds of a moment's step over that of generalisation."""
+    pairs = [m / g for m, g in zip(data[moment], data["generalised"]) if m and g]
     return median_high(pairs) if pairs else None
 
 
@@ -95,13 +97,13 @@ def _exp(value: float) -> float:
 
 def ranking_plate(run: Run) -> Plate | Missing:
     """Per measure: concordance on held-out seeds alone and beside the training loss, and its hazard ratio."""
-    table = next((f["data"].get("table") for f in run.of_kind("hazard") if (f.get("data") or {}).get("table")), None)
-    shown = [row for row in table or [] if row.get("concordance_adjusted") is not None]
-    if not shown:
-        reason = next((str(f["statement"]) for f in run.of_kind("hazard")), "No measure was analysed for it.")
+    finding = next((f for f in run.of_kind("hazard") if "table" in f["data"]), None)
+    shown = [row for row in finding["data"]["table"] if row["concordance_adjusted"] is not None] if finding else []
+    if not finding or not shown:
+        reason = finding["statement"] if finding else "No measure was analysed for it."
         return run.missing("ranking", RANK_TITLE, reason, "Train for longer, use more seeds, or evaluate more often.")
     rows = _rows([{"subject": row, "row": row} for row in shown], lambda f: -f["row"]["concordance_adjusted"])
-    reference = next((row["concordance_loss"] for row in shown if row.get("concordance_loss") is not None), None)
+    reference = shown[0]["concordance_loss"]
     left: list[Layer] = [Rule(reference, label="loss alone")] if reference else []
     right: list[Layer] = [Rule(1.0)]
     for row in shown:
@@ -114,7 +116,6 @@ def ranking_plate(run: Run) -> Plate | Missing:
         Panel(Axis("Concordance beside the loss"), names, tuple(left), height=height),
         Panel(Axis("Hazard ratio", log=True, limits=(1e-3, 1e3)), blank, tuple(right), height=height),
     )
-    finding = next(f for f in run.of_kind("hazard") if (f.get("data") or {}).get("table"))
     return Plate(
         "ranking",
         RANK_TITLE,
@@ -130,16 +131,16 @@ def ranking_plate(run: Run) -> Plate | Missing:
 def _concordance(run: Run, row: Mapping[str, Any], rows: Sequence[str]) -> Points:
     text = (
         f"{_named(run, row)}: {row['concordance_adjusted']:.2f} "
-        f"beside the loss, {wording.number(row.get('concordance'))} alone"
+        f"beside the loss, {wording.number(row['concordance'])} alone"
     )
     return _mark(row, rows, row["concordance_adjusted"], text)
 
 
 def _hazard(run: Run, row: Mapping[str, Any], rows: Sequence[str]) -> list[Points]:
-    ratio = row.get("ratio_adjusted") or {}
-    if ratio.get("value") is None or ratio["value"] <= 0:
+    ratio = row["ratio_adjusted"]
+    if ratio["value"] is None or ratio["value"] <= 0:
         return []
-    low, high = ratio.get("low"), ratio.get("high")
+    low, high = ratio["low"], ratio["high"]
     ends = (max(low, 1e-3), min(high, 1e3)) if low is not None and high is not None else (None, None)
     value = min(max(ratio["value"], 1e-3), 1e3)
     interval = f" ({wording.number(low)} to {wording.number(high)})" if low is not None else ""

@@ -128,7 +128,7 @@ class Run:
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """The findings of one kind, in their order."""
-        return [finding for finding in self.findings if finding.get("kind") == kind]
+        return [finding for finding in self.findings if finding["kind"] == kind]
 
     def title_of(self, arm: object) -> str:
         """What people read for an arm's name."""

@@ -24,34 +24,26 @@ GLYPHS = {"consistent with necessary": "full", "not necessary": "empty"}
 def cards(run: Run) -> list[dict[str, Any]]:
     """What stands first: one card per judged property, or, where none was manipulated, one per claim of the papers."""
     judged = [_property_card(run, finding) for finding in run.of_kind("necessity") if _stands_for_its_property(finding)]
-    return judged or [
-        _claim_card(run, f) for f in run.of_kind("dispute") if f.get("verdict") in ("agrees", "disagrees")
-    ]
+    return judged or [_claim_card(run, f) for f in run.of_kind("dispute") if f["verdict"] in ("agrees", "disagrees")]
 
 
 def _stands_for_its_property(finding: Mapping[str, Any]) -> bool:
-    property_ = (finding.get("subject") or {}).get("property")
-    return not property_ or finding.get("id") in (None, f"necessity/{property_}")
+    return finding["id"] == f"necessity/{finding['subject']['property']}"
 
 
 def _property_card(run: Run, finding: Mapping[str, Any]) -> dict[str, Any]:
-    subject = finding.get("subject") or {}
-    property_ = str(subject.get("property") or "")
-    measure = run.measure_title(str(subject.get("measure"))) if subject.get("measure") else ""
-    verdict = str(finding.get("verdict") or "not judged")
-    reason = run.readable(str((finding.get("data") or {}).get("reason") or ""))
-    tests = f"Tests: {finding['test']}." if finding.get("test") else ""
-    rule = [f"Measured by {measure}." if measure else "", tests, str(finding.get("rule") or "No rule was recorded.")]
+    property_, measure = finding["subject"]["property"], run.measure_title(finding["subject"]["measure"])
+    verdict = finding["verdict"]
     return {
-        "heading": f"Is {PROPERTY_TITLES.get(property_, property_) or measure} necessary?",
+        "heading": f"Is {PROPERTY_TITLES.get(property_, property_)} necessary?",
         "link": "def-necessary",
         "verdict": wording.sentence(VERDICT_TITLES.get(verdict, verdict)),
         "glyph": GLYPHS.get(verdict, "half"),
-        "statement": f"{wording.sentence(reason)}." if reason else run.readable(str(finding.get("statement", ""))),
+        "statement": f"{wording.sentence(run.readable(finding['data']['reason']))}.",
         "groups": wording.grouped(wording.estimates(finding, run)),
         "basis": _basis(finding),
-        "rule": " ".join(part for part in rule if part),
-        "anchor": wording.anchor(finding.get("id")),
+        "rule": f"Measured by {measure}. Tests: {finding['test']}. {finding['rule']}",
+        "anchor": wording.anchor(finding["id"]),
         "sufficient": _sufficiency(run, property_),
         "hue": themed(wording.property_colour(property_)),
     }
@@ -59,51 +51,51 @@ def _property_card(run: Run, finding: Mapping[str, Any]) -> dict[str, Any]:
 
 def _claim_card(run: Run, finding: Mapping[str, Any]) -> dict[str, Any]:
     """A paper's claim about when a property arrives, and how this run answers; it moved nothing by hand."""
-    text, verdict = str(finding["subject"]["claim"]), str(finding["verdict"])
+    text, verdict = finding["subject"]["claim"], finding["verdict"]
     property_ = "flatness" if "latness" in text else "collapse"
-    why = str(finding.get("statement", "")).rpartition("; ")[2]
+    why = finding["statement"].rpartition("; ")[2]
     return {
         "heading": text,
         "link": wording.finding_anchor(finding),
         "verdict": f"This run {verdict}",
         "glyph": "full" if verdict == "agrees" else "empty",
-        "statement": f"{wording.sentence(run.readable(why))} Claimed by {finding['subject'].get('source', 'a paper')}.",
+        "statement": f"{wording.sentence(run.readable(why))} Claimed by {finding['subject']['source']}.",
         "groups": [],
         "basis": _basis(finding),
-        "rule": str(finding.get("rule") or "No rule was recorded."),
-        "anchor": wording.anchor(finding.get("id")),
+        "rule": finding["rule"],
+        "anchor": wording.anchor(finding["id"]),
         "sufficient": None,
         "hue": themed(wording.property_colour(property_)),
     }
 
 
 def _basis(finding: Mapping[str, Any]) -> list[str]:
-    p = finding.get("p")
-    return [part for part in (wording.seeds(finding.get("n")), "" if p is None else wording.p_value(p)) if part]
+    p = finding["p"]
+    return [part for part in (wording.seeds(finding["n"]), "" if p is None else wording.p_value(p)) if part]
 
 
 def _sufficiency(run: Run, property_: str) -> dict[str, str] | None:
     """The verdict on whether a property suffices, for the foot of its card."""
     for finding in run.of_kind("sufficiency"):
-        if finding.get("id") == f"sufficiency/{property_}":
-            return {"verdict": str(finding.get("verdict") or "not judged"), "anchor": wording.anchor(finding["id"])}
+        if finding["id"] == f"sufficiency/{property_}":
+            return {"verdict": finding["verdict"], "anchor": wording.anchor(finding["id"])}
     return None
 
 
 def dispute(run: Run) -> dict[str, Any] | None:
     """What three papers claim and how this study answers, and the ranking of the disputed measures; None if absent."""
     found = run.of_kind("dispute")
-    claims = [f for f in found if (f.get("subject") or {}).get("claim")]
-    ranking: list[Any] = next((f["data"]["ranking"] for f in found if (f.get("data") or {}).get("ranking")), [])
-    if not claims:
+    if not found:
         return None
+    claims = [f for f in found if "claim" in f["subject"]]
+    ranking: list[Any] = next((f["data"]["ranking"] for f in found if "ranking" in f["data"]), [])
     rows = [
         {
             "claim": f["subject"]["claim"],
-            "source": f["subject"].get("source", ""),
-            "answer": str(f.get("verdict")),
-            "why": str(f.get("statement", "")).rpartition("; ")[2].rstrip("."),
-            "anchor": wording.anchor(f.get("id")),
+            "source": f["subject"]["source"],
+            "answer": f["verdict"],
+            "why": f["statement"].rpartition("; ")[2].rstrip("."),
+            "anchor": wording.anchor(f["id"]),
         }
         for f in claims
     ]
@@ -111,15 +103,15 @@ def dispute(run: Run) -> dict[str, Any] | None:
 
 
 def _ranked(run: Run, row: dict[str, Any]) -> dict[str, str]:
-    lag, position = row.get("lag") or {}, row.get("position") or {}
+    lag = row["lag"]["value"]
     return {
         "measure": row["measure"],
         "title": f"{run.measure_short(row['measure'])}, {SPLITS.get(row['split'], row['split'])}",
-        "order": str(row.get("order") or "–"),
-        "lag": "–" if lag.get("value") is None else f"{lag['value']:+.0f}".replace("-", "−"),
-        "position": wording.number(position.get("value")),
-        "concordance": wording.number(row.get("concordance_adjusted")),
-        "necessity": str(row.get("necessity") or "not manipulated"),
+        "order": row["order"],
+        "lag": "–" if lag is None else f"{lag:+.0f}".replace("-", "−"),
+        "position": wording.number(row["position"]["value"]),
+        "concordance": wording.number(row["concordance_adjusted"]),
+        "necessity": row["necessity"] or "not manipulated",
     }
 
 
@@ -141,14 +133,11 @@ KIND_TITLES = {
 
 def findings(run: Run) -> dict[str, Any]:
     """Every finding with its rule, by kind: {"caption", "groups": [{"title", "rules", "entries"}]}."""
-    kinds = [*KIND_TITLES, *(str(f.get("kind")) for f in run.findings if f.get("kind") not in KIND_TITLES)]
     groups = []
-    for kind in dict.fromkeys(kinds):
-        found = run.of_kind(kind)
-        if found:
-            rules = list(dict.fromkeys(str(f["rule"]) for f in found if f.get("rule")))
+    for kind, title in KIND_TITLES.items():
+        if found := run.of_kind(kind):
+            rules = list(dict.fromkeys(f["rule"] for f in found))
             entries = [_entry(finding, run, rules) for finding in found]
-            title = KIND_TITLES.get(kind, wording.sentence(kind.replace("_", " ")))
             groups.append({"title": title, "rule": rules[0] if len(rules) == 1 else "", "entries": entries})
     caption = "Everything the analysis found, with the rule by which it follows from the numbers."
     return {"groups": groups, "caption": caption if groups else no_verdicts(run)}
@@ -156,25 +145,21 @@ def findings(run: Run) -> dict[str, Any]:
 
 def _entry(finding: dict[str, Any], run: Run, rules: list[str]) -> dict[str, Any]:
     return {
-        "anchor": wording.anchor(finding.get("id")),
-        "statement": run.readable(finding.get("statement", "")),
-        "verdict": finding.get("verdict") or "",
+        "anchor": wording.anchor(finding["id"]),
+        "statement": run.readable(finding["statement"]),
+        "verdict": finding["verdict"] or "",
         "numbers": wording.estimates(finding, run),
-        "rule": finding.get("rule", "") if len(rules) > 1 else "",
+        "rule": finding["rule"] if len(rules) > 1 else "",
         "basis": wording.basis(finding),
     }
 
 
 def alarms(run: Run) -> list[str]:
     """What a reader must know before believing anything else: controls that failed, replicas that broke down."""
-    known = [
-        f for f in run.of_kind("control") if (f.get("subject") or {}).get("control") not in (None, "matched-level")
-    ]
-    messages = [run.readable(str(f["statement"])) for f in known if f.get("verdict") == "failed"]
+    known = [f for f in run.of_kind("control") if f["subject"]["control"] != "matched-level"]
+    messages = [run.readable(f["statement"]) for f in known if f["verdict"] == "failed"]
     gone = [replica for replica in run.status.get("replicas") or [] if replica.get("diverged_at") is not None]
     if gone:
         arms = ", ".join(dict.fromkeys(run.title_of(replica.get("arm")) for replica in gone))
-        messages.append(
-            f"{counted(len(gone), 'replica')} diverged ({arms}), which counts as not generalising."
-        )
+        messages.append(f"{counted(len(gone), 'replica')} diverged ({arms}), which counts as not generalising.")
     return messages

@@ -29,18 +29,17 @@ def _unit(unit: str) -> str:
 def estimates(finding: Mapping[str, Any], run: Run) -> list[dict[str, str]]:
     """A finding's estimates as {"name", "of", "value", "interval"}; `of`: title of the arm they are about, or ""."""
     rows = []
-    for name, estimate in (finding.get("estimates") or {}).items():
-        what, _, arm = str(name).rpartition(", ")
+    for name, estimate in finding["estimates"].items():
+        what, _, arm = name.rpartition(", ")
         about = run.title_of(arm) if what and arm in run.arm_by_name else ""
-        unit, value = str(estimate.get("unit") or ""), estimate.get("value")
+        unit, value, low, high = (estimate[key] for key in ("unit", "value", "low", "high"))
         kind, _, condition = unit.partition(", ")  # "times the baseline's delay, counting at most 1400 steps"
         show = _FORMATS.get(kind, number)
-        low, high = estimate.get("low"), estimate.get("high")
         interval = "" if low is None and high is None else f"{bare(show(low))} to {bare(show(high))}"
         shown = show(value) if value is None or kind in _FORMATS else number(value, unit)
         if value is not None and kind in _FORMATS and condition:
             shown += f", {condition}"
-        label = (what if about else str(name)).replace("_", " ")
+        label = (what if about else name).replace("_", " ")
         rows.append({"name": sentence(label), "of": about, "value": shown, "interval": interval})
     return rows
 
@@ -91,17 +90,11 @@ def sentence(text: str) -> str:
 
 def basis(finding: Mapping[str, Any]) -> str:
     """What a finding rests on: seeds, test, p value."""
-    parts = []
-    if finding.get("n"):
-        parts.append(seeds(finding["n"]))
-    if finding.get("test"):
-        parts.append(str(finding["test"]))
-    if finding.get("p") is not None:
-        parts.append(p_value(finding["p"]))
-    return ", ".join(parts)
+    p = finding["p"]
+    return ", ".join(filter(None, (seeds(finding["n"]), finding["test"], "" if p is None else p_value(p))))
 
 
-def seeds(n: int | None) -> str:
+def seeds(n: int) -> str:
     """A number of seeds; "" for none."""
     return "" if not n else counted(n, "seed")
 
@@ -113,7 +106,7 @@ def p_value(p: float) -> str:
 
 def finding_anchor(finding: Mapping[str, Any]) -> str:
     """Where on the page a finding stands."""
-    return f"finding-{anchor(finding.get('id'))}"
+    return f"finding-{anchor(finding['id'])}"
 
 
 def anchor(identifier: object) -> str:
