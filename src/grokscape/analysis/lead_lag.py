@@ -31,49 +31,63 @@ def lead_lag(record: Record) -> list[Finding]:
     return [_finding(record, row) for row in rows]
 
 
-def _numbers(record: Record, column: str) -> dict[str, Any]:
-    """Per-seed lags of one column and their estimates."""
-    rules, rows = record.rules, record.panel.rows(record.baseline.name)
+def _seed_by_seed(record: Record, column: str) -> dict[str, Any]:
+    """Arrays with a value for each run of the baseline: moments in steps, and how one lies to another."""
+    rules = record.rules
     # Moments on different grids would be rounded up differently: only evaluations that saw both count.
     seen = ~np.isnan(record.series(column)) & ~np.isnan(record.panel[TEST_ACCURACY])
     found, accuracy = transitions(record, column, seen), transitions(record, TEST_ACCURACY, seen)
     generalised = threshold_onset(np.where(seen, record.panel[TEST_ACCURACY], np.nan), record.panel.steps,
                                   rules.test_threshold, rules.hold)
-    moment, before = found.step[rows], found.lower[rows]
-    test, test_before = generalised.step[rows], generalised.lower[rows]
-    half = np.fmin(accuracy.step[rows], test)
-    train, followed = record.moment("memorised")[rows], record.moment("followed")[rows]
-    lag, late = moment - test, ~np.isnan(moment) & np.isnan(test)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio, ratio_train, ratio_half = np.log(moment / test), np.log(moment / train), np.log(moment / half)
-        position = ratio_train / np.log(test / train)
-        leads = (moment <= test_before) | (late & (moment < followed))
-        lags = before >= test
-    kept = np.isfinite(ratio)
-    earlier, later = one_sided(-ratio_half[kept], 0.0), one_sided(ratio[kept], 0.0)
-    samples = {
-        "lag": (lag[kept], "steps"),
-        "log lag": (ratio[kept], "log of steps"),
-        "log lag to half of test accuracy": (ratio_half[kept], "log of steps"),
-        "lag after memorisation": ((moment - train)[kept], "steps"),
-        "log lag after memorisation": (ratio_train[np.isfinite(ratio_train)], "log of steps"),
-        "position": (position[np.isfinite(position)], "0 memorisation, 1 generalisation"),
+    moments = {
+        "seeds": record.panel.seeds, "transition": found.step, "before": found.lower, "start": found.start,
+        "end": found.end, "moved": found.moved, "fell": found.moved & (found.end < found.start),
+        "generalised": generalised.step, "not yet": generalised.lower,
+        "half_way": np.fmin(accuracy.step, generalised.step), "memorised": record.moment("memorised"),
+        "followed": record.moment("followed"), "change_point": change_points(record, column),
     }
-    change = change_points(record, column)[rows]
+    each: dict[str, Any] = {name: values[record.panel.rows(record.baseline.name)] for name, values in moments.items()}
+    moment, test, train = (each[name] for name in ("transition", "generalised", "memorised"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        late = np.isnan(test) & (moment < each["followed"])
+        each |= {
+            "lag": moment - test, "log_lag": np.log(moment / test), "log_lag_train": np.log(moment / train),
+            "log_lag_half": np.log(moment / each["half_way"]),
+            "position": np.log(moment / train) / np.log(test / train),
+            "leads": (moment <= each["not yet"]) | late, "lags": each["before"] >= test,
+        }
+    return each
+
+
+def _numbers(record: Record, column: str) -> dict[str, Any]:
+    """Per-seed lags of one column, their counts and estimates."""
+    rules, each = record.rules, _seed_by_seed(record, column)
+    moment, test, train, ratio = (each[name] for name in ("transition", "generalised", "memorised", "log_lag"))
+    kept, half = np.isfinite(ratio), each["log_lag_half"]
+    earlier, later = one_sided(-half[kept], 0.0), one_sided(ratio[kept], 0.0)
+    samples = {
+        "lag": (each["lag"][kept], "steps"),
+        "log lag": (ratio[kept], "log of steps"),
+        "log lag to half of test accuracy": (half[kept], "log of steps"),
+        "lag after memorisation": ((moment - train)[kept], "steps"),
+        "log lag after memorisation": (_finite(each["log_lag_train"]), "log of steps"),
+        "position": (_finite(each["position"]), "0 memorisation, 1 generalisation"),
+    }
+    counts = {name: int(each[name].sum()) for name in ("leads", "lags", "moved", "fell")}
+    judged = int((~np.isnan(test)).sum())
     return {
-        "column": column, "title": record.title(column), "seeds": record.panel.seeds[rows], "transition": moment,
-        "generalised": test, "memorised": train, "change_point": change, "lag": lag, "log_lag": ratio,
-        "position": position, "leads": int(leads.sum()), "lags": int(lags.sum()), "moved": int(found.moved[rows].sum()),
-        "fell": int((found.moved & (found.end < found.start))[rows].sum()),
-        "start": found.start[rows], "end": found.end[rows], "n": int(kept.sum()), "runs": len(rows),
-        "judged": int((~np.isnan(test)).sum()), "enough": bool((~np.isnan(test)).sum() >= rules.minimum_seeds),
-        "started": int((~np.isnan(train)).sum()),
-        "sign_p": sign_test(int(leads.sum()), int(lags.sum())), "p": min(1.0, 2 * min(earlier, later)),
-        "half_way": half, "accuracy_lag": (half - test)[kept],
-        "check": _agreement(change[kept], moment[kept], rules.delay_ratio_margin),
+        **each, **counts, "column": column, "title": record.title(column), "n": int(kept.sum()), "runs": len(test),
+        "judged": judged, "enough": judged >= rules.minimum_seeds, "started": int((~np.isnan(train)).sum()),
+        "sign_p": sign_test(counts["leads"], counts["lags"]), "p": min(1.0, 2 * min(earlier, later)),
+        "accuracy_lag": (each["half_way"] - test)[kept],
+        "check": _agreement(each["change_point"][kept], moment[kept], rules.delay_ratio_margin),
         "estimates": {name: bootstrap_interval(mean_and_error, sample, unit=unit, confidence=1 - rules.alpha,
                                                resamples=rules.bootstrap) for name, (sample, unit) in samples.items()},
     }
+
+
+def _finite(values: Array) -> Array:
+    return values[np.isfinite(values)]
 
 
 def _agreement(change: Array, moment: Array, factor: float) -> float | None:
