@@ -32,7 +32,8 @@ def stoppable(folder: Path) -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(f"stopped; go on with: {RunFolder(folder).command('resume')}") from None
         kept = f"what was computed until the newest checkpoint is in {folder}"
-        raise RunFolderError(f"{error}; {kept}. Then go on with: {RunFolder(folder).command('resume')}") from error
+        remedy = f"Put that right, then go on with: {RunFolder(folder).command('resume')}"
+        raise RunFolderError(f"{error}; {kept}. {remedy}") from error
 
 
 def terminated(number: int, frame: object) -> None:

@@ -206,21 +206,28 @@ class RunFolder:
         """Make a new run folder; refuse one that holds anything.
 
         Raises:
-            RunFolderError: the folder exists and is not empty.
+            RunFolderError: the folder is not empty.
         """
         folder = cls(Path(path))
         try:
-            if folder.path.exists() and any(not _is_temporary(path) for path in folder.path.iterdir()):
-                raise RunFolderError(
-                    f"{folder.path} exists and is not empty. Go on with it: `{folder.command('resume')}`. "
-                    f"Or keep it and choose another place: `--out DIR`."
-                )
-            write_json(folder.path / "spec.json", spec)
+            folder._check_empty()
+            folder.path.mkdir(parents=True, exist_ok=True)
+            with folder.claim():  # another process may be at the same
+                folder._check_empty()
+                write_json(folder.path / "spec.json", spec)
         except OSError as error:
             raise RunFolderError(
                 f"no run folder can be made at {folder.path} ({error.strerror}); choose another place: `--out DIR`"
             ) from None
         return folder
+
+    def _check_empty(self) -> None:
+        there = self.path.iterdir() if self.path.exists() else ()
+        if any(not _is_temporary(path) and path.name != ".lock" for path in there):
+            raise RunFolderError(
+                f"{self.path} exists and is not empty. Go on with it: `{self.command('resume')}`. "
+                f"Or keep it and choose another place: `--out DIR`."
+            )
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
@@ -288,9 +295,8 @@ class RunFolder:
         "running"; "waiting" while none of its workers trains (jobs in a queue, say); "abandoned" where workers train
         but the command that started them is gone; "killed"; "not started"; or else as status.json has it.
         """
-        known = self.status.get("state", "not started")
-        if known == "finished":
-            return "finished"
+        if (known := self.status.get("state", "not started")) == "finished":
+            return known
         shards = [RunFolder(path) for path in (self.path / "shards").glob("seeds-*")]
         training = any(shard.in_use for shard in shards)
         if self.in_use:

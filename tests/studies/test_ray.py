@@ -1,6 +1,7 @@
 """Shards as Ray tasks: on a real cluster of two nodes, one of which goes away, and on a pretended one."""
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import tiny
 from grokscape import studies
 from grokscape.store import RunFolder
 from grokscape.studies import train
-from grokscape.studies.launchers import Ray, launch
+from grokscape.studies.launchers import Ray, _knock_at, launch
 from grokscape.studies.shards import STOP, Order, shards_of
 from grokscape.training import Interrupted
 
@@ -132,17 +133,34 @@ def test_an_error_in_a_ray_task_is_told_as_it_was_raised(tmp_path, monkeypatch):
         launch(SPEC, RunFolder.create(tmp_path / "run", SPEC.model_dump(mode="json")), "ray")
 
 
-def test_a_cluster_that_does_not_let_us_in_says_why(tmp_path, monkeypatch):
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_cluster_that_does_not_let_us_in_says_why(tmp_path, monkeypatch, answers):
+    asked = []
+
     def init(**settings):
+        asked.append(settings)
         raise RuntimeError("no authentication token was found")
 
     ray = PretendedRay()
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init, raising=False)
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setenv("RAY_ADDRESS", "far:6379")
+    server = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    if not answers:
+        server.close()
     folder = RunFolder.create(tmp_path / "run", SPEC.model_dump(mode="json"))
-    with pytest.raises(ValueError, match=r"lets us in \(RAY_ADDRESS is far:6379\): no authentication token was found"):
+    words = "no authentication token was found" if answers else r"\[Errno \d+\] Connection refused"
+    with pytest.raises(ValueError, match=rf"lets us in \(RAY_ADDRESS is {address}\): {words}"):
         launch(SPEC, folder, "ray", workers=3)
+    server.close()
+    assert len(asked) == answers, "where nobody listens Ray would take two minutes to find out"
     known = folder.status
     assert (known["launcher"], known["workers"], known["state"]) == ("ray", 3, "interrupted"), "resumed as it was begun"
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "ray://far:10001", "not set: a cluster on this machine"])
+def test_addresses_that_are_not_of_a_machine_are_left_to_ray(monkeypatch, address):
+    monkeypatch.setattr("socket.create_connection", None)
+    _knock_at(address)

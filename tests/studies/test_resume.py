@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -280,6 +281,30 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path):
     assert not folder.in_use
     train(spec, folder)
     assert folder.status["state"] == "finished"
+
+
+FIRST = """
+import sys
+from grokscape import store
+
+def wait(*told, write=store.write_json):
+    print("about to write", flush=True)
+    sys.stdin.read()
+    write(*told)
+
+store.write_json = wait
+store.RunFolder.create(sys.argv[1], {"name": "first"})
+"""
+
+
+def test_of_two_that_make_a_run_in_one_place_at_once_the_second_is_refused(tmp_path):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", FIRST, tmp_path], env=os.environ, text=True, **pipes) as first:
+        assert first.stdout.readline() == "about to write\n"
+        threading.Timer(0.3, first.stdin.close).start()
+        with pytest.raises(RunFolderError, match="exists and is not empty"):
+            RunFolder.create(tmp_path, {"name": "second"})
+    assert RunFolder(tmp_path).spec == {"name": "first"}
 
 
 def test_damaged_parts_are_named(tmp_path):

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import os
 import queue
+import socket
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ _SHARD_SECONDS = 0.02
 _BUSY_SECONDS = 1.0
 _COLLECT_SECONDS = 5.0
 _SAID = 3
+_KNOCK_SECONDS = 10.0
 
 
 class Launcher(Protocol):
@@ -110,10 +112,11 @@ class Ray:
         self._ray = ray = self.found()
         self._owns = not ray.is_initialized()
         if self._owns:
+            address = os.environ.get("RAY_ADDRESS", "not set: a cluster on this machine")
             try:
+                _knock_at(address)
                 ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
             except Exception as error:  # it has no class of its own for this
-                address = os.environ.get("RAY_ADDRESS", "not set: a cluster on this machine")
                 raise ValueError(f"no Ray cluster lets us in (RAY_ADDRESS is {address}): {error}") from error
         gpus = 1 if order.device.startswith("cuda") else 0
         has = ray.cluster_resources().get("GPU" if gpus else "CPU", 0)
@@ -144,6 +147,13 @@ class Ray:
         """Leave the cluster, if it was entered here."""
         if self._owns:
             self._ray.shutdown()
+
+
+def _knock_at(address: str) -> None:
+    """Raise an OSError where nobody listens at HOST:PORT, which takes Ray two minutes; other addresses are its own."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
 
 
 LAUNCHERS: dict[str, Callable[[Order], Launcher]] = {
