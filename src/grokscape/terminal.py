@@ -11,14 +11,12 @@ from rich.text import Text
 
 from grokscape.plural import counted, duration
 from grokscape.store import RunFolder
+from grokscape.symbols import SYMBOLS
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDE = 92  # columns from which on the table has room for three digits
 _GLYPHS = {"consistent with necessary": "●", "consistent with sufficient": "●", "not necessary": "○"}
 _STYLES = {"●": "bold green", "○": "bold blue", "◐": "bold yellow"}
-_SYMBOLS = {"relative_flatness": "κ", "relative_flatness_bound": "κ̄", "relative_flatness_per_loss": "κ/L",
-            "relative_flatness_geometric": "geometric κ", "predictive_entropy": "entropy", "weight_norm": "‖θ‖",
-            "cdnv": "CDNV", "rnc1": "RNC1", "nc1": "NC1", "ildr": "ILDR"}
 
 
 def sparkline(curve: Mapping[int, float], steps: int, width: int = 24) -> str:
@@ -139,7 +137,7 @@ def _level(row: Mapping[str, Any]) -> Text:
     measure = str(row["measure"]).split("/")[-1]
     level = "?" if row["level"] is None else f"{row['level']:.2g}"
     name, _, layer = measure.partition("@")
-    symbol = _SYMBOLS.get(name, name) + (f" of {layer}" if layer else "")
+    symbol = SYMBOLS.get(name, name) + (f" of {layer}" if layer else "")
     text = Text(f"{symbol} {level}")
     return text if row["state"] == "held" else text.append(f", {row['state']}", style="yellow")
 

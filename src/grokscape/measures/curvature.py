@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from grokscape.measures.batches import Batch, as_batch, batches, differentiable, eagerly, evaluating, placement
 from grokscape.measures.locate import bare
-from grokscape.measures.model_loss import align, align_labels, counted, forward, total_loss
+from grokscape.measures.model_loss import align, align_labels, at_least_one, forward, total_loss
 from grokscape.numerics import Estimate, full_precision, in_float64, rademacher
 
 
@@ -94,7 +94,7 @@ def _with_operator(
     with evaluating(model), eagerly(model), _differentiating(), _deprecations_ignored():
         kept = [as_batch(raw).to(device, dtype, copy=True) for raw in batches(data, batch_size)]
         pairs = [(batch, align_labels(model, batch.labels)) for batch in kept]
-        samples = counted(sum(len(labels) for _, labels in pairs))
+        samples = at_least_one(sum(len(labels) for _, labels in pairs))
         operator = HessianLinearOperator(
             _Rows(model),
             nn.CrossEntropyLoss(reduction="sum"),
@@ -170,7 +170,7 @@ def sharpness(model: nn.Module, data: Any, radius: float = 0.05, *, batch_size: 
         replaced = dict(zip(names, moved, strict=True))
         with torch.no_grad():
             risen = sum(float(total_loss(model, batch, "cross_entropy", replaced)[0]) for batch in prepared)
-    return (risen - loss) / counted(samples)
+    return (risen - loss) / at_least_one(samples)
 
 
 def _slope(

@@ -120,7 +120,7 @@ def layer_flatness(
             if progress is not None:
                 layers_chosen = counted(len(chosen), "layer")
                 progress(f"layer flatness: batch {number}, {counted(samples, 'sample')}, {layers_chosen}")
-    samples = model_loss.counted(samples)
+    samples = model_loss.at_least_one(samples)
     found = {layer.name: _estimate(layer, samples) for layer in chosen}
     if lost := [layer.name for layer in chosen if layer.reached and math.isnan(found[layer.name].value)]:
         warnings.warn(

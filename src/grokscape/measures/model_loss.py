@@ -105,7 +105,7 @@ def _shifted(model: nn.Module, labels: Tensor) -> Tensor:
     return labels[:, 1:] if labels.dim() == 2 and shifts_labels(model) else labels
 
 
-def counted(samples: int) -> int:
+def at_least_one(samples: int) -> int:
     """The number of samples; a ValueError if there are none."""
     if samples == 0:
         raise ValueError("there are no samples to measure: the data is empty, or every label is ignored")

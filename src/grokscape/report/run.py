@@ -11,37 +11,13 @@ import polars as pl
 from grokscape.report.arms import Arm, arms_of
 from grokscape.report.plate import Missing
 from grokscape.store import RunFolder
+from grokscape.symbols import SYMBOLS
 
 SPLITS = {
     "train": "training",
     "test": "held-out",
     "cross": "held-out around training means",
     "params": "parameters",
-}
-SHORT = {
-    "loss": "loss",
-    "relative_flatness": "κ",
-    "relative_flatness_bound": "κ̄",
-    "relative_flatness_per_loss": "κ/loss",
-    "relative_flatness_looseness": "κ̄/κ",
-    "relative_flatness_geometric": "geometric κ",
-    "relative_flatness_participation": "κ (share of samples)",
-    "cdnv": "CDNV",
-    "cdnv_sum": "CDNV (sum)",
-    "nc1": "NC1",
-    "nc1_ratio": "NC1 (ratio)",
-    "rnc1": "RNC1",
-    "rnc1_max": "RNC1 (max)",
-    "nc2_equinorm": "NC2 norms",
-    "nc2_equiangular": "NC2 angles",
-    "nc2_etf": "NC2 simplex",
-    "nc3": "NC3",
-    "nc4": "NC4",
-    "ildr": "ILDR",
-    "weight_norm": "‖θ‖",
-    "head_norm": "‖W‖",
-    "margin": "Margin",
-    "accuracy": "Accuracy",
 }
 
 
@@ -150,15 +126,11 @@ class Run:
 
     def measure_short(self, measure: str) -> str:
         """A measure's symbol where it has a usual one, for headings of columns; else its title."""
-        return SHORT.get(measure) or self.measure_title(measure)
+        return SYMBOLS.get(measure) or self.measure_title(measure)
 
     def readable(self, text: str) -> str:
         """A text of the analysis with measures called by their symbols instead of their columns."""
-        return re.sub(r"\b[a-z]+[a-z0-9]*(?:_[a-z0-9]+)*\b", lambda word: self._symbol(word[0]), text)
-
-    def _symbol(self, word: str) -> str:
-        known = word in SHORT and ("_" in word or word in ("cdnv", "nc1", "nc3", "nc4", "rnc1", "ildr"))
-        return SHORT[word] if known else word
+        return re.sub(r"\b[a-z]+[a-z0-9]*(?:_[a-z0-9]+)*\b", lambda word: SYMBOLS.get(word[0], word[0]), text)
 
     def measure_property(self, measure: str) -> str:
         """The family of properties a measure belongs to, "" if unknown."""

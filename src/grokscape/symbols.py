@@ -1,0 +1,28 @@
+"""What measures are called where there is little room: in the terminal, in headings, in sentences."""
+
+SYMBOLS = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "margin": "margin",
+    "predictive_entropy": "entropy",
+    "weight_norm": "‖θ‖",
+    "head_norm": "‖W‖",
+    "relative_flatness": "κ",
+    "relative_flatness_bound": "κ̄",
+    "relative_flatness_looseness": "κ̄/κ",
+    "relative_flatness_per_loss": "κ/L",
+    "relative_flatness_geometric": "geometric κ",
+    "relative_flatness_participation": "κ (share of samples)",
+    "cdnv": "CDNV",
+    "cdnv_sum": "CDNV (sum)",
+    "nc1": "NC1",
+    "nc1_ratio": "NC1 (ratio)",
+    "rnc1": "RNC1",
+    "rnc1_max": "RNC1 (max)",
+    "nc2_equinorm": "NC2 norms",
+    "nc2_equiangular": "NC2 angles",
+    "nc2_etf": "NC2 simplex",
+    "nc3": "NC3",
+    "nc4": "NC4",
+    "ildr": "ILDR",
+}
