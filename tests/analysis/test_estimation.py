@@ -10,8 +10,10 @@ from statsmodels.stats.multitest import multipletests
 
 from grokscape.analysis.estimation import (
     bootstrap_interval,
+    estimate,
     geometric_median,
     holm,
+    interval_text,
     mean_and_error,
     mean_interval,
     one_sided,
@@ -22,6 +24,7 @@ from grokscape.analysis.estimation import (
     swap_test,
     tost,
 )
+from grokscape.analysis.finding import Finding
 
 
 @pytest.mark.parametrize("n", [5, 8, 16])
@@ -139,3 +142,18 @@ def test_seeds_that_are_all_alike_give_no_interval():
     for found in (mean_interval(np.full(8, 0.3)), bootstrap_interval(mean_and_error, np.full(8, 0.3))):
         assert found["value"] == pytest.approx(0.3)
         assert found["low"] is found["high"] is None
+
+
+def test_an_interval_is_told_only_if_it_has_both_ends():
+    assert interval_text(estimate(0.5, 0.25, 0.754)) == " (interval 0.25 to 0.75)"
+    assert interval_text(estimate(0.5, 0.25, 0.754), "+.0f", 100, " %") == " (interval +25 to +75 %)"
+    assert interval_text(estimate(0.5, 0.25, np.inf)) == interval_text(estimate(0.5)) == ""
+
+
+def test_findings_are_ready_for_json_whatever_they_are_made_of():
+    data = {"values": np.array([[1.0, np.inf]]), "on": (1, 2)}
+    found = Finding("a", "b", {"k": np.int64(3)}, "c", p=np.nan, data=data)
+    assert found.subject == {"k": 3}
+    assert type(found.subject["k"]) is int
+    assert found.p is None
+    assert found.data == {"values": [[1.0, None]], "on": [1, 2]}
