@@ -164,12 +164,13 @@ def run(
 def resume(
     folder: Path,
     *,
+    steps: int | None = None,
     where: Where = Where(),
     report: bool = True,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Go on with a run that was stopped or killed, from its newest checkpoint.
+    """Go on with a run that was stopped or killed, from its newest checkpoint; or with a finished one for more steps.
 
     Device, launcher and workers are those it had, unless given.
 
@@ -177,6 +178,8 @@ def resume(
     ----------
     folder
         The run folder.
+    steps
+        Number of training steps in all, for a run that is to become longer than it was to be.
     report
         Whether to write figures and report.html at the end.
     """
@@ -186,11 +189,12 @@ def resume(
 
     settings, study = where.settings(), load(folder)
     check_where(study, where.device, where.launcher, where.workers, where.tracker)
-    if study.folder.finished and study.report.exists() and study.findings:
+    spec = study.spec if steps is None else study.spec.model_copy(update={"steps": steps})
+    if spec == study.spec and study.folder.finished and study.report.exists() and study.findings:
         _say_what_came(study.folder, quiet, json)
         return
-    with stoppable(folder), Display(study.spec, "quiet" if quiet or json else None) as display:
-        result = resume_study(folder, progress=display, report=report, **settings)
+    with stoppable(folder), Display(spec, "quiet" if quiet or json else None) as display:
+        result = resume_study(folder, steps=steps, progress=display, report=report, **settings)
     _say_what_came(result.folder, quiet, json)
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from grokscape.plural import counted
 from grokscape.store import RunFolder, RunFolderError
-from grokscape.studies import StudySpec, launchers, plan, preset, shards
+from grokscape.studies import StudySpec, launch, launchers, plan, preset, shards
 from grokscape.studies.paper_parts import Scale
 from grokscape.trackers import Trackers
 from grokscape.training import CHECKPOINT_SECONDS, Progress, Trained
@@ -261,6 +261,7 @@ def run(
 def resume(
     path: str | Path,
     *,
+    steps: int | None = None,
     testbed: Any = None,
     device: str | None = None,
     launcher: str | None = None,
@@ -272,11 +273,19 @@ def resume(
 ) -> Study:
     """Go on with a run from its newest checkpoint, where and as it ran unless told otherwise; then as `run` does.
 
-    A finished run is only analysed again. A study of data of one's own needs its `TensorTask` again, as `testbed`.
+    A finished run is only analysed again, unless it gets more `steps` than it had. It then goes on with the weights it
+    ended with, is measured on the longer run's grid from there on, and says so in the command that reproduces it. A
+    study of data of one's own needs its `TensorTask` again, as `testbed`.
+
+    Raises:
+        ValueError: fewer steps than the run has, or more where a cosine ends with the last one.
     """
     study = load(path, testbed)
-    status = study.folder.status
     check_where(study, device, launcher, workers, trackers)
+    if steps is not None and steps != study.spec.steps:
+        launch.lengthen(study.folder, study.spec, steps)
+        study = load(path, testbed)
+    status = study.folder.status
     if not study.folder.finished:
         launcher = launcher or status.get("launcher", "inline")
         settings = {

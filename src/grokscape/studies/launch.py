@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from grokscape.store import RunFolder
+from grokscape.store import RunFolder, write_json
 from grokscape.studies.spec import StudySpec, arm_optimizer, arm_testbed
-from grokscape.training import CHECKPOINT_SECONDS, Plan, Progress, Replica, Run
+from grokscape.training import CHECKPOINT_SECONDS, Plan, Progress, Replica, Run, bound_to_length
 
 
 def plan(spec: StudySpec, device: str = "cpu", checkpoint_seconds: float = CHECKPOINT_SECONDS) -> Plan:
@@ -48,3 +48,39 @@ def train(
 ) -> None:
     """Train all replicas of a study into a run folder, going on from its newest checkpoint if it has one."""
     Run(plan(spec, device, checkpoint_seconds), folder, progress, about, stop).execute()
+
+
+def lengthen(folder: RunFolder, spec: StudySpec, steps: int) -> None:
+    """Give a run more steps, which it makes when it goes on; the command that reproduces it says so.
+
+    Raises:
+        ValueError: they are fewer than it has, or its learning rate depends on how many there are.
+        RunFolderError: a process is training into the folder.
+    """
+    if steps < spec.steps:
+        raise ValueError(f"expected more steps than the run has, {spec.steps}, got {steps}")
+    bound = [arm.name for arm in spec.arms if bound_to_length(arm_optimizer(spec, arm), arm.interventions)]
+    if bound:
+        raise ValueError(
+            f"the learning rate of arm {bound[0]!r} follows a cosine to the last of {spec.steps} steps, so a longer "
+            f"run is another one: start the study anew with that many steps, in another folder"
+        )
+    StudySpec.model_validate({**dict(spec), "steps": steps})
+    with folder.claim():
+        command = folder.status.get("command")
+        again = {} if command is None else {"command": f"{command} && {folder.command('resume')} --steps {steps}"}
+        set_steps(folder, steps, **again)
+
+
+def set_steps(folder: RunFolder, steps: int, **about: Any) -> None:
+    """Make a run folder's study one of so many steps, not finished yet, if it has another number.
+
+    Args:
+        folder: the run folder.
+        steps: their number.
+        about: further entries for status.json.
+    """
+    if folder.spec.get("steps") != steps:
+        if folder.status:
+            folder.write_status(**{**folder.status, "state": "interrupted", "steps": steps, **about})
+        write_json(folder.path / "spec.json", {**folder.spec, "steps": steps})

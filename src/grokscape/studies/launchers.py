@@ -25,7 +25,7 @@ import torch
 from grokscape.plural import counted
 from grokscape.store import RunFolder, RunFolderError
 from grokscape.studies import shards as parts
-from grokscape.studies.launch import train
+from grokscape.studies.launch import set_steps, train
 from grokscape.studies.shards import Order
 from grokscape.studies.slurm import Slurm
 from grokscape.studies.spec import StudySpec
@@ -292,6 +292,8 @@ class _Sharded:
     def _until_it_ends(self, shard: parts.Shard) -> None:
         """Start a worker again while workers end without having finished or been asked to stop."""
         attempts, step = 0, -1
+        if self._free(shard):
+            set_steps(shard.folder, self._spec.steps)  # those of a run that was made longer
         while self._free(shard) and not shard.folder.finished:
             failure = "the worker did not finish"
             try:

@@ -2,7 +2,7 @@
 
 from grokscape.training.columns import column_table
 from grokscape.training.engine import Engine, State
-from grokscape.training.optimisers import SGD, AdamW, Optimizer
+from grokscape.training.optimisers import SGD, AdamW, Optimizer, bound_to_length
 from grokscape.training.plan import CHECKPOINT_SECONDS, Evaluation, OnsetRule, Plan, Replica
 from grokscape.training.run import Interrupted, Progress, Run
 from grokscape.training.trained import Trained, take_out
@@ -22,6 +22,7 @@ __all__ = [
     "Run",
     "State",
     "Trained",
+    "bound_to_length",
     "column_table",
     "take_out",
 ]

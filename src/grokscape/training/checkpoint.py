@@ -60,8 +60,10 @@ def checkpoints(folder: RunFolder) -> list[Path]:
     return sorted((folder.path / "checkpoints").glob("*.json"))
 
 
-def _digest_of_spec(folder: RunFolder) -> str:
-    return hashlib.sha256(json.dumps(folder.spec, sort_keys=True).encode()).hexdigest()
+def _digest_of_spec(folder: RunFolder, steps: int | None) -> str:
+    """Of the study that had so many steps when the checkpoint was made; a run may have been made longer since."""
+    spec = folder.spec if steps is None else {**folder.spec, "steps": steps}
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 
 def save_checkpoint(folder: RunFolder, state: State, step: int, **about: Any) -> None:
@@ -76,8 +78,11 @@ def save_checkpoint(folder: RunFolder, state: State, step: int, **about: Any) ->
     place, stem = folder.path / "checkpoints", f"step-{step:09d}"
     data = save(pack(state) | {"torch_rng": torch.get_rng_state()})
     write_bytes(place / f"{stem}.safetensors", data)
-    digests = {"sha256": hashlib.sha256(data).hexdigest(), "spec_sha256": _digest_of_spec(folder)}
-    write_json(place / f"{stem}.json", {"step": step, "parts": len(folder.parts()), **digests, **about})
+    steps = folder.spec.get("steps")
+    digests = {"sha256": hashlib.sha256(data).hexdigest(), "spec_sha256": _digest_of_spec(folder, steps)}
+    write_json(
+        place / f"{stem}.json", {"step": step, "steps": steps, "parts": len(folder.parts()), **digests, **about}
+    )
     kept = {path.stem for path in checkpoints(folder)[-_KEPT:]}
     for path in sorted(place.glob("step-*")):  # the JSON file of a checkpoint before its tensors
         if path.stem not in kept:
@@ -115,7 +120,7 @@ def newest(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Tensor]] | None
         except (RunFolderError, OSError) as damage:
             warnings.warn(f"{damage}; going on from an earlier moment of the run", stacklevel=3)
             continue
-        if about.get("spec_sha256") not in (None, _digest_of_spec(folder)):
+        if about.get("spec_sha256") not in (None, _digest_of_spec(folder, about.get("steps"))):
             raise RunFolderError(
                 f"{folder.path / 'spec.json'} was changed after the run began; restore it to go on, "
                 f"or start the changed study in a folder of its own"

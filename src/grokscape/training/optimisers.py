@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from grokscape.interventions import NonNegative, Positive, Step, Unplug
+from grokscape.interventions import Intervention, NonNegative, Positive, Step, Unplug
 from grokscape.settings import Settings
 
 Unit = Annotated[float, Field(ge=0, lt=1)]
@@ -156,6 +156,11 @@ def sam_gradient(flat: Tensor, grad: Tensor, radius: Tensor, gradient_at: Callab
     length = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
     ascent = radius * grad / torch.where(length > 0, length, torch.ones_like(length))
     return torch.where(radius > 0, gradient_at(flat + ascent), grad)
+
+
+def bound_to_length(optimizer: AdamW | SGD, interventions: Sequence[Intervention]) -> bool:
+    """Whether the learning rate at a step depends on how many steps there are in all."""
+    return optimizer.schedule == "cosine" or any(isinstance(one, Unplug) and one.cosine for one in interventions)
 
 
 def falling(step: int, steps: int) -> float:

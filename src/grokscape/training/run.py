@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grokscape.store import RunFolder
+from grokscape.store import RunFolder, RunFolderError
 from grokscape.training.allocation import keep_freed_memory
 from grokscape.training.checkpoint import load_checkpoint, save_checkpoint
 from grokscape.training.columns import column_table
 from grokscape.training.engine import Engine
+from grokscape.training.optimisers import bound_to_length
 from grokscape.training.plan import Plan
 
 _PAUSE_PER_SAVING = 20.0  # large states: at least so many times as long between two checkpoints as one takes
@@ -159,12 +160,14 @@ class Run:
             self._first = self._saved_step = saved["step"]
             self._seconds_before, self._measuring = saved.get("seconds", 0.0), saved.get("seconds_measuring", 0.0)
             self._began = time.monotonic()
-            if saved.get("finished"):  # killed between its last checkpoint and its last status
+            measured = bool(saved.get("measured"))
+            if measured and self._ends(self._first):  # killed between its last checkpoint and its last status
                 self._finished(self._first)
                 return
+            self._check_length(saved.get("steps", self._plan.steps))
             self._status("running", self._first)
             try:
-                self._loop(lambda: signalled() or self._stop())
+                self._loop(lambda: signalled() or self._stop(), measured)
             except Interrupted:
                 raise
             except KeyboardInterrupt:  # a second Ctrl-C, while the first one was being seen to
@@ -174,39 +177,52 @@ class Run:
                 self._status("failed", self._saved_step, error=f"{type(error).__name__}: {error}")
                 raise
 
-    def _loop(self, stop: Callable[[], bool]) -> None:
-        plan, engine = self._plan, self._engine
-        grid = set(plan.evaluation.grid(plan.steps))
+    def _ends(self, step: int, measured: bool = True) -> bool:
+        return step == self._plan.steps or (self._plan.early_stop and measured and self._engine.settled)
+
+    def _check_length(self, steps: int) -> None:
+        """Refuse a run that has another number of steps than when it was saved, where it would not be the same run."""
+        plan = self._plan
+        bound = steps != plan.steps and any(bound_to_length(r.optimizer, r.interventions) for r in plan.replicas)
+        if bound or plan.steps < self._first:
+            reason = "a cosine ends with the run" if bound else f"{self._first} steps are made"
+            raise RunFolderError(f"{self._folder.path} was to have {steps} steps, now {plan.steps}, but {reason}; "
+                                 f'put "steps" in spec.json back')
+
+    def _loop(self, stop: Callable[[], bool], measured: bool) -> None:
+        """From the first step of this sitting, which may be measured already, to the end."""
+        grid = set(self._plan.evaluation.grid(self._plan.steps))
         step = self._first
         while True:
-            self._save_if_due(step, stop)
-            before = time.monotonic()
-            measured = self._measure_all(step) if step in grid else self._measure_moving(step)
-            self._measuring += time.monotonic() - before
-            if step == plan.steps or (plan.early_stop and measured and engine.settled):
-                break
-            engine.step(step)
-            step += 1
-        self._save(step, finished=True)
+            self._save_if_due(step, stop, measured)
+            if not measured:
+                before = time.monotonic()
+                measured = self._measure_all(step) if step in grid else self._measure_moving(step)
+                self._measuring += time.monotonic() - before
+                if self._ends(step, measured):
+                    break
+            self._engine.step(step)
+            step, measured = step + 1, False
+        self._save(step, measured=True)
         self._finished(step)
 
     def _finished(self, step: int) -> None:
         self._status("finished", step, parts=len(self._folder.parts()))
 
-    def _save(self, step: int, finished: bool = False) -> None:
+    def _save(self, step: int, measured: bool) -> None:
         began = time.monotonic()
         self._recorder.flush()
         times = {"seconds": self._seconds, "seconds_measuring": self._measuring}
-        save_checkpoint(self._folder, self._engine.state, step, finished=finished, **times)
+        save_checkpoint(self._folder, self._engine.state, step, measured=measured, **times)
         self._saved_step = step
         now = time.monotonic()
         self._next_save = now + max(self._plan.checkpoint_seconds, _PAUSE_PER_SAVING * (now - began))
 
-    def _save_if_due(self, step: int, stop: Callable[[], bool]) -> None:
+    def _save_if_due(self, step: int, stop: Callable[[], bool], measured: bool) -> None:
         wanted = stop()
         if not wanted and time.monotonic() < self._next_save:
             return
-        self._save(step)
+        self._save(step, measured)
         self._status("interrupted" if wanted else "running", step)
         if wanted:
             raise Interrupted(
