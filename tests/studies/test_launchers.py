@@ -124,7 +124,7 @@ def test_a_worker_that_fails_says_why(tmp_path):
     folder = new_folder(tmp_path / "run", spec)
     (shard,) = shards_of(folder, spec, 1)
     train_shard(str(shard.folder.path), stop=lambda: True)
-    changed = {**spec.model_dump(mode="json"), "steps": 5}
+    changed = {**spec.model_dump(mode="json"), "early_stop": True}
     (shard.folder.path / "spec.json").write_text(json.dumps(changed))
     with pytest.raises(RuntimeError, match=r"exit code 1; last words: .*RunFolderError: .*changed after the run began"):
         Processes(Order(workers=1))(shard.folder.path)
