@@ -110,9 +110,9 @@ def shards_of(folder: RunFolder, spec: StudySpec, count: int) -> list[Shard]:
 
 
 def check_unchanged(folder: RunFolder, spec: StudySpec, shards: Sequence[Shard]) -> None:
-    """Raise a `RunFolderError` if the study is no longer the one that was cut into these shards."""
+    """Raise a `RunFolderError` if the study is no longer the one that was cut into these shards, but for its steps."""
     for shard in shards:
-        begun = StudySpec.model_validate(shard.folder.spec).model_dump(mode="json")
+        begun = StudySpec.model_validate({**shard.folder.spec, "steps": spec.steps}).model_dump(mode="json")
         if begun != shard_spec(spec, shard.first, shard.stop).model_dump(mode="json"):
             raise RunFolderError(
                 f"{folder.path / 'spec.json'} and {shard.folder.path / 'spec.json'} are not of one study any more; "
