@@ -18,7 +18,6 @@ import numpy as np
 from grokscape.analysis.design import Rules
 from grokscape.analysis.dose import trend
 from grokscape.analysis.effects import Effect, worded
-from grokscape.analysis.estimation import plain
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import TRAIN_LOSS
 from grokscape.analysis.manipulation import at_memorisation, log_ratio, middle, settled
@@ -105,7 +104,6 @@ def targets(record: Record, *goals: str) -> list[Target]:
 
 def levels(record: Record, target: Target, found: list[Effect]) -> list[Level]:
     """Arms that say something and block a measure, weakest first."""
-    assert record.baseline is not None
     sign = record.sign(target.column)
     values, losses = settled(record, target.column), settled(record, TRAIN_LOSS)
     way, result = baseline_way(record, target), []
@@ -124,7 +122,6 @@ def levels(record: Record, target: Target, found: list[Effect]) -> list[Level]:
 
 def baseline_way(record: Record, target: Target) -> float:
     """Log of how far the baseline takes the measure from memorisation to its settled level; negative if backwards."""
-    assert record.baseline is not None
     rows = record.panel.rows(record.baseline.name)
     early, late = at_memorisation(record, target.column)[rows], settled(record, target.column)[rows]
     return middle(record.sign(target.column) * log_ratio(early, late))
@@ -273,9 +270,9 @@ def necessity(record: Record, target: Target, found: list[Effect], failed: list[
         min((level.effect.n for level in deciding), default=0), "TOST and one-sided paired t tests, Holm over arms", p,
         RULE.format(accuracy=rules.accuracy_margin, ratio=rules.delay_ratio_margin, alpha=rules.alpha,
                     blocked=rules.blocked_fraction),
-        plain({"doses": doses(record, target, found), "trend": trend(record, target, found), "pairs": pairs,
-               "deciding": [level.effect.arm.name for level in deciding], "reason": why, "failed_controls": failed,
-               "also_blocked": [other.measure for other in also]}))
+        {"doses": doses(record, target, found), "trend": trend(record, target, found), "pairs": pairs,
+         "deciding": [level.effect.arm.name for level in deciding], "reason": why, "failed_controls": failed,
+         "also_blocked": [other.measure for other in also]})
     return [first, _convergence(record, target, ordered, pairs)]
 
 
@@ -294,7 +291,6 @@ def doses(record: Record, target: Target, found: list[Effect]) -> list[dict[str,
 
     Both are those while the arm acted.
     """
-    assert record.baseline is not None
     values, losses = settled(record, target.column), settled(record, TRAIN_LOSS)
     shares = {level.effect.arm.name: level.share for level in levels(record, target, found)}
     result = []
@@ -356,4 +352,4 @@ def _convergence(record: Record, target: Target, found: list[Level], pairs: list
     return Finding(f"convergence/{target.id}", "convergence",
                    {"property": target.property_name, "measure": target.measure},
                    text[0].upper() + text[1:] + ".", verdict, n=min((level.effect.n for level in found), default=0),
-                   rule=rule, data=plain({"hands": hands, "pairs": pairs}))
+                   rule=rule, data={"hands": hands, "pairs": pairs})
