@@ -1,4 +1,4 @@
-"""Numbers with their nouns, and spans of time, as people say them."""
+"""Numbers, with or without their nouns, and spans of time, as people say them."""
 
 import math
 
@@ -23,3 +23,12 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def rounded(value: float) -> str:
+    """Three significant digits, written out below a million.
+
+    >>> rounded(1021.3), rounded(0.054321), rounded(2.5e7)
+    ('1020', '0.0543', '2.5e+07')
+    """
+    return f"{float(f'{value:.3g}'):g}"

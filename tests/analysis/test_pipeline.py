@@ -4,6 +4,8 @@ import pytest
 
 import synthetic
 from grokscape.analysis import analyze, summary_table
+from grokscape.analysis.pipeline import findings_of
+from synthetic import HELD, ArmTruth, clamp, record_of
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +48,28 @@ def test_summary_counts_what_the_arms_did(folder):
     assert rows["loss-held"]["level_at_memorisation"] > 2 * rows["loss-held"]["level"]  # it falls until it is held
     assert rows["baseline"]["measure"] is None
     assert rows["baseline"]["valid"]
+
+
+@pytest.mark.parametrize(("arms", "asked"), [
+    (["both"], {"flatness", "collapse"}),
+    (["held", "both"], {"collapse"}),  # flatness is a condition of "both"
+    (["held", "flat", "both"], {"flatness", "collapse"}),
+])
+def test_what_is_held_only_beside_what_others_hold_alone_gets_no_verdict(arms, asked):
+    flat, collapse = clamp("relative_flatness", 30.0), clamp("cdnv", 1.5)
+    both = {"cdnv": 1.5, "relative_flatness": 30.0}
+    known = {"held": HELD, "flat": ArmTruth("flat", interventions=[flat], floor={"relative_flatness": 30.0}),
+             "both": ArmTruth("both", interventions=[flat, collapse], floor=both)}
+    found = findings_of(record_of(*(known[name] for name in arms)))
+    for kind in ("necessity", "sufficiency"):
+        assert {item.id.split("/")[1] for item in found if item.kind == kind} == asked
+
+
+def test_what_an_arm_that_harms_holds_besides_is_told_though_no_verdict_is_due_on_it():
+    both = ArmTruth("both", interventions=[clamp("cdnv", 3.0), clamp("relative_flatness", 30.0)], never=True,
+                    final_accuracy=0.6, floor={"cdnv": 3.0, "relative_flatness": 30.0})
+    found = {item.id: item for item in findings_of(record_of(HELD, both))}
+    assert found["necessity/collapse"].data["deciding"] == ["both"]
+    assert found["necessity/collapse"].data["also_blocked"] == ["relative_flatness"]
+    assert "kept flatness (Relative flatness κ) from arising as well" in found["necessity/collapse"].statement
+    assert "necessity/flatness" not in found

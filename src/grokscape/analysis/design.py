@@ -184,6 +184,11 @@ class Arm:
         ends = [aim.until for aim in self.aims]
         return max(end for end in ends if end is not None) if ends and None not in ends else None
 
+    @property
+    def properties(self) -> set[str]:
+        """What it was made to block or promote."""
+        return {aim.property for aim in self.aims if aim.goal != "other"}
+
     def is_to(self, goal: Goal, property_name: str) -> bool:
         """Whether it was made to block or promote a property, by whichever of its measures."""
         return any(aim.goal == goal and aim.property == property_name for aim in self.aims)

@@ -11,7 +11,7 @@ from grokscape.analysis.estimation import estimate, geometric_median
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import Array, Flags, first
 from grokscape.analysis.record import Record
-from grokscape.plural import counted
+from grokscape.plural import counted, rounded
 
 RULE = (
     "Held: in at least {held:.0%} of the seeds that memorised the goal is met, within {tolerance:.0%} of its level, at "
@@ -273,4 +273,4 @@ def _goal(aim: Aim) -> str:
 
 
 def _number(value: float) -> str:
-    return "unknown" if np.isnan(value) else f"{value:.3g}"
+    return "unknown" if np.isnan(value) else rounded(value)

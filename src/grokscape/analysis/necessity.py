@@ -22,7 +22,7 @@ from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import TRAIN_LOSS
 from grokscape.analysis.manipulation import at_memorisation, log_ratio, middle, settled
 from grokscape.analysis.record import Record
-from grokscape.plural import counted
+from grokscape.plural import counted, rounded
 
 RULE = (
     "An arm harms if final test accuracy falls by more than {accuracy:g} or the delay grows by more than a factor of "
@@ -74,12 +74,21 @@ class Level:
 
 @dataclass(frozen=True)
 class Target:
-    """A measure about which a verdict is due."""
+    """A measure that manipulation arms block or promote.
+
+    Attributes:
+        property_name: its property.
+        measure: its name.
+        column: the trajectory's column.
+        primary: whether it stands for its property.
+        asked: whether a verdict on it is due: not if its property is moved only beside one that other arms move alone.
+    """
 
     property_name: str
     measure: str
     column: str
     primary: bool
+    asked: bool
 
     @property
     def id(self) -> str:
@@ -90,16 +99,18 @@ class Target:
 def targets(record: Record, *goals: str) -> list[Target]:
     """The measures that manipulation arms block or promote, one of each property being the primary."""
     count: dict[tuple[str, str, str], int] = {}
-    for arm in record.arms:
-        if arm.role == "manipulation":
-            for aim in arm.aims:
-                if aim.goal in goals:
-                    key = (aim.property, aim.measure, aim.column)
-                    count[key] = count.get(key, 0) + 1
+    arms = [arm for arm in record.arms if arm.role == "manipulation"]
+    alone = {name for arm in arms if len(arm.properties) == 1 for name in arm.properties}
+    asked = {name for arm in arms for name in arm.properties & alone or arm.properties}
+    for arm in arms:
+        for aim in arm.aims:
+            if aim.goal in goals:
+                key = (aim.property, aim.measure, aim.column)
+                count[key] = count.get(key, 0) + 1
     primary: dict[str, str] = dict(record.rules.primary)
     for prop, measure, _ in sorted(count, key=lambda key: -count[key]):
         primary.setdefault(prop, measure)
-    return [Target(prop, measure, column, primary[prop] == measure) for prop, measure, column in count]
+    return [Target(prop, measure, column, primary[prop] == measure, prop in asked) for prop, measure, column in count]
 
 
 def levels(record: Record, target: Target, found: list[Effect]) -> list[Level]:
@@ -164,9 +175,9 @@ def _verdict(found: list[Level], pairs: list[dict[str, Any]], rules: Rules) -> t
         one, two = disputed[-1], by_name[contradicted[disputed[-1].effect.arm.name]]
         beyond = [level for level in harmed if level.blocked > one.blocked]
         return "belongs to the manipulation", [one, two], (
-            f"“{one.effect.arm.title}” harmed generalisation at a level of {one.value:.3g}, but "
-            f"“{two.effect.arm.title}” brought it to {two.value:.3g} by another hand and left generalisation intact, "
-            f"so the harm belongs to the manipulation and not to the level{_further(beyond)}")
+            f"“{one.effect.arm.title}” harmed generalisation at a level of {rounded(one.value)}, but "
+            f"“{two.effect.arm.title}” brought it to {rounded(two.value)} by another hand and left generalisation "
+            f"intact, so the harm belongs to the manipulation and not to the level{_further(beyond)}")
     if harmed:
         return "inconclusive", harmed[-1:], _alone(harmed[-1], found, float(np.log(rules.match_factor)))
     return _unharmed([level for level in found if level.aimed], rules.blocked_fraction)
@@ -181,11 +192,11 @@ def _alone(one: Level, found: list[Level], near: float) -> str:
         two = beside[-1]
         what = f"the effect of “{two.effect.arm.title}”, a second hand at the same level, is unclear"
         if two.effect.call == "harmed":
-            what = f"“{two.effect.arm.title}”, a second hand that harmed at the same level ({two.value:.3g}), is " \
-                   f"contradicted by a third there"
+            what = f"“{two.effect.arm.title}”, a second hand that harmed at the same level ({rounded(two.value)}), " \
+                   f"is contradicted by a third there"
         if two.effect.call in ("intact", "hastened"):
             what = f"“{two.effect.arm.title}”, a second hand that left it intact, stopped short of that level " \
-                   f"({two.value:.3g} against {one.value:.3g})"
+                   f"({rounded(two.value)} against {rounded(one.value)})"
     return f"“{one.effect.arm.title}” harmed generalisation, but {what}, so the harm may be the manipulation's"
 
 
@@ -201,7 +212,7 @@ def _further(beyond: list[Level]) -> str:
     """What harms at higher levels than the one that is disputed, in words."""
     if not beyond:
         return ""
-    named = " and ".join(f"“{level.effect.arm.title}” ({level.value:.3g})" for level in beyond)
+    named = " and ".join(f"“{level.effect.arm.title}” ({rounded(level.value)})" for level in beyond)
     return f"; {named} harmed at higher levels, at which no hand left it intact: of these this says nothing"
 
 
@@ -209,11 +220,12 @@ def _agreement(chosen: list[Level], disputed: list[Level]) -> str:
     """Two hands that agree, in words, with what limits it: hands of one kind, and levels at which hands disagree."""
     one, two = chosen
     text = f"two different hands, “{one.effect.arm.title}” and “{two.effect.arm.title}”, that brought it to the same " \
-           f"level ({one.value:.3g} and {two.value:.3g}) both harmed generalisation"
+           f"level ({rounded(one.value)} and {rounded(two.value)}) both harmed generalisation"
     if all(level.aimed for level in chosen):
         text += ", though both press on measures of this property and no hand of another kind reached the level"
     if disputed:
-        text += f"; at a level of {disputed[-1].value:.3g} the hands disagree, and the harm belongs to the manipulation"
+        text += f"; at a level of {rounded(disputed[-1].value)} the hands disagree, and the harm belongs to " \
+                "the manipulation"
     return text
 
 
@@ -227,8 +239,8 @@ def _unharmed(aimed: list[Level], enough: float) -> tuple[str, list[Level], str]
             f"the effect of “{last.effect.arm.title}” is neither clearly within nor clearly beyond the margins")
     blocked = "" if np.isnan(last.share) else \
         f", which takes back {last.share:.0%} of the way it goes in the baseline after memorisation (log scale),"
-    kept = f"“{last.effect.arm.title}” kept it at {last.value:.3g}{blocked} and generalisation stayed intact within " \
-           f"the margins"
+    kept = f"“{last.effect.arm.title}” kept it at {rounded(last.value)}{blocked} and generalisation stayed intact " \
+           f"within the margins"
     if last.share < enough:
         return "inconclusive", [last], f"{kept}, but too little of it was blocked (less than {enough:.0%})"
     return "not necessary", [last], kept
@@ -251,12 +263,10 @@ def necessity(record: Record, target: Target, found: list[Effect], failed: list[
     if not deciding:
         why += _mute([item for item in found if item.arm.is_to("block", target.property_name)])
     also = _also_blocked(record, target, found, deciding)
-    apart = [other for other in also if other.property_name != target.property_name]
-    if apart and any(level.effect.call == "harmed" for level in deciding):
-        names = " and ".join(f"{other.property_name} ({record.title(other.column)})" for other in apart)
-        why += f"; the same arms kept {names} from arising as well, which this evidence cannot tell apart"
     title = record.title(target.column)
     harm = any(level.effect.call == "harmed" for level in deciding)
+    if harm:
+        why += _inseparable(record, [other for other in also if other.property_name != target.property_name])
     p = max((level.effect.p_harmed if harm and level.effect.call == "harmed" else level.effect.p_intact
              for level in deciding), default=None)
     details = "; ".join(f"“{level.effect.arm.title}”: {worded(level.effect)}" for level in deciding)
@@ -328,6 +338,15 @@ def _also_blocked(record: Record, target: Target, found: list[Effect], deciding:
             if names and names <= {level.effect.arm.name for level in levels(record, other, found)}]
 
 
+def _inseparable(record: Record, others: list[Target]) -> str:
+    """Words for measures of other properties that the deciding arms blocked too, by property."""
+    titles: dict[str, list[str]] = {}
+    for other in others:
+        titles.setdefault(other.property_name, []).append(record.title(other.column))
+    names = " and ".join(f"{name} ({'; '.join(those)})" for name, those in titles.items())
+    return f"; the same arms kept {names} from arising as well, which this evidence cannot tell apart" if names else ""
+
+
 def _convergence(record: Record, target: Target, found: list[Level], pairs: list[dict[str, Any]]) -> Finding:
     """The comparison of hands at matched levels as a finding of its own."""
     hands = sorted({level.effect.arm.hand for level in found})
@@ -342,8 +361,8 @@ def _convergence(record: Record, target: Target, found: list[Level], pairs: list
     else:
         arms = {level.effect.arm.name: level.effect.arm.title for level in found}
         text = "; ".join(
-            f"{title} at {pair['levels'][0]:.3g} by “{arms[pair['arms'][0]]}” and at {pair['levels'][1]:.3g} by "
-            f"“{arms[pair['arms'][1]]}”: generalisation {pair['calls'][0]} and {pair['calls'][1]}"
+            f"{title} at {rounded(pair['levels'][0])} by “{arms[pair['arms'][0]]}” and at {rounded(pair['levels'][1])} "
+            f"by “{arms[pair['arms'][1]]}”: generalisation {pair['calls'][0]} and {pair['calls'][1]}"
             f" (train loss {'alike' if pair['matched_loss'] else 'not alike'})"
             for pair in [*clean[:1], *against[-1:]])
     rule = f"Levels match within a factor of {record.rules.match_factor:g}; hands agree if both harm, and disagree " \

@@ -69,9 +69,11 @@ def findings_of(record: Record) -> list[Finding]:
     found += controls(record)
     compared = effects(record)
     for target in targets(record, "block"):
-        found += necessity(record, target, compared, failures(found, target.property_name))
+        if target.asked:
+            found += necessity(record, target, compared, failures(found, target.property_name))
     for target in targets(record, "block", "promote"):
-        found.append(sufficiency(record, target, compared, failures(found, target.property_name)))
+        if target.asked:
+            found.append(sufficiency(record, target, compared, failures(found, target.property_name)))
     found += lead_lag(record)
     found += hazard(record)
     found += dispute(record, found)

@@ -14,6 +14,7 @@ from grokscape.analysis.estimation import estimate, interval_text
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import FrameError
 from grokscape.analysis.record import Record
+from grokscape.plural import rounded
 
 RULE = (
     "Random effects over testbeds (Paule–Mandel variance, Hartung–Knapp interval with Student's t). Verdict: the one "
@@ -187,7 +188,7 @@ def _pool_estimate(studies: Sequence[tuple[Record, list[Finding]]], kind: str, n
     table = [{"study": record.name, "verdict": item.verdict, "n": item.n, what: item.estimates.get(what)}
              for record, item in items]
     text = f"Over {len(items)} testbeds, {words} of {subject['measure']} ({subject['split']}): " \
-           f"{shown['value']:.3g}{interval_text(shown)}"
+           f"{rounded(shown['value'])}{interval_text(shown)}"
     return Finding(f"pooled/{name}", "pooled", {**subject, "of": kind}, text + ".", verdict, {what: shown}, len(items),
                    "random effects over testbeds", rule=RULE,
                    data={"reason": text, "testbeds": table, "heterogeneity": result})

@@ -11,7 +11,7 @@ from grokscape.analysis.frames import Array, latest
 from grokscape.analysis.manipulation import at_memorisation, intact_rows, log_ratio, middle
 from grokscape.analysis.necessity import Target
 from grokscape.analysis.record import Record
-from grokscape.plural import counted
+from grokscape.plural import counted, rounded
 
 RULE = (
     "Not sufficient: in some arm at least {held:.0%} of the runs that memorised and kept it end with the measure as "
@@ -80,8 +80,8 @@ def sufficiency(record: Record, target: Target, found: list[Effect], failed: lis
         worst = against[0]
         verdict, n = "not sufficient", int(str(worst["n"]))
         why = f"in “{worst['title']}” {worst['without']} of {counted(worst['n'], 'run')} reached {title} of " \
-              f"{worst['level']:.3g}, where the baseline had {worst['wanted']:.3g} when it generalised, and did not " \
-              f"generalise"
+              f"{rounded(worst['level'])}, where the baseline had {rounded(worst['wanted'])} when it generalised, " \
+              f"and did not generalise"
         estimates["runs without generalisation"] = share_interval(int(str(worst["without"])), n, 1 - rules.alpha)
     elif any(one.arm.apart_from(two.arm) for one, two in combinations(helping, 2)):
         verdict, n, p = "consistent with sufficient", min(item.n for item in helping), max(

@@ -26,6 +26,7 @@ from grokscape.analysis.manipulation import log_ratio
 from grokscape.analysis.onsets import final
 from grokscape.analysis.record import Record
 from grokscape.analysis.sufficiency import final_level
+from grokscape.plural import rounded
 
 COLUMNS = ("train/relative_flatness", "train/collapse_radius", "train/collapse_scale", "train/mean_offset")
 ASSUMPTIONS = ("train/nc1", "train/nc2_equinorm", "train/nc2_equiangular", "train/nc3", "train/nc4")
@@ -77,9 +78,9 @@ def theory(record: Record) -> list[Finding]:
     curves = {"steps": record.panel.steps[rows], "measured": measured[rows], "exact": exact[rows], "bound": bound[rows]}
     text = "Neither ratio could be computed" if estimates["measured over exact collapse"]["value"] is None else \
         f"At the end of training the baseline's relative flatness is " \
-        f"{estimates['measured over exact collapse']['value']:.3g} times what exact collapse with its radius and " \
-        f"scale would give, and the bound of Han et al. on the latter is " \
-        f"{estimates['bound over measured']['value']:.3g} times what is measured"
+        f"{rounded(estimates['measured over exact collapse']['value'])} times what exact collapse with its radius " \
+        f"and scale would give, and the bound of Han et al. on the latter is " \
+        f"{rounded(estimates['bound over measured']['value'])} times what is measured"
     return [Finding("theory", "theory", {"classes": classes}, text + ".", None, estimates, len(rows),
                     rule="Geometric mean over seeds of ratios at the last evaluations; interval: bootstrap over seeds.",
                     data={"curves": curves, "distance_from_collapse": distances})]

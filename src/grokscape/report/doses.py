@@ -69,10 +69,10 @@ def _accuracy(run: Run, doses: Sequence[Mapping[str, Any]], x: Axis) -> Panel:
         pairs = _pairs(dose)
         if not pairs:
             continue
-        hover = [f"{dose['title']}, seed {s}: {v:.1%} at {u:.3g}" for u, v, s in pairs]
+        hover = [f"{dose['title']}, seed {s}: {v:.1%} at {wording.number(u)}" for u, v, s in pairs]
         layers.append(Points([p[0] for p in pairs], [p[1] for p in pairs], colour, arm=name, size=4, hover=hover))
         middle = median(p[1] for p in pairs)
-        label = f"{dose['title']}: median {middle:.1%} at {dose['level']:.3g}"
+        label = f"{dose['title']}: median {middle:.1%} at {wording.number(dose['level'])}"
         layers.append(Points([dose["level"]], [middle], colour, dose["title"], name, size=11, hover=[label]))
     return Panel(x, Axis("Final test accuracy", percent=True, limits=(-0.02, 1.05)), tuple(layers))
 
@@ -105,7 +105,7 @@ def _delay(run: Run, doses: Sequence[Mapping[str, Any]], x: Axis) -> Panel | Non
         if not ratio or ratio["value"] is None:
             continue
         arm = run.arm_by_name.get(dose["arm"])
-        text = f"{dose['title']}: {wording.times(ratio['value'])} at {dose['level']:.3g}"
+        text = f"{dose['title']}: {wording.times(ratio['value'])} at {wording.number(dose['level'])}"
         layers.append(
             Points(
                 [dose["level"]],

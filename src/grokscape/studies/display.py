@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from grokscape.plural import counted, duration
+from grokscape.plural import counted, duration, rounded
 from grokscape.studies.spec import StudySpec
 from grokscape.terminal import sparkline
 from grokscape.training import Progress
@@ -151,4 +151,4 @@ class Display:
 def _number(value: float, name: str) -> str:
     if math.isnan(value):
         return "–"
-    return f"{value:.3f}" if name.endswith("accuracy") else f"{value:.3g}"
+    return f"{value:.3f}" if name.endswith("accuracy") else rounded(value)
