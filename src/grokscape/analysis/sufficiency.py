@@ -1,6 +1,7 @@
 """Does bringing a property about suffice for generalisation, or at least bring it forward?"""
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def final_level(record: Record, column: str) -> Array:
     return geometric_median(latest(record.series(column), record.rules.final_evaluations))
 
 
-def counterexamples(record: Record, target: Target) -> list[dict[str, object]]:
+def counterexamples(record: Record, target: Target) -> list[dict[str, Any]]:
     """Arms whose runs have the property as the generalising baseline had it, and do not generalise."""
     base, rules = record.panel.rows(record.baseline.name), record.rules
     wanted = middle(level_at_generalisation(record, target.column))
@@ -56,7 +57,7 @@ def counterexamples(record: Record, target: Target) -> list[dict[str, object]]:
     delay, far = record.moment("delay"), accuracy < rules.test_threshold - rules.accuracy_margin
     awaited = delay >= rules.delay_ratio_margin * float(np.nanmean(delay[base]))  # to its end, if it did not generalise
     without = np.isnan(record.moment("generalised")) & far & awaited
-    result: list[dict[str, object]] = []
+    result: list[dict[str, Any]] = []
     for arm in record.arms:
         rows = record.panel.rows(arm.name)
         rows = rows[intact_rows(record, rows) & ~np.isnan(levels[rows])]
@@ -78,11 +79,11 @@ def sufficiency(record: Record, target: Target, found: list[Effect], failed: lis
     estimates = {}
     if against:
         worst = against[0]
-        verdict, n = "not sufficient", int(str(worst["n"]))
+        verdict, n = "not sufficient", worst["n"]
         why = f"in “{worst['title']}” {worst['without']} of {counted(worst['n'], 'run')} reached {title} of " \
               f"{rounded(worst['level'])}, where the baseline had {rounded(worst['wanted'])} when it generalised, " \
               f"and did not generalise"
-        estimates["runs without generalisation"] = share_interval(int(str(worst["without"])), n, 1 - rules.alpha)
+        estimates["runs without generalisation"] = share_interval(worst["without"], n, 1 - rules.alpha)
     elif any(one.arm.apart_from(two.arm) for one, two in combinations(helping, 2)):
         verdict, n, p = "consistent with sufficient", min(item.n for item in helping), max(
             item.p_hastened for item in helping)
