@@ -106,3 +106,14 @@ def test_the_ranking_holds_all_disputed_measures_on_the_same_seeds():
     by_column = {row["column"]: row for row in rows}
     assert by_column["train/relative_flatness"]["necessity"] == "consistent with necessary"
     assert by_column["train/rnc1"]["necessity"] is None
+
+
+def test_measures_are_ranked_by_what_is_known_of_them_if_anything_is():
+    told = "ranks first by how well it foretells generalisation beside the train loss"
+    assert told in findings()["dispute"].statement
+    together = synthetic.record_of(seeds=6)  # too few to tell who foretells
+    assert "ranks first by" in {item.id: item for item in findings_of(together)}["dispute"].statement
+    never = synthetic.study([synthetic.ArmTruth("baseline", role="baseline", never=True, final_accuracy=0.5)], seeds=6)
+    found = {item.id: item for item in findings_of(never.record())}["dispute"]
+    assert found.statement.startswith("Nothing ranks the ")
+    assert "no run tells how near to generalisation they move" in found.statement

@@ -126,9 +126,17 @@ def test_the_slider_moves_by_keyboard_and_reads_the_data(visit: Any, report: Pat
     for _ in range(5):
         page.keyboard.press("ArrowRight")
     assert page.locator("#cursor-step").inner_text() == "step 50"
-    shown = page.locator("#panel-relative_flatness .values tr", has_text="Baseline").locator("td").inner_text()
     frame = finished.trajectory().filter(arm="baseline", step=50)
-    assert float(shown) == pytest.approx(frame["test/relative_flatness"].median(), rel=6e-3)
+
+    def shown(measure: str) -> float:
+        cell = page.locator(f"#panel-{measure} .values tr", has_text="Baseline").locator("td").inner_text()
+        return float(cell.removesuffix(" %"))
+
+    for split in ("train", "test"):  # measures are what arms hold, those of training samples, until others are chosen
+        if split != "train":
+            page.locator(f"input[data-choice=split][value={split}]").check(force=True)
+        assert shown("relative_flatness") == pytest.approx(frame[f"{split}/relative_flatness"].median(), rel=6e-3)
+        assert shown("accuracy") == pytest.approx(100 * frame["test/accuracy"].median(), abs=0.006)
 
 
 def test_an_arm_can_be_hidden_everywhere(visit: Any, report: Path) -> None:

@@ -17,7 +17,7 @@ def survival_plate(run: Run) -> Plate | Missing:
     if not curves:
         if len(run.arms) > 1:
             reason = "A delay starts at memorisation, and no seed memorised both in the baseline and in another arm."
-            remedy = "Train for longer, or lower the study's onset.train_threshold."
+            remedy = f"{run.train_longer}, or lower the study's onset.train_threshold."
         else:
             reason = "There is no arm beside the baseline whose delay could be compared with it."
             remedy = "Add an arm to the study, or compare several runs."

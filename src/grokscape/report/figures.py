@@ -55,11 +55,14 @@ def trajectory_plate(run: Run) -> Plate | None:
     panels = []
     for measure in DEFAULT_MEASURES:
         splits = run.measures().get(measure, [])
-        split = next((s for s in ("test", "train", "params") if s in splits), None)
+        order = ("test", "train") if measure in ("accuracy", "loss") else ("train", "test", "params")
+        split = next((s for s in order if s in splits), None)
         if split and (drawn := panel(run, measure, split, steps)):
             panels.append(drawn)
     if not panels:
         return None
     return Plate(
-        "trajectories", "Trajectories", "", "Measures over training steps by arm", tuple(panels), shared_x=True
+        "trajectories", "Trajectories", "",
+        "Over training steps by arm: accuracy and loss on held-out samples (dotted: training samples), "
+        "other measures on training samples", tuple(panels), shared_x=True,
     )

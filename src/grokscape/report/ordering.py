@@ -44,7 +44,7 @@ def lead_lag_plate(run: Run) -> Plate | Missing:
             "lead-lag",
             LAG_TITLE,
             "No measure has a transition in a run that memorised and generalised, so there is nothing to set in order.",
-            "Train for longer, or log more measures.",
+            f"{run.train_longer}, or log more measures.",
         )
     rows = _rows(moved, lambda f: f["estimates"]["log lag"]["value"])
     layers: list[Layer] = [Rule(1.0, label="generalises")]
@@ -101,7 +101,8 @@ def ranking_plate(run: Run) -> Plate | Missing:
     shown = [row for row in finding["data"]["table"] if row["concordance_adjusted"] is not None] if finding else []
     if not finding or not shown:
         reason = finding["statement"] if finding else "No measure was analysed for it."
-        return run.missing("ranking", RANK_TITLE, reason, "Train for longer, use more seeds, or evaluate more often.")
+        remedy = f"{run.train_longer}, use more seeds, or evaluate more often."
+        return run.missing("ranking", RANK_TITLE, reason, remedy)
     rows = _rows([{"subject": row, "row": row} for row in shown], lambda f: -f["row"]["concordance_adjusted"])
     reference = shown[0]["concordance_loss"]
     left: list[Layer] = [Rule(reference, label="loss alone")] if reference else []

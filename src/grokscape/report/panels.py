@@ -83,8 +83,9 @@ def _panels(
     caption = (
         "All panels share one axis of steps: point anywhere, or move the slider, to read every panel at that step; "
         "drag to zoom all, double-click to zoom out. Lines are medians over seeds, bands reach from the 10th to the "
-        f"90th percentile{', thin lines are single seeds' if seeds else ''}. Triangles on the axis mark the median "
-        "onset of memorisation (hollow) and of generalisation (filled)."
+        f"90th percentile{', thin lines are single seeds' if seeds else ''}. Accuracy and loss are those of held-out "
+        "samples, other measures those of the samples chosen below, first the training samples. Triangles on the axis "
+        "mark the median onset of memorisation (hollow) and of generalisation (filled)."
     )
     panels = [
         {

@@ -80,6 +80,12 @@ class Run:
         return int(self.frame.select(pl.max("step")).item()) if self.frame.height else 0
 
     @property
+    def train_longer(self) -> str:
+        """How to give the run more steps, the beginning of a sentence."""
+        steps = self.spec.get("steps") or self.last_step
+        return f"Train for longer ({RunFolder(self.path).command('resume')} --steps {2 * steps})"
+
+    @property
     def unfinished(self) -> str | None:
         """One sentence that says how far an unfinished run got; None for a finished one."""
         state = str(self.status.get("state", "unknown"))

@@ -99,7 +99,12 @@ def dispute(run: Run) -> dict[str, Any] | None:
         }
         for f in claims
     ]
-    return {"claims": rows, "ranking": [_ranked(run, row) for row in ranking]}
+    return {"claims": rows, "ranking": [_ranked(run, row) for row in ranking if _told(row)]}
+
+
+def _told(row: dict[str, Any]) -> bool:
+    """Whether anything is known of how the measure goes with generalisation."""
+    return row.get("concordance_adjusted") is not None or (row.get("lag") or {}).get("value") is not None
 
 
 def _ranked(run: Run, row: dict[str, Any]) -> dict[str, str]:

@@ -69,9 +69,11 @@
 
   // ---- trajectories: panels built here, because what they show is chosen here ----
   const T = data.trajectories;
-  const choice = { x: T.log_steps ? "log" : "linear", y: "auto", split: "test", seeds: true };
+  const choice = { x: T.log_steps ? "log" : "linear", y: "auto", split: "train", seeds: true };
+  const outcome = (measure) => measure === "accuracy" || measure === "loss";
   const panelColumn = (measure) => {
     const splits = T.measures[measure].splits;
+    if (outcome(measure) && splits.includes("test")) return "test"; // training samples are dotted beside it
     return splits.includes(choice.split) ? choice.split : (splits.includes("train") ? "train" : splits[0]);
   };
   const tracesOf = (column, faint) => T.arms.flatMap((arm) => {
@@ -106,7 +108,7 @@
     const measure = element.dataset.measure;
     const about = T.measures[measure];
     const split = panelColumn(measure);
-    const context = (measure === "accuracy" || measure === "loss") && split !== "train" && about.splits.includes("train");
+    const context = outcome(measure) && split !== "train" && about.splits.includes("train");
     const traces = [...(context ? tracesOf(`train/${measure}`, true) : []), ...tracesOf(`${split}/${measure}`, false), ...onsetTraces()];
     const log = choice.y === "auto" ? about.log : choice.y === "log" && !about.percent;
     const axis = { gridcolor: style("--line"), linecolor: style("--muted"), zeroline: false };
