@@ -104,7 +104,7 @@ def dispute(run: Run) -> dict[str, Any] | None:
 
 def _told(row: dict[str, Any]) -> bool:
     """Whether anything is known of how the measure goes with generalisation."""
-    return row.get("concordance_adjusted") is not None or (row.get("lag") or {}).get("value") is not None
+    return row["concordance_adjusted"] is not None or row["lag"]["value"] is not None
 
 
 def _ranked(run: Run, row: dict[str, Any]) -> dict[str, str]:
