@@ -270,7 +270,7 @@ def test_a_run_without_all_of_its_shards_is_refused(tmp_path, missing):
 def test_a_study_that_was_changed_after_it_was_cut_is_refused(tmp_path):
     folder = new_folder(tmp_path / "run")
     stopped_shard(folder)
-    changed = {**SPEC.model_dump(mode="json"), "steps": 40}
+    changed = {**SPEC.model_dump(mode="json"), "early_stop": True}
     (folder.path / "spec.json").write_text(json.dumps(changed))
     with pytest.raises(RunFolderError, match=r"are not of one study any more; restore the one that was changed"):
         launch(StudySpec.model_validate(changed), folder, Scripted())
