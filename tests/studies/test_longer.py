@@ -18,6 +18,7 @@ from grokscape.workflow import load, resume
 
 STEPS = 40
 ARMS = ("baseline", "held", "promoted", "since step 10")
+EVALUATION = {**tiny.study()["evaluation"], "every": STEPS // 2}  # both are measured at step 40
 
 
 def run_of(path, spec, **options):
@@ -43,7 +44,7 @@ def assert_one_run_went_on(folder, whole, start, stop):
 
 @pytest.mark.parametrize(("batch_size", "early_stop"), [(None, False), (8, False), (8, True)])
 def test_it_is_the_run_that_had_them_from_the_start(tmp_path, batch_size, early_stop):
-    settings = {"batch_size": batch_size, "early_stop": early_stop}
+    settings = {"batch_size": batch_size, "early_stop": early_stop, "evaluation": EVALUATION}
     if early_stop:
         settings["onset"] = {"train_threshold": 0.5, "test_threshold": 1.0, "hold": 3}  # not before the end
     whole = run_of(tmp_path / "whole", tiny.spec(ARMS, steps=2 * STEPS, **settings))
@@ -59,7 +60,7 @@ def test_it_is_the_run_that_had_them_from_the_start(tmp_path, batch_size, early_
 
 @pytest.mark.parametrize("pieces", [(0,), (0, 0), (1,), (13,)], ids=str)
 def test_stopping_afterwards_changes_nothing(tmp_path, pieces):
-    spec, longer = tiny.spec(ARMS), tiny.spec(ARMS, steps=2 * STEPS)
+    spec, longer = (tiny.spec(ARMS, steps=n, evaluation=EVALUATION) for n in (STEPS, 2 * STEPS))
     once, often = (run_of(tmp_path / name, spec) for name in ("once", "often"))
     for folder in (once, often):
         lengthen(folder, spec, 2 * STEPS)
@@ -69,6 +70,7 @@ def test_stopping_afterwards_changes_nothing(tmp_path, pieces):
         with pytest.raises(Interrupted):
             train(longer, often, stop=lambda: next(count) == piece)  # noqa: B023
     train(longer, often)
+    assert not once.trajectory().select("replica", "step").is_duplicated().any()
     assert often.trajectory().sort("replica", "step").equals(once.trajectory().sort("replica", "step"))
     assert weights(often) == weights(once)
 
