@@ -5,13 +5,11 @@
     trajectory/part-*.parquet   one row per replica and measured step; parts are only ever added
     checkpoints/         state to go on from; the newest two
     shards/*             run folders of some seeds each, where a run was trained in several processes
-    findings.json        what the analysis found
-    figures/, report.html
+    findings.json, figures/, report.html   what the analysis found
 
 Columns of a trajectory: `replica`, `arm`, `seed`, `init_seed`, `split_seed`, `step`, then one column per split and
 measure, named `split/measure`: `train/…`, `test/…` (held-out around held-out means), `cross/…` (held-out around train
-means), `params/…` (of the parameters alone). The file's metadata holds, per column, measure, split, property,
-direction, unit, source and title.
+means), `params/…` (of the parameters alone). Its metadata: measure, split, property, direction, unit, source, title.
 
 Every file is written beside its place and moved over it, so a reader never sees half a file.
 """
@@ -139,9 +137,8 @@ def read_json(path: Path, kind: type = object, remedy: str = "restore it") -> An
     try:
         value = json.loads(_text(path))
     except (FileNotFoundError, NotADirectoryError):
-        raise RunFolderError(
-            f"{path} does not exist; is {path.parent} a run folder? `grokscape run` makes one"
-        ) from None
+        where = f"is {path.parent} a run folder? `grokscape run` makes one"
+        raise RunFolderError(f"{path} does not exist; {where}") from None
     except OSError as error:
         raise RunFolderError(f"{path} cannot be read ({error.strerror}): expected a JSON file; {remedy}") from None
     except ValueError as error:  # not JSON, or not text
@@ -169,16 +166,17 @@ def _misfits(value: Any, kind: Any, name: str = "") -> Iterator[tuple[str, Any]]
             yield from _misfits(item, kind[0], f"{name}.{number}")
 
 
-def _check_objects(path: Path, values: Sequence[Any], remedy: str, names: Sequence[str] = ()) -> None:
-    """Raise a `RunFolderError` unless all are JSON objects with entries of these names."""
+def _check_objects(path: Path, values: Sequence[Any], remedy: str, kinds: Mapping[str, Any] = {}) -> None:
+    """Raise a `RunFolderError` unless all are JSON objects with all of these entries."""
     for value in values:
-        if not isinstance(value, dict) or not value.keys() >= set(names):
+        if not isinstance(value, dict) or not value.keys() >= kinds.keys():
             raise RunFolderError(f"{path} is damaged: it holds {json.dumps(value):.40}; {remedy}")
+        _check_entries(path, value, kinds, remedy)
 
 
-def damaged_part(path: Path, error: Exception, folder: "RunFolder") -> RunFolderError:
+def damaged_part(path: Path, error: Exception) -> RunFolderError:
     """What to say of a part of a run's trajectory that cannot be read."""
-    remedy = f"remove it and the parts after it, then go on with: {folder.command('resume')}"
+    remedy = f"remove it and the parts after it, then go on with: {RunFolder(path.parent.parent).command('resume')}"
     return RunFolderError(f"{path} is damaged ({error}); {remedy}")
 
 
@@ -187,7 +185,7 @@ def _read_part(path: Path) -> pl.DataFrame:
         frame = pl.read_parquet(path, glob=False)  # a folder may be called x*y
         frame.select(KEYS)
     except pl.exceptions.PolarsError as error:
-        raise damaged_part(path, error, RunFolder(path.parent.parent)) from None
+        raise damaged_part(path, error) from None
     return frame
 
 
@@ -245,7 +243,7 @@ class RunFolder:
             raise RunFolderError(f"{place} is not a study's: expected a name and a list of named arms; {remedy}")
         _check_entries(place, spec, _SPEC, remedy)
         for arm in arms:
-            _check_objects(place, arm.get("interventions") or [], remedy, ["kind"])
+            _check_objects(place, arm.get("interventions") or [], remedy, {"kind": str})
         return folder
 
     def command(self, verb: str) -> str:
@@ -394,9 +392,7 @@ class RunFolder:
         path = self.path / "findings.json"
         remedy = f"remove it, then make it anew with: {self.command('analyze')}"
         findings = read_json(path, list, remedy) if path.exists() else []
-        _check_objects(path, findings, remedy, tuple(_FINDING))
-        for finding in findings:
-            _check_entries(path, finding, _FINDING, remedy)
+        _check_objects(path, findings, remedy, _FINDING)
         return findings
 
     def write_findings(self, findings: Sequence[Mapping[str, Any]]) -> None:

@@ -67,6 +67,12 @@ def in_a_thread(launcher, shard):
     return thread, raised
 
 
+def assert_all_end(*threads):
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
 def wait_until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
@@ -122,9 +128,7 @@ def test_where_slurm_takes_no_more_jobs_one_that_it_took_is_waited_for(cluster, 
     wait_until(lambda: jobs(cluster) == {"1": "PENDING", "2": "PENDING"})
     end(cluster, "1")
     end(cluster, "2")
-    for each in (thread, other):
-        each.join(60)
-        assert not each.is_alive()
+    assert_all_end(thread, other)
     assert not raised
 
 
@@ -147,9 +151,7 @@ def test_a_limit_that_jobs_of_an_earlier_sitting_use_up_is_waited_out(cluster, f
     (cluster / "refusal").unlink()
     wait_until(lambda: jobs(cluster) == {"1": "COMPLETED", "2": "PENDING"})
     end(cluster, "2")
-    for each in (earlier, thread):
-        each.join(60)
-        assert not each.is_alive()
+    assert_all_end(earlier, thread)
     assert not raised
 
 
@@ -163,8 +165,7 @@ def test_a_job_that_slurm_took_without_saying_so_in_time_is_found(cluster, shard
     assert f"Slurm takes no more jobs for now ({TIMEOUT})" in launcher._told
     assert jobs(cluster) == {"1": "PENDING"}
     end(cluster, "1")
-    thread.join(60)
-    assert not thread.is_alive()
+    assert_all_end(thread)
     assert not raised
 
 
@@ -182,8 +183,7 @@ def test_a_job_is_followed_by_another_as_soon_as_the_controller_is_back(cluster,
     (cluster / "away").unlink()
     wait_until(lambda: jobs(cluster) == {"1": "COMPLETED", "2": "PENDING"})
     end(cluster, "2")
-    thread.join(60)
-    assert not thread.is_alive()
+    assert_all_end(thread)
     assert not raised
 
 
@@ -198,9 +198,7 @@ def test_whoever_waits_for_slurm_to_take_a_job_can_be_stopped(cluster, folder):
     other, raised = in_a_thread(launcher, second)
     time.sleep(0.5)
     (folder.path / "shards" / STOP).touch()
-    for thread in (one, other):
-        thread.join(60)
-        assert not thread.is_alive()
+    assert_all_end(one, other)
     assert [str(error) for error in raised] == [LIMIT]
     assert jobs(cluster) == {"1": "CANCELLED"}
 
@@ -233,9 +231,7 @@ def test_a_job_that_a_killed_launcher_left_in_the_queue_is_waited_for(cluster, s
     time.sleep(1.0)
     assert second.is_alive()
     end(cluster, "1")
-    for thread in (first, second):
-        thread.join(60)
-        assert not thread.is_alive()
+    assert_all_end(first, second)
     assert jobs(cluster) == {"1": "COMPLETED"}
 
 

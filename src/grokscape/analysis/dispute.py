@@ -140,10 +140,12 @@ def dispute(record: Record, found: list[Finding]) -> list[Finding]:
     n = max((findings[f"lead_lag/{row['column']}"].n for row in rows), default=0)
     best, told = rows[0], rows[0]["concordance_adjusted"]
     first = f"Of {len(rows)} disputed measures on the same seeds, {best['title']} ({best['split']}) ranks first by"
-    text = f"{first} how well it foretells generalisation beside the train loss (concordance {told:.2f})" \
-        if told is not None else f"{first} how near to generalisation it moves" \
-        if best["log_lag"]["value"] is not None else \
-        f"Nothing ranks the {len(rows)} disputed measures: no run tells how near to generalisation they move"
+    if told is not None:
+        text = f"{first} how well it foretells generalisation beside the train loss (concordance {told:.2f})"
+    elif best["log_lag"]["value"] is not None:
+        text = f"{first} how near to generalisation it moves"
+    else:
+        text = f"Nothing ranks the {len(rows)} disputed measures: no run tells how near to generalisation they move"
     result = [Finding("dispute", "dispute", {}, text + ".", None, n=n, rule=RULE, data={"ranking": rows})]
     for claim in CLAIMS:
         answer, why = claim.judge(findings)

@@ -222,18 +222,18 @@ def collect(folder: RunFolder, spec: StudySpec, shards: Sequence[Shard]) -> None
             with contextlib.suppress(FileNotFoundError):  # a worker that goes on from a checkpoint drops later parts
                 written = part.stat().st_mtime_ns  # by the clock of its machine
                 if not target.exists() or target.stat().st_mtime_ns != written:
-                    folder.write_part(stem, _renumbered(_read(part, folder), spec, shard))
+                    folder.write_part(stem, _renumbered(_read(part), spec, shard))
                     os.utime(target, ns=(written, written))
     for path in folder.parts():
         if path not in kept:
             path.unlink()
 
 
-def _read(part: Path, folder: RunFolder) -> pa.Table:
+def _read(part: Path) -> pa.Table:
     try:
         return pq.read_table(part)
     except pa.ArrowInvalid as error:
-        raise damaged_part(part, error, folder) from None
+        raise damaged_part(part, error) from None
 
 
 def _renumbered(table: pa.Table, spec: StudySpec, shard: Shard) -> pa.Table:
