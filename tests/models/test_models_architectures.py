@@ -62,6 +62,10 @@ def test_pretrained_from_a_folder(tmp_path):
     tokens = torch.tensor([[3, 4, 5, 0, 0, 0]])
     expected = body(input_ids=tokens[:, :3]).last_hidden_state[:, -1]
     torch.testing.assert_close(module(tokens), module.head(expected))
+    assert Pretrained(name=str(tmp_path)).make(InputSpec("tokens", (8,), 20, 0), 3)
+    for spec, text in ((InputSpec("tokens", (9,), 20, 0), "9 out of 20"), (InputSpec("tokens", (6,), 21), "21; make")):
+        with pytest.raises(ValueError, match=rf"reads texts of up to 8 tokens out of 20, got .*{text}"):
+            Pretrained(name=str(tmp_path)).make(spec, 3)
 
 
 def test_a_pretrained_model_that_is_not_here(tmp_path):

@@ -133,6 +133,25 @@ def test_columns_are_named_when_they_are_not_found(tmp_path):
         Texts(source=str(tmp_path), text_column="words").split(0)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_files_that_are_not_utf8_are_named(tmp_path, suffix):
+    rows = {"csv": "text,label\nän ö,0\n", "jsonl": '{"text": "än ö", "label": 0}\n'}[suffix]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.{suffix}").write_bytes(rows.encode("utf-8-sig"))  # as Windows has it
+    assert Texts(source=str(tmp_path), length=3).split(0).test_inputs.tolist() == [[2, 3, 4]]
+    (tmp_path / f"test.{suffix}").write_bytes(rows.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"test\.{suffix} is not UTF-8 \(invalid continuation byte: byte 0xe4"):
+        load_tables(str(tmp_path))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    for name in ("train", "test"):
+        datasets.Dataset.from_dict({"text": ["a"], "label": [0]}).to_parquet(tmp_path / f"{name}.parquet")
+    (tmp_path / "test.parquet").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"the parquet files of /.* cannot be read together \(.*\); expected the same"):
+        load_tables(str(tmp_path))
+
+
 def test_a_configuration_of_a_folder_is_a_folder_in_it(tmp_path):
     for config, label in (("irony", 1), ("emotion", 3)):
         (tmp_path / config).mkdir()

@@ -333,6 +333,9 @@ def test_mismatched_replicas_are_refused_with_what_to_do():
     larger = TensorTask(inputs=TASK.table()[0], labels=TASK.table()[1], train_fraction=0.6, vocabulary=9).split(10)
     with pytest.raises(ValueError, match=r"got 7 classes of .*vocabulary=7.* and 7 classes of .*vocabulary=9"):
         Plan(**{**vars(good), "replicas": (replicas[0], Replica("b", 0, 0, 10, larger, (), AdamW()))})
+    single = replace(replicas[0].split, num_classes=1)
+    with pytest.raises(ValueError, match="expected a task of two classes or more, got 1; is it the right label"):
+        Plan(**{**vars(good), "replicas": (replace(replicas[0], split=single),)})
     with pytest.raises(ValueError, match="one kind of optimiser in a run"):
         Plan(**{**vars(good), "replicas": (replicas[0], Replica("b", 0, 0, 10, SPLITS[0], (), SGD()))})
     with pytest.raises(ValueError, match="expected 1 ≤ batch_size ≤ 29 training samples, got 30"):

@@ -4,6 +4,7 @@ The body comes from transformers (an optional dependency), the head is one linea
 out at random. Images of another size than asked for are scaled in the network.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -140,6 +141,16 @@ def _tokens(vocabulary: int | None, input_spec: InputSpec) -> int:
             f"leave it out for the testbed's"
         )
     return vocabulary or input_spec.vocabulary
+
+
+def _check_fits(config: Any, input_spec: InputSpec) -> None:
+    """Refuse texts that are longer than a pretrained language model reads, or of other tokens."""
+    longest, known = (getattr(config, of, None) or math.inf for of in ("max_position_embeddings", "vocab_size"))
+    if input_spec.kind == "tokens" and (input_spec.shape[0] > longest or input_spec.vocabulary > known):
+        raise ValueError(
+            f"{config.name_or_path!r} reads texts of up to {longest} tokens out of {known}, got {input_spec.shape[0]} "
+            f"out of {input_spec.vocabulary}; make the testbed's length shorter, and give it the model's own tokenizer"
+        )
 
 
 class ResNet(_Architecture):
@@ -334,6 +345,7 @@ class Pretrained(_Architecture):
             if isinstance(part, nn.Dropout):
                 part.p = 0.0
         config = body.config
+        _check_fits(config, input_spec)
         width = getattr(config, "hidden_size", None) or config.hidden_sizes[-1]
         pixels = self.pixels or getattr(config, "image_size", None)
         return Classifier(body, self._pick(config, input_spec, pixels), width, num_classes, 0.02)

@@ -73,8 +73,7 @@ def _from_folder(datasets: Any, folder: Path) -> Any:
         for kind, suffix in (("parquet", ".parquet"), ("csv", ".csv"), ("json", ".jsonl")):
             splits = _by_split(folder, sorted(folder.rglob(f"*{suffix}")))
             if "train" in splits and len(splits) > 1:  # else files that happen to lie there
-                exact = {"keep_default_na": False} if kind == "csv" else {}  # "null" is a word, too
-                return datasets.load_dataset(kind, data_files=splits, **exact)
+                return _from_files(datasets, folder, kind, splits)
             partly |= splits
     finally:
         if progress:
@@ -87,6 +86,34 @@ def _from_folder(datasets: Any, folder: Path) -> Any:
         f"{folder} holds no data that is understood here: expected folders train/ and test/ with one folder of images "
         f"per class, or CSV, JSON lines or Parquet files with train and test in their names"
     )
+
+
+def _from_files(datasets: Any, folder: Path, kind: str, splits: dict[str, list[str]]) -> Any:
+    """Tables of files of one kind; a ValueError that says why they cannot be read."""
+    if kind != "parquet":
+        _check_encoding([file for files in splits.values() for file in files])
+    exact = {"keep_default_na": False} if kind == "csv" else {}  # "null" is a word, too
+    try:
+        return datasets.load_dataset(kind, data_files=splits, **exact)
+    except (datasets.exceptions.DatasetsError, ValueError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(
+            f"the {kind} files of {folder} cannot be read together ({reason}); expected the same columns, of the same "
+            f"types, in all of them, and at least one row in each"
+        ) from None
+
+
+def _check_encoding(files: list[str]) -> None:
+    for file in files:
+        try:
+            with open(file, encoding="utf-8") as lines:
+                for _ in lines:
+                    pass
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{file} is not UTF-8 ({error.reason}: byte 0x{error.object[error.start]:02x}); convert it, with "
+                f"iconv for instance"
+            ) from None
 
 
 def _pictures(folder: Path) -> dict[str, dict[str, list[Path]]]:

@@ -133,6 +133,9 @@ class Plan:
                 f"a network, got {' and '.join(f'{classes} classes of {inputs}' for classes, inputs in seen)}; "
                 f"use one run each"
             )
+        classes = self.replicas[0].split.num_classes
+        if classes < 2:
+            raise ValueError(f"expected a task of two classes or more, got {classes}; is it the right label column?")
         kinds = {type(r.optimizer).__name__ for r in self.replicas}
         if len(kinds) != 1:
             raise ValueError(f"expected one kind of optimiser in a run, got {sorted(kinds)}; use one run each")
