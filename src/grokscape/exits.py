@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from grokscape.settings import wrong
 from grokscape.store import RunFolder, RunFolderError
 
 _TOLD = RunFolderError, ValueError, OSError, ImportError  # their messages say what to do, and where does not matter
@@ -56,7 +57,6 @@ def warn(message: str) -> None:
 def explain(error: Exception) -> int:
     """Print what went wrong, and give the exit code."""
     from grokscape.training import Interrupted
-    from grokscape.workflow import wrong
 
     said = wrong(error) if isinstance(error, ValidationError) else str(error)
     print(f"grokscape: {said or type(error).__name__}", file=sys.stderr)

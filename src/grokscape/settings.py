@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 Size = Annotated[int, Field(ge=1, le=10**8)]  # PyTorch counts the elements of width × width and more in 64 bits
 Sizes = Annotated[tuple[Size, ...], Field(min_length=1)]
@@ -37,3 +37,17 @@ class Settings(BaseModel):
             if field is not None and field.annotation is not bool and any(isinstance(part, bool) for part in parts):
                 raise ValueError(f"expected neither true nor false as {name}, got {given}")
         return value
+
+
+def wrong(error: ValidationError) -> str:
+    """What is wrong with a specification, one clause for each entry."""
+    clauses = []
+    for entry in error.errors():
+        place = ".".join(map(str, entry["loc"]))
+        said = entry["msg"].removeprefix("Value error, ")
+        if entry["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            said += "; is it misspelt?"
+        elif entry["type"] not in ("value_error", "json_invalid") and isinstance(entry["input"], int | float | str):
+            said += f", got {entry['input']!r:.40}"
+        clauses.append(f"{place + ': ' if place else ''}{said}")
+    return "; ".join(clauses)

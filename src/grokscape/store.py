@@ -39,11 +39,6 @@ _STATUS = {
     "device": str, "launcher": str, "workers": int, "replicas": list,
 }
 _Number, _Object = int | float | None, dict | None
-_RULES = (
-    "accuracy_margin", "delay_ratio_margin", "alpha", "held_fraction", "held_tolerance", "memorised_fraction",
-    "match_factor", "beyond_factor", "moved_factor", "reached_fraction", "blocked_fraction", "minimum_seeds",
-    "rescaling_tolerance",
-)
 _SPEC: dict[str, Any] = {  # what is read of a study after its training; entries that are not may be anything
     "arms": [{
         **dict.fromkeys(("testbed", "optimizer", "model"), _Object),
@@ -52,10 +47,6 @@ _SPEC: dict[str, Any] = {  # what is read of a study after its training; entries
             "kind": str, "measure": str | None, "relative_to": str | _Number,
         }],
     }],
-    "onset": {"train_threshold": _Number, "test_threshold": _Number, "hold": int | None},
-    "verdict": {
-        **dict.fromkeys(_RULES, _Number), "final_evaluations": int | None, "bootstrap": int | None, "primary": _Object,
-    },
     "steps": _Number,
 }
 

@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from grokscape.plural import counted
+from grokscape.settings import wrong
 from grokscape.store import RunFolder, RunFolderError
 from grokscape.studies import StudySpec, launch, launchers, plan, preset, shards
 from grokscape.studies.paper_parts import Scale
@@ -108,20 +109,6 @@ class Study:
         lines = [f"Study {written.get('name')!r} in {self.path}: {state}, {counted(replicas, 'replica')}"]
         lines += [f"  {f.statement}" for f in self.findings if f.kind == "necessity"]
         return "\n".join(lines)
-
-
-def wrong(error: ValidationError) -> str:
-    """What is wrong with a specification, one clause for each entry."""
-    clauses = []
-    for entry in error.errors():
-        place = ".".join(map(str, entry["loc"]))
-        said = entry["msg"].removeprefix("Value error, ")
-        if entry["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            said += "; is it misspelt?"
-        elif entry["type"] not in ("value_error", "json_invalid") and isinstance(entry["input"], int | float | str):
-            said += f", got {entry['input']!r:.40}"
-        clauses.append(f"{place + ': ' if place else ''}{said}")
-    return "; ".join(clauses)
 
 
 def specification(study: str, scale: Scale = "paper", data: str | None = None) -> StudySpec:

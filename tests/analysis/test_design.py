@@ -1,34 +1,15 @@
 """What a plan says: rules by name, what each intervention aims at, which hand it is."""
 
-import dataclasses
-
 import pytest
 
-from grokscape import store
-from grokscape.analysis import design
-from grokscape.analysis.design import Rules, arms_of, column_of, describe
+from grokscape.analysis.design import arms_of, column_of, describe
 from grokscape.analysis.record import Record
-from grokscape.studies.spec import VerdictRule
 from synthetic import BASELINE, COLUMNS, clamp, study
 
 
 def arm(*interventions, **extra):
     planned = {"name": "a", "interventions": list(interventions), **extra}
     return arms_of({"arms": [{"name": "baseline", "role": "baseline"}, planned]}, COLUMNS, [])[1]
-
-
-def test_the_plan_s_rules_are_the_analysis_s_rules():
-    ours = {item.name: item.default for item in dataclasses.fields(Rules) if item.name != "primary"}
-    theirs = {name: field.default for name, field in VerdictRule.model_fields.items() if name != "primary"}
-    assert theirs.items() <= ours.items()
-    assert ours.keys() - theirs.keys() == {"train_threshold", "test_threshold", "hold"}
-
-
-def test_rules_come_from_the_plan_and_what_it_leaves_out_from_defaults():
-    rules = Rules.of({"onset": {"hold": 5}, "verdict": {"alpha": 0.01, "unknown": 3, "primary": {"collapse": "nc1"}}})
-    assert (rules.hold, rules.alpha, rules.held_fraction) == (5, 0.01, 0.8)
-    assert rules.primary == {"collapse": "nc1"}
-    assert Rules.of({}) == Rules()
 
 
 @pytest.mark.parametrize(("intervention", "goal", "sign"), [
@@ -90,13 +71,3 @@ def test_a_shift_counts_by_its_size_whichever_direction_the_property_has():
     made = study([BASELINE])
     record = Record.of(made.frame, made.spec, made.columns)
     assert [record.sign(name) for name in ("train/cdnv", "test/ildr", "params/weight_norm")] == [1, -1, 1]
-
-
-def test_the_types_of_all_rules_are_checked_where_a_folder_is_opened():
-    checked = store._SPEC["onset"] | store._SPEC["verdict"]
-    assert {field.name for field in dataclasses.fields(Rules)} == set(checked)
-
-
-def test_every_rule_has_a_range():
-    ranged = [name for _, names in design._RANGES.values() for name in names]
-    assert sorted(ranged) == sorted({field.name for field in dataclasses.fields(Rules)} - {"primary"})

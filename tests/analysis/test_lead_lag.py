@@ -94,10 +94,10 @@ def test_one_evaluation_apart_is_apart_and_the_same_one_is_no_order(shift, befor
 
 def test_every_seed_has_its_change_point_however_many_there_are():
     generalised = np.linspace(500, 1200, 40)
-    item = finding(frame_of(generalised, {"train/cdnv": step_down(generalised - 200)}), "train/cdnv", bootstrap=10)
+    item = finding(frame_of(generalised, {"train/cdnv": step_down(generalised - 200)}), "train/cdnv", bootstrap=200)
     assert np.isfinite(np.array(item.data["change_point"], dtype=float)).all()
     assert item.data["check"] == 1.0
-    near = finding(frame_of(generalised, {"train/cdnv": step_down(generalised - 200)}), "train/cdnv", bootstrap=10,
+    near = finding(frame_of(generalised, {"train/cdnv": step_down(generalised - 200)}), "train/cdnv", bootstrap=200,
                    delay_ratio_margin=1.01).data
     apart = np.divide(near["change_point"], near["transition"])
     assert near["check"] == np.mean((apart <= 1.01) & (apart >= 1 / 1.01)) < 1
@@ -121,7 +121,7 @@ def logged(generator, seeds, every, shift=0.0):
 
 def test_a_measure_logged_more_rarely_than_accuracy_does_not_lag_for_that():
     draws = 40
-    called = [finding(logged(np.random.default_rng(draw), 12, 200), "train/cdnv", bootstrap=50).verdict
+    called = [finding(logged(np.random.default_rng(draw), 12, 200), "train/cdnv", bootstrap=200).verdict
               for draw in range(draws)]
     assert called.count("lags") + called.count("leads") <= draws * 0.05 + 3 * np.sqrt(draws * 0.05 * 0.95)
     assert finding(logged(np.random.default_rng(0), 12, 50, shift=0.3), "train/cdnv").verdict == "lags"
@@ -134,7 +134,7 @@ def test_a_noisy_measure_does_not_lag_for_its_noise():
         generalised = 800 * np.exp(generator.normal(0, 0.15, 24))
         values = step_down(generalised * np.exp(generator.normal(0, 0.03, 24)), high=5.0, over=400)
         values *= np.exp(generator.normal(0, 0.25, values.shape))
-        called.append(finding(frame_of(generalised, {"train/cdnv": values}), "train/cdnv", bootstrap=50).verdict)
+        called.append(finding(frame_of(generalised, {"train/cdnv": values}), "train/cdnv", bootstrap=200).verdict)
     assert called.count("lags") <= 30 * 0.05 + 3 * np.sqrt(30 * 0.05 * 0.95)
 
 

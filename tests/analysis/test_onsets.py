@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grokscape.analysis.design import Rules
 from grokscape.analysis.frames import Panel
 from grokscape.analysis.manipulation import intact_rows
 from grokscape.analysis.onsets import final, outcomes, threshold_onset
 from grokscape.analysis.record import Record
+from grokscape.rules import Rules
 
 
 def slow_onset(values, steps, threshold, hold):

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from scipy import integrate, stats
 
-from grokscape.analysis.design import Rules
 from grokscape.analysis.survival import Delays, kaplan_meier, paired_delays, paired_log_rank, restriction
+from grokscape.rules import Rules
 
 RULES = Rules(bootstrap=1000)
 

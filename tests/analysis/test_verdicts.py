@@ -354,7 +354,7 @@ def test_verdicts_are_wrong_at_their_level_at_most(factor):
     for seed in range(draws):
         arms = [arm("a", 80.0, delay_factor=factor), arm("b", 85.0, "relative_flatness_bound", delay_factor=factor),
                 arm("c", 90.0, "loss", delay_factor=factor)]
-        record = record_of(*arms, seeds=6, steps=3000, every=50, seed=seed, verdict={"bootstrap": 50})
+        record = record_of(*arms, seeds=6, steps=3000, every=50, seed=seed, verdict={"bootstrap": 200})
         found = effects(record)
         for call in ("harmed", "intact"):
             wrong[call] += any(item.call == call for item in found)

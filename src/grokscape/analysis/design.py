@@ -1,9 +1,7 @@
-"""What a study set out to do: its rules, written before the run, and what each arm's interventions aim at.
+"""What a study set out to do: its arms, and what each one's interventions aim at.
 
 Read from `spec.json`, every field with a default, so that a missing one is fine:
 
-    onset:   {"train_threshold": 0.99, "test_threshold": 0.95, "hold": 3}
-    verdict: the fields of `Rules` below
     arms:    [{"name", "title", "role": "baseline" | "manipulation" | "control",
                "control": "matched-level" | "random-labels" | "rescaling" | "no-delay" | "no-grokking",
                "interventions": [{"kind", "measure", "at_least", "at_most", "strength", "start", "until",
@@ -12,8 +10,8 @@ Read from `spec.json`, every field with a default, so that a missing one is fine
     testbed: {"kind", …, "num_classes": K (or "p" for modular tasks)}
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal
 
@@ -31,91 +29,6 @@ _KNOWN: dict[str, tuple[str, str]] = {
     "ildr": ("collapse", "higher"), "loss": ("fit", "lower"), "accuracy": ("fit", "higher"),
     "weight_norm": ("norm", "lower"), "head_norm": ("norm", "lower"), "margin": ("margin", "higher"),
 }
-
-# What each rule may be: beyond it, it would decide nothing, or the same for any data. NaN is nowhere inside.
-_RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
-    "above 0, at most 1": (
-        lambda x: 0 < x <= 1,
-        ("train_threshold", "test_threshold", "held_fraction", "memorised_fraction", "reached_fraction"),
-    ),
-    "from 0 to below 1": (lambda x: 0 <= x < 1, ("accuracy_margin", "held_tolerance")),
-    "from 0 to 1": (lambda x: 0 <= x <= 1, ("blocked_fraction",)),
-    "between 0 and 1": (lambda x: 0 < x < 1, ("alpha",)),
-    "above 0": (lambda x: 0 < x < inf, ("rescaling_tolerance",)),
-    "of 1 or more": (
-        lambda x: 1 <= x < inf,
-        ("hold", "delay_ratio_margin", "match_factor", "beyond_factor", "moved_factor", "minimum_seeds",
-         "final_evaluations"),
-    ),
-    "from 1 to 100,000": (lambda x: 1 <= x <= 100_000, ("bootstrap",)),
-}
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Margins and rules of a study's verdicts; see docs/verdicts.md.
-
-    Attributes:
-        train_threshold: train accuracy from which a run counts as having memorised.
-        test_threshold: test accuracy from which it counts as generalising.
-        hold: consecutive evaluations for which the threshold must hold.
-        accuracy_margin: difference in final test accuracy that is too small to matter.
-        delay_ratio_margin: factor on the delay that is too small to matter.
-        alpha: level of every test after correction; intervals have confidence 1 − alpha.
-        held_fraction: share of evaluations, and of seeds, for which a manipulation must have done its work.
-        held_tolerance: share by which a level may miss its goal and still count as held.
-        memorised_fraction: share of an arm's seeds whose memorisation must be intact.
-        match_factor: two levels within this factor are the same level; a level further off is another.
-        beyond_factor: an intact hand contradicts one that harms if its level lies beyond that one's or falls short by
-            this factor at most.
-        moved_factor: a measure that changes by less than this factor did not move.
-        reached_fraction: share of the baseline's way (log scale) from memorisation to its level at generalisation that
-            a run must have gone to have the property as the baseline had it.
-        blocked_fraction: share of the baseline's way (log scale) from memorisation to its settled level that the
-            strongest arm must take back before "not necessary" can be said.
-        minimum_seeds: pairs of seeds below which no verdict is given.
-        final_evaluations: evaluations at the end that make the final accuracy.
-        rescaling_tolerance: relative change of an invariant measure that a rescaling control may show.
-        bootstrap: resamples behind an interval.
-        primary: property → measure whose verdict stands for it; default: the one that most arms manipulate.
-
-    Raises:
-        ValueError: a rule that would decide nothing, such as a threshold above 1.
-    """
-
-    train_threshold: float = 0.99
-    test_threshold: float = 0.95
-    hold: int = 3
-    accuracy_margin: float = 0.05
-    delay_ratio_margin: float = 2.0
-    alpha: float = 0.05
-    held_fraction: float = 0.8
-    held_tolerance: float = 0.2
-    memorised_fraction: float = 0.75
-    match_factor: float = 2.0
-    beyond_factor: float = 1.1
-    moved_factor: float = 1.25
-    reached_fraction: float = 0.95
-    blocked_fraction: float = 0.5
-    minimum_seeds: int = 5
-    final_evaluations: int = 5
-    rescaling_tolerance: float = 0.05
-    bootstrap: int = 4000
-    primary: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for wanted, (inside, names) in _RANGES.items():
-            for name in names:
-                value = getattr(self, name)
-                if not inside(value):
-                    raise ValueError(f"expected {name} {wanted}, got {value}; put it right in spec.json")
-
-    @classmethod
-    def of(cls, spec: Mapping[str, Any]) -> "Rules":
-        """The rules of a spec, with defaults for what it leaves out."""
-        given = {**(spec.get("onset") or {}), **(spec.get("verdict") or {})}
-        known = {item.name for item in fields(cls)}
-        return cls(**{name: value for name, value in given.items() if name in known and value is not None})
 
 
 @dataclass(frozen=True)

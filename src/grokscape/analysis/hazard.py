@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from grokscape.analysis.cox import RiskSets, concordance, fit
-from grokscape.analysis.design import Rules
 from grokscape.analysis.estimation import estimate, holm, interval_text
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import TRAIN_LOSS, Array
 from grokscape.analysis.record import Record
 from grokscape.analysis.transitions import on_log_scale
 from grokscape.plural import counted
+from grokscape.rules import Rules
 
 RULE = (
     "Cox model of the hazard of generalising, time from memorisation, stratified by arm, covariates as last seen "

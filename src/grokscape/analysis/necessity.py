@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from grokscape.analysis.design import Rules
 from grokscape.analysis.dose import trend
 from grokscape.analysis.effects import Effect, worded
 from grokscape.analysis.finding import Finding
@@ -23,6 +22,7 @@ from grokscape.analysis.frames import TRAIN_LOSS
 from grokscape.analysis.manipulation import at_memorisation, log_ratio, middle, settled
 from grokscape.analysis.record import Record
 from grokscape.plural import counted, rounded
+from grokscape.rules import Rules
 
 RULE = (
     "An arm harms if final test accuracy falls by more than {accuracy:g} or the delay grows by more than a factor of "

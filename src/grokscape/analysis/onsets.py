@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from grokscape.analysis.design import Rules
 from grokscape.analysis.estimation import row_median
 from grokscape.analysis.frames import TEST_ACCURACY, TRAIN_ACCURACY, Array, Panel, compress, first, latest
+from grokscape.rules import Rules
 
 _ROUNDING = 2e-7  # accuracies are measured in float32, where 95 % is a little less than 0.95
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from grokscape.analysis.design import Arm, Rules, arms_of, describe
+from grokscape.analysis.design import Arm, arms_of, describe
 from grokscape.analysis.frames import Array, Flags, Panel, first
 from grokscape.analysis.onsets import outcomes
+from grokscape.rules import Rules
 from grokscape.store import RunFolder
 
 _OF_THEORY = ("collapse_radius", "collapse_scale", "mean_offset")

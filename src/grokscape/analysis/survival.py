@@ -13,9 +13,9 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from grokscape.analysis.design import Rules
 from grokscape.analysis.estimation import bootstrap_interval, estimate, mean_and_error, one_sided, swap_test
 from grokscape.analysis.frames import Array, Flags
+from grokscape.rules import Rules
 
 _TIED = 0.8  # share of the seeds between the same two evaluations; simulated tests keep their level up to about 0.85
 

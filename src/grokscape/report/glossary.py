@@ -1,9 +1,9 @@
 """What every number of the report means: measures from the trajectory's own metadata, outcomes in words."""
 
-from grokscape.analysis.design import Rules
 from grokscape.plural import counted
 from grokscape.report.run import Run
 from grokscape.report.wording import sentence
+from grokscape.rules import Rules
 
 _DIRECTIONS = {
     "lower": "The literature connects lower values with generalisation.",

@@ -8,13 +8,13 @@ import numpy as np
 import polars as pl
 
 from grokscape.analysis import Record
-from grokscape.analysis.design import Rules
 from grokscape.analysis.summary import table_of
 from grokscape.plural import counted
 from grokscape.report.arms import Arm
 from grokscape.report.plate import Axis, Missing, Panel, Plate, Points, Symbol
 from grokscape.report.run import Run
 from grokscape.report.trajectories import panel, shown_steps, step_axis
+from grokscape.rules import Rules
 
 MOST_KEY_ARMS = 8
 ONSET_SYMBOLS: dict[str, Symbol] = {"memorised": "circle-open", "generalised": "circle"}

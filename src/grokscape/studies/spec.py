@@ -9,9 +9,10 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from grokscape.interventions import Intervention, Step, describe
 from grokscape.models import Model
+from grokscape.rules import OnsetRule, VerdictRule
 from grokscape.settings import Settings
 from grokscape.testbeds import Task
-from grokscape.training import Evaluation, OnsetRule, Optimizer
+from grokscape.training import Evaluation, Optimizer
 from grokscape.training.columns import column_table
 from grokscape.training.levers import check_together
 
@@ -76,49 +77,6 @@ class Arm(Settings):
         changes = {**self.optimizer, **self.testbed}
         extra = "".join(f"; {key} {value}" for key, value in changes.items())
         return f"{self.label}: {describe(self.interventions)}{extra}"
-
-
-class VerdictRule(Settings):
-    """The rules that turn numbers into verdicts, fixed before the run.
-
-    Attributes:
-        accuracy_margin: difference of final test accuracy that is too small to matter.
-        delay_ratio_margin: factor on the delay (arm over baseline) that is too small to matter.
-        alpha: level of tests after correction; intervals have confidence 1 − alpha.
-        held_fraction: share of evaluations, and of seeds, for which a manipulation must have done its work.
-        held_tolerance: share by which a level may miss its goal and still count as held.
-        memorised_fraction: share of an arm's seeds whose memorisation must be intact.
-        match_factor: two levels of a measure within this factor are the same level.
-        beyond_factor: an intact hand contradicts one that harms if its level lies beyond that one's or falls short by
-            this factor at most.
-        moved_factor: a measure that changes by less than this factor did not move.
-        reached_fraction: share of the baseline's way (log scale) from memorisation to its level at generalisation that
-            a run must have gone to have the property as the baseline had it.
-        blocked_fraction: share of the baseline's way (log scale) from memorisation to its settled level that the
-            strongest arm must take back before "not necessary" can be said.
-        minimum_seeds: pairs of seeds below which no verdict is given.
-        final_evaluations: evaluations at the end that make the final accuracy.
-        rescaling_tolerance: relative change of κ that a rescaling control may show.
-        bootstrap: resamples behind an interval.
-        primary: property → measure whose verdict stands for it; where left out, the one that most arms manipulate.
-    """
-
-    accuracy_margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    delay_ratio_margin: Annotated[float, Field(gt=1)] = 2.0
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    held_fraction: Annotated[float, Field(gt=0, le=1)] = 0.8
-    held_tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    memorised_fraction: Annotated[float, Field(gt=0, le=1)] = 0.75
-    match_factor: Annotated[float, Field(ge=1)] = 2.0
-    beyond_factor: Annotated[float, Field(ge=1)] = 1.1
-    moved_factor: Annotated[float, Field(ge=1)] = 1.25
-    reached_fraction: Annotated[float, Field(gt=0, le=1)] = 0.95
-    blocked_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
-    minimum_seeds: Annotated[int, Field(ge=2)] = 5
-    final_evaluations: Annotated[int, Field(ge=1)] = 5
-    rescaling_tolerance: Annotated[float, Field(gt=0)] = 0.05
-    bootstrap: Annotated[int, Field(ge=200, le=100_000)] = 4000
-    primary: dict[str, str] = Field(default_factory=dict)
 
 
 class StudySpec(Settings):

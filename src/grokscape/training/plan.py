@@ -12,6 +12,7 @@ from pydantic import Field
 from grokscape.interventions import Intervention, Rescale
 from grokscape.measures import layers_of
 from grokscape.models import Network
+from grokscape.rules import OnsetRule
 from grokscape.settings import Settings
 from grokscape.testbeds import Split
 from grokscape.training.optimisers import SGD, AdamW
@@ -20,21 +21,6 @@ CHECKPOINT_SECONDS = 20.0
 
 _SHARED = {"betas", "eps", "momentum", "nesterov"}
 _PER_ARM = ("lr", "weight_decay", "warmup", "schedule", "sam_radius", "orthogonal_gradient")
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class OnsetRule(Settings):
-    """When a network counts as having memorised and as having generalised.
-
-    Attributes:
-        train_threshold: train accuracy at or above which the training set is memorised.
-        test_threshold: test accuracy at or above which the network generalises.
-        hold: number of successive evaluations over which the accuracy must stay there.
-    """
-
-    train_threshold: Share = 0.99
-    test_threshold: Share = 0.95
-    hold: Annotated[int, Field(ge=1)] = 3
 
 
 class Evaluation(Settings):
