@@ -285,15 +285,15 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path):
 
 FIRST = """
 import sys
-from grokscape import store
+from grokscape.store import folder
 
-def wait(*told, write=store.write_json):
+def wait(*told, write=folder.write_json):
     print("about to write", flush=True)
     sys.stdin.read()
     write(*told)
 
-store.write_json = wait
-store.RunFolder.create(sys.argv[1], {"name": "first"})
+folder.write_json = wait
+folder.RunFolder.create(sys.argv[1], {"name": "first"})
 """
 
 

@@ -1,168 +1,24 @@
-"""The run folder: plain files that outlive this program. No PyTorch here.
+"""A run folder on disk: what it holds, who is at work in it, and what its files say."""
 
-    spec.json            what was asked for
-    status.json          how far it got: {"state": "running" | "interrupted" | "finished" | "failed", "step": …, …}
-    trajectory/part-*.parquet   one row per replica and measured step; parts are only ever added
-    checkpoints/         state to go on from; the newest two
-    shards/*             run folders of some seeds each, where a run was trained in several processes
-    findings.json, figures/, report.html   what the analysis found
-
-Columns of a trajectory: `replica`, `arm`, `seed`, `init_seed`, `split_seed`, `step`, then one column per split and
-measure, named `split/measure`: `train/…`, `test/…` (held-out around held-out means), `cross/…` (held-out around train
-means), `params/…` (of the parameters alone). Its metadata: measure, split, property, direction, unit, source, title.
-
-Every file is written beside its place and moved over it, so a reader never sees half a file.
-"""
-
-import errno
 import json
-import os
 import shlex
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from grokscape.store.contents import FINDING, SPEC, STATUS, check_entries, check_objects
+from grokscape.store.files import RunFolderError, is_temporary, locked, read_json, write_bytes, write_json
+
 KEYS = ("replica", "arm", "seed", "init_seed", "split_seed", "step")
 _METADATA_KEY = b"grokscape.columns"
 _SAVING_SECONDS = 5.0  # for so long who claims a folder waits for a process that is still saving into it
-_JSON: dict[type, str] = {dict: "object", list: "array"}
-_STATUS = {
-    "state": str, "step": int, "steps": int, "parts": int, "seconds": int | float, "seconds_measuring": int | float,
-    "device": str, "launcher": str, "workers": int, "replicas": list,
-}
-_Number, _Object = int | float | None, dict | None
-_SPEC: dict[str, Any] = {  # what is read of a study after its training; entries that are not may be anything
-    "arms": [{
-        **dict.fromkeys(("testbed", "optimizer", "model"), _Object),
-        "interventions": [{
-            **dict.fromkeys(("at_least", "at_most", "start", "until", "step"), _Number),
-            "kind": str, "measure": str | None, "relative_to": str | _Number,
-        }],
-    }],
-    "steps": _Number,
-}
-
-_FINDING: dict[str, Any] = {
-    "id": str, "kind": str, "subject": dict, "statement": str, "verdict": str | None, "estimates": dict, "n": int,
-    "test": str | None, "p": _Number, "rule": str, "data": dict,
-}
-
-
-class RunFolderError(Exception):
-    """A run folder that cannot be read or must not be written to; the message says what to do."""
-
-
-def _is_temporary(path: Path) -> bool:
-    """Whether it is a file that `write_bytes` had begun when the process was killed: .NAME.EXTENSION.TEMPORARY"""
-    return path.name.startswith(".") and path.suffix != "" and path.name.count(".") >= 3
-
-
-def _locked(file: IO[str], *, shared: bool = False) -> bool:
-    """Try to get the file's lock, which goes with the process however it ends."""
-    try:
-        import fcntl
-
-        fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except ImportError:  # on Windows: there a folder is not claimed
-        return True
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        return error.errno != errno.EACCES  # a file system without locks does not protect, nor forbid
-    return True
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that, whatever happens, its place holds either the old content or the new.
-
-    Raises:
-        RunFolderError: there is a folder in its place, or a file in that of its folder.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise RunFolderError(f"there is a file at {path.parent}, expected a folder or nothing; remove it") from None
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, IsADirectoryError):
-            raise RunFolderError(f"there is a folder at {path}, expected a file or nothing; remove it") from None
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON with stable formatting, atomically."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def _text(path: Path) -> str:
-    """A file's text, also where a network file system loses one that is replaced while it is read (NFS 3)."""
-    for _ in range(9):
-        try:
-            return path.read_text(encoding="utf-8")
-        except OSError as error:
-            if error.errno != errno.ESTALE:
-                raise
-    return path.read_text(encoding="utf-8")
-
-
-def read_json(path: Path, kind: type = object, remedy: str = "restore it") -> Any:
-    """Read JSON; a missing, unreadable or damaged file, or another type, gives a `RunFolderError` that names it."""
-    try:
-        value = json.loads(_text(path))
-    except (FileNotFoundError, NotADirectoryError):
-        where = f"is {path.parent} a run folder? `grokscape run` makes one"
-        raise RunFolderError(f"{path} does not exist; {where}") from None
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be read ({error.strerror}): expected a JSON file; {remedy}") from None
-    except ValueError as error:  # not JSON, or not text
-        raise RunFolderError(f"{path} is not valid JSON ({error}); {remedy}") from None
-    if not isinstance(value, kind):
-        raise RunFolderError(f"{path} is damaged: expected a JSON {_JSON[kind]}, got {value!r:.40}; {remedy}")
-    return value
-
-
-def _check_entries(path: Path, value: Mapping[str, Any], kinds: Mapping[str, Any], remedy: str) -> None:
-    """Raise a `RunFolderError` that names an entry of another type than it was written with."""
-    for name, got in _misfits(value, kinds):
-        raise RunFolderError(f"{path} is damaged: its entry {name!r} is {json.dumps(got):.40}; {remedy}")
-
-
-def _misfits(value: Any, kind: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Entries that are not of a kind: a type, or {entry: kind} or [kind], which may be null; absent ones are none."""
-    if isinstance(value, bool) or not isinstance(value, type(kind) | None if isinstance(kind, dict | list) else kind):
-        yield name, value
-    elif isinstance(kind, dict):
-        for entry in [entry for entry in kind if entry in (value or ())]:
-            yield from _misfits(value[entry], kind[entry], f"{name}.{entry}".lstrip("."))
-    elif isinstance(kind, list):
-        for number, item in enumerate(value or ()):
-            yield from _misfits(item, kind[0], f"{name}.{number}")
-
-
-def _check_objects(path: Path, values: Sequence[Any], remedy: str, kinds: Mapping[str, Any] = {}) -> None:
-    """Raise a `RunFolderError` unless all are JSON objects with all of these entries."""
-    for value in values:
-        if not isinstance(value, dict) or not value.keys() >= kinds.keys():
-            raise RunFolderError(f"{path} is damaged: it holds {json.dumps(value):.40}; {remedy}")
-        _check_entries(path, value, kinds, remedy)
 
 
 def damaged_part(path: Path, error: Exception) -> RunFolderError:
@@ -212,7 +68,7 @@ class RunFolder:
 
     def _check_empty(self) -> None:
         there = self.path.iterdir() if self.path.exists() else ()
-        if any(not _is_temporary(path) and path.name != ".lock" for path in there):
+        if any(not is_temporary(path) and path.name != ".lock" for path in there):
             raise RunFolderError(
                 f"{self.path} exists and is not empty. Go on with it: `{self.command('resume')}`. "
                 f"Or keep it and choose another place: `--out DIR`."
@@ -232,9 +88,9 @@ class RunFolder:
         named = isinstance(arms, list) and all(isinstance(arm, dict) and "name" in arm for arm in arms)
         if not named or not isinstance(spec.get("name"), str):
             raise RunFolderError(f"{place} is not a study's: expected a name and a list of named arms; {remedy}")
-        _check_entries(place, spec, _SPEC, remedy)
+        check_entries(place, spec, SPEC, remedy)
         for arm in arms:
-            _check_objects(place, arm.get("interventions") or [], remedy, {"kind": str})
+            check_objects(place, arm.get("interventions") or [], remedy, {"kind": str})
         return folder
 
     def command(self, verb: str) -> str:
@@ -256,7 +112,7 @@ class RunFolder:
         """
         with open(self.path / ".lock", "a") as lock:
             last = time.monotonic() + _SAVING_SECONDS
-            while not _locked(lock):
+            while not locked(lock):
                 if time.monotonic() >= last:
                     raise RunFolderError(
                         f"another process is training into {self.path}; wait for it, or stop it, then go on with: "
@@ -264,7 +120,7 @@ class RunFolder:
                     )
                 time.sleep(0.1)
             for place in (self.path, self.path / "trajectory", self.path / "checkpoints"):
-                for path in filter(_is_temporary, place.glob(".*")):
+                for path in filter(is_temporary, place.glob(".*")):
                     path.unlink(missing_ok=True)
             yield
 
@@ -273,7 +129,7 @@ class RunFolder:
         """Whether another process is training into the folder at this moment; whoever may read it can ask."""
         try:
             with open(self.path / ".lock") as lock:
-                return not _locked(lock, shared=True)
+                return not locked(lock, shared=True)
         except OSError:  # nobody ever did, or who did keeps it to himself
             return False
 
@@ -298,8 +154,8 @@ class RunFolder:
         path = self.path / "status.json"
         remedy = f"remove it, then go on with: {self.command('resume')}"
         status = read_json(path, dict, remedy) if path.exists() else {}
-        _check_entries(path, status, _STATUS, remedy)
-        _check_objects(path, status.get("replicas", []), remedy)
+        check_entries(path, status, STATUS, remedy)
+        check_objects(path, status.get("replicas", []), remedy)
         return status
 
     @property
@@ -383,7 +239,7 @@ class RunFolder:
         path = self.path / "findings.json"
         remedy = f"remove it, then make it anew with: {self.command('analyze')}"
         findings = read_json(path, list, remedy) if path.exists() else []
-        _check_objects(path, findings, remedy, _FINDING)
+        check_objects(path, findings, remedy, FINDING)
         return findings
 
     def write_findings(self, findings: Sequence[Mapping[str, Any]]) -> None:
