@@ -1,4 +1,17 @@
-"""What measures are called where there is little room: in the terminal, in headings, in sentences."""
+"""What splits are called, and measures where there is little room: in the terminal, in headings, in sentences."""
+
+SPLITS = {
+    "train": "training",
+    "test": "held-out",
+    "cross": "held-out around training means",
+    "params": "parameters",
+}
+PLACES = {
+    "train": "training samples",
+    "test": "held-out samples, around their own class means",
+    "cross": "held-out samples around the class means of the training samples",
+    "params": "the parameters alone",
+}
 
 SYMBOLS = {
     "loss": "loss",

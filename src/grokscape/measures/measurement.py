@@ -10,8 +10,6 @@ import polars as pl
 from grokscape.measures.table import MEASURES
 from grokscape.plural import counted
 
-SPLITS = ("train", "test", "cross")
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Measurement(Mapping[str, float]):
@@ -64,8 +62,7 @@ class Measurement(Mapping[str, float]):
         return pl.DataFrame(rows)
 
     def __str__(self) -> str:
-        splits = [split for split in SPLITS if any(_split(key)[0] == split for key in self)]
-        names = list(dict.fromkeys(_split(key)[1] for key in self))
+        splits, names = (list(dict.fromkeys(_split(key)[part] for key in self)) for part in (0, 1))
         lines = [["measure", *splits, ""]]
         for name in names:
             cells = [_cell(self.values_by_name.get(_key(split, name))) for split in splits]

@@ -4,16 +4,11 @@ from grokscape.plural import counted
 from grokscape.report.run import Run
 from grokscape.report.wording import sentence
 from grokscape.rules import Rules
+from grokscape.symbols import PLACES
 
 _DIRECTIONS = {
     "lower": "The literature connects lower values with generalisation.",
     "higher": "The literature connects higher values with generalisation.",
-}
-_SPLITS = {
-    "train": "training samples",
-    "test": "held-out samples, around their own class means",
-    "cross": "held-out samples around the class means of the training samples",
-    "params": "the parameters alone",
 }
 _ONSET = """The first evaluation at or above a threshold that then holds for {hold} in a row. A run has
 memorised once its accuracy on training samples reaches {train:g}, and has generalised once its accuracy
@@ -60,7 +55,7 @@ def _outcomes(rules: Rules) -> list[dict[str, str]]:
 
 def _measure(run: Run, measure: str, splits: list[str]) -> dict[str, str]:
     about = next((run.columns[f"{s}/{measure}"] for s in splits if f"{s}/{measure}" in run.columns), {})
-    columns, places = ", ".join(f"{s}/{measure}" for s in splits), "; ".join(_SPLITS.get(s, s) for s in splits)
+    columns, places = ", ".join(f"{s}/{measure}" for s in splits), "; ".join(PLACES.get(s, s) for s in splits)
     parts = [f"Column {columns}: taken on {places}."]
     if about.get("property"):
         parts.append(f"Property: {about['property']}.")

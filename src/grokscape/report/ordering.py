@@ -8,16 +8,11 @@ from typing import Any
 from grokscape.report import wording
 from grokscape.report.plate import Axis, Layer, Missing, Panel, Plate, Points, Rule, Symbol
 from grokscape.report.run import Run
+from grokscape.symbols import SPLITS
 
 LAG_TITLE = "Before or after generalisation"
 RANK_TITLE = "What foretells generalisation"
 _SYMBOLS: dict[str, Symbol] = {"train": "circle", "test": "circle-open", "cross": "diamond", "params": "square"}
-_SPLIT_WORDS = {
-    "train": "training samples",
-    "test": "held-out samples",
-    "cross": "held-out around training means",
-    "params": "parameters",
-}
 _OFFSETS = {"train": -0.16, "params": 0.0, "test": 0.08, "cross": 0.24}
 _LAG_CAPTION = (
     "In the baseline, the step at which a measure is half-way (on a log scale) between its level at memorisation and "
@@ -170,7 +165,7 @@ def _mark(
 
 
 def _named(run: Run, about: Mapping[str, Any]) -> str:
-    return f"{run.measure_title(about['measure'])}, {_SPLIT_WORDS.get(about['split'], about['split'])}"
+    return f"{run.measure_title(about['measure'])}, {SPLITS.get(about['split'], about['split'])}"
 
 
 def _rows(items: Sequence[Mapping[str, Any]], value: Any) -> list[str]:

@@ -8,7 +8,7 @@ from grokscape.report.html import summary_json
 from grokscape.report.interactive import DASHES
 from grokscape.report.onsets import Outcomes
 from grokscape.report.plate import Missing
-from grokscape.report.run import SPLITS, Run
+from grokscape.report.run import Run
 from grokscape.report.trajectories import (
     DEFAULT_MEASURES,
     MOST_STEPS,
@@ -18,6 +18,7 @@ from grokscape.report.trajectories import (
     summarise,
 )
 from grokscape.report.wording import sentence
+from grokscape.symbols import SPLITS
 
 MOST_NUMBERS = 200_000  # about 1.3 MB of the page
 FEWEST_STEPS = 60

@@ -11,14 +11,7 @@ import polars as pl
 from grokscape.report.arms import Arm, arms_of
 from grokscape.report.plate import Missing
 from grokscape.store import RunFolder
-from grokscape.symbols import SYMBOLS
-
-SPLITS = {
-    "train": "training",
-    "test": "held-out",
-    "cross": "held-out around training means",
-    "params": "parameters",
-}
+from grokscape.symbols import SPLITS, SYMBOLS
 
 
 @dataclass(frozen=True)

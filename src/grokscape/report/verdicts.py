@@ -6,7 +6,8 @@ from typing import Any
 from grokscape.plural import counted
 from grokscape.report import wording
 from grokscape.report.interactive import themed
-from grokscape.report.run import SPLITS, Run
+from grokscape.report.run import Run
+from grokscape.symbols import SPLITS
 
 
 def no_verdicts(run: Run) -> str:

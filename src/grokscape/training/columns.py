@@ -4,14 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from grokscape.measures import MEASURES, OF_LAYER, Measure, find_measure
+from grokscape.symbols import SPLITS
 
 ALWAYS = ("accuracy", "loss")
-SPLITS = {
-    "train": "on the training set",
-    "test": "on held-out samples, around their own class means",
-    "cross": "on held-out samples, around the training set's class means",
-    "params": "of the parameters",
-}
 _HEAD_ONLY = {"weight", "bias", "parameters"}
 
 
@@ -43,7 +38,7 @@ def _is_taken_on(side: str, row: Measure) -> bool:
 def column_table(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Column name → measure, split, property, direction, unit, source and title, for a trajectory's metadata."""
     table = {}
-    for side, where in SPLITS.items():
+    for side in SPLITS:
         for name in measures_of(names, side):
             row = find_measure(name)
             assert row is not None
@@ -55,7 +50,5 @@ def column_table(names: Sequence[str]) -> dict[str, dict[str, Any]]:
                 "unit": row.unit,
                 "source": row.source,
                 "title": row.title,
-                "positive": row.positive,
-                "description": f"{row.title} {where}",
             }
     return table

@@ -13,6 +13,7 @@ from grokscape.measures.snapshot import Quantities, with_float64
 from grokscape.models.linear import linear
 from grokscape.models.network import SpecifiedNetwork
 from grokscape.perturbations import UNPERTURBED, DifferentiableNorms, Perturbations
+from grokscape.symbols import SPLITS
 from grokscape.training.batches import Batches
 from grokscape.training.columns import measures_of
 from grokscape.training.hidden import HiddenLayers, cross_entropies, flatness_of
@@ -90,9 +91,7 @@ class Engine:
         self._any_orthogonal, self._any_sam = bool(self._orthogonal.any()), bool((self._radius > 0).any())
         features = self.network.features
         self._trained_features = torch.compile(features, dynamic=False) if plan.compile else features
-        self._measures = {
-            side: measures_of(plan.evaluation.measures, side) for side in ("train", "test", "cross", "params")
-        }
+        self._measures = {side: measures_of(plan.evaluation.measures, side) for side in SPLITS}
 
     def _initial_state(self) -> State:
         plan, count = self.plan, len(self.plan.replicas)
