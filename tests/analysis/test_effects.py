@@ -311,20 +311,21 @@ def test_the_seeds_whose_delays_are_compared_are_those_that_memorised_in_both():
 
 
 @pytest.mark.parametrize(("truth", "change", "cut"), [
-    ({"never": True, "final_accuracy": 0.6}, None, True), ({}, None, False),
+    ({"never": True, "final_accuracy": 0.6}, False, True), ({}, False, False),
     ({}, of("baseline") & (pl.col("seed") == 0), True)])  # one run, and one of the baseline's at that
 def test_a_ratio_of_delays_of_which_some_have_not_ended_says_how_far_they_are_counted(truth, change, cut):
     def stop(frame):
         low = pl.min_horizontal("test/accuracy", 0.9)
-        return frame.with_columns(pl.when(change).then(low).otherwise("test/accuracy").alias("test/accuracy"))
-    record = made(ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, **truth),
-                  change=None if change is None else stop)
+        return frame.with_columns(pl.col("step") * 2001, pl.when(change).then(low).otherwise("test/accuracy").alias(
+            "test/accuracy"))
+    record = made(ArmTruth("a", interventions=HELD.interventions, floor=HELD.floor, **truth), change=stop)
     (found,) = effects(record)
     delays = paired_delays(record.results, "a", "baseline")
-    words = f", counting at most {delays.limit:g} steps"
+    words = f", counting at most {delays.limit:.0f} steps"
     assert found.ratio["value"] == pytest.approx(delays.own.mean() / delays.base.mean())
     assert worded(found).endswith(words) is cut
     assert found.ratio["unit"] == "times the baseline's delay" + words * cut
-    survival = {item.id: item for item in findings_of(record)}["survival/a"]
+    survival, onset = ({item.id: item for item in findings_of(record)}[name] for name in ("survival/a", "onset/a"))
     assert (words in survival.statement) is cut
     assert survival.estimates["delay ratio"]["unit"] == found.ratio["unit"]
+    assert "e+" not in survival.statement + onset.statement

@@ -25,6 +25,10 @@ TITLES = {"relative_flatness": "κ", "cdnv": "CDNV"}
         (-0.5, "−0.5"),
         (1.5e-7, "1.50·10⁻⁷"),
         (2.5e8, "2.50·10⁸"),
+        (999.7, "1\u2009000"),
+        (999.4, "999"),
+        (float("inf"), "∞"),
+        (float("-inf"), "−∞"),
         (None, "–"),
         (float("nan"), "–"),
     ],
@@ -42,12 +46,12 @@ def test_differences_factors_and_p_values() -> None:
 
 
 def test_a_factor_stays_one_where_its_unit_says_how_far_delays_are_counted() -> None:
-    unit = "times the baseline's delay, counting at most 1430.5 steps"
+    unit = "times the baseline's delay, counting at most 1430 steps"
     ratio = {"value": 3.064, "low": 2.68, "high": 3.257, "unit": unit}
     finding = {"estimates": {"delay ratio, held": ratio, "delay ratio": {**ratio, "value": None}}}
     run = SimpleNamespace(arm_by_name={"held": {}}, title_of={"held": "κ ≥ 30"}.get)
     of_arm, none = estimates(finding, run)
-    assert of_arm == {"name": "Delay ratio", "of": "κ ≥ 30", "value": "× 3.06, counting at most 1430.5 steps",
+    assert of_arm == {"name": "Delay ratio", "of": "κ ≥ 30", "value": "× 3.06, counting at most 1430 steps",
                       "interval": "2.68 to 3.26"}
     assert none["value"] == "–"
 

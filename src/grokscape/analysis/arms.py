@@ -3,7 +3,7 @@
 from grokscape.analysis.estimation import estimate, interval_text, share_interval
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.record import Record
-from grokscape.analysis.survival import delay_curve, onset_curve, paired_delays, paired_log_rank
+from grokscape.analysis.survival import counting, delay_curve, onset_curve, paired_delays, paired_log_rank
 from grokscape.plural import counted
 
 ONSET_RULE = (
@@ -34,17 +34,16 @@ def survival_finding(record: Record, name: str) -> Finding:
     """Delay of an arm against the baseline's: Kaplan–Meier curves, log-rank test, ratio of restricted means."""
     results, rules, base = record.results_before(record.arm(name).until), record.rules, record.baseline.name
     delays = paired_delays(results, name, base)
-    first, second, upto, ratio = delays.own, delays.base, delays.counted_to, delays.ratio(rules)
+    first, second, upto, ratio = delays.own, delays.base, counting(delays.counted_to), delays.ratio(rules)
     p = paired_log_rank(first, second, delays.seen, delays.seen_base)
     curves = {arm: delay_curve(results.filter(arm=arm), 1 - rules.alpha) for arm in (base, name)}
     title, n = record.arm(name).title, len(first)
     whose = "" if n == len(record.panel.rows(name)) else " that memorised in both"
-    cut = "" if upto is None else f", counting at most {upto:g} steps"
     if ratio["value"] is None:
         text = f"{title}: the delay cannot be compared with the baseline's"
     else:
         text = f"{title}: from memorisation to generalisation it takes {ratio['value']:.2f} times as long as the " \
-               f"baseline{interval_text(ratio)}{cut}; {int(delays.seen.sum())} of {counted(n, 'seed')}{whose} " \
+               f"baseline{interval_text(ratio)}{upto}; {int(delays.seen.sum())} of {counted(n, 'seed')}{whose} " \
                f"generalised by then, and {int(delays.seen_base.sum())} of {n} in the baseline"
     return Finding(
         f"survival/{name}", "survival", {"arm": name, "baseline": base}, text + ".",
@@ -58,4 +57,4 @@ def survival_finding(record: Record, name: str) -> Finding:
 
 
 def _step(median: float | None) -> str:
-    return "" if median is None else f" (median step {median:g})"
+    return "" if median is None else f" (median step {median:.0f})"

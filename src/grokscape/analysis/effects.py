@@ -15,7 +15,7 @@ from grokscape.analysis.frames import TEST_ACCURACY, Array, Flags
 from grokscape.analysis.manipulation import Check, check, intact_rows
 from grokscape.analysis.onsets import final
 from grokscape.analysis.record import Record
-from grokscape.analysis.survival import Delays, paired_delays
+from grokscape.analysis.survival import Delays, counting, paired_delays
 from grokscape.plural import counted
 
 Rows = NDArray[np.int64]
@@ -175,7 +175,6 @@ def worded(item: Effect) -> str:
         parts.append(f"final test accuracy {100 * gap['value']:+z.1f} points against the baseline"
                      f"{interval_text(gap, '+z.1f', 100)}")
     if ratio["value"] is not None:
-        what = "delay" if item.clock == "delay" else "time to generalise"
-        parts.append(f"{what} {ratio['value']:.2f} times the baseline's{interval_text(ratio)}"
-                     + ("" if item.counted_to is None else f", counting at most {item.counted_to:g} steps"))
+        what, upto = "delay" if item.clock == "delay" else "time to generalise", counting(item.counted_to)
+        parts.append(f"{what} {ratio['value']:.2f} times the baseline's{interval_text(ratio)}{upto}")
     return ", ".join(parts)

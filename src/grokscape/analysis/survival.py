@@ -15,6 +15,7 @@ from scipy import stats
 
 from grokscape.analysis.estimation import bootstrap_interval, estimate, mean_and_error, one_sided, swap_test
 from grokscape.analysis.frames import Array, Flags
+from grokscape.plural import counted
 from grokscape.rules import Rules
 
 _TIED = 0.8  # share of the seeds between the same two evaluations; simulated tests keep their level up to about 0.85
@@ -81,6 +82,15 @@ def restriction(delays: Array, observed: Flags) -> float:
     return float(np.max(delays) if observed.all() else np.min(delays[~observed]))
 
 
+def counting(limit: float | None) -> str:
+    """Up to where delays are counted, in words; "" where each is known to its end.
+
+    >>> counting(1435.5)
+    ', counting at most 1436 steps'
+    """
+    return "" if limit is None else f", counting at most {counted(f'{limit:.0f}', 'step')}"
+
+
 @dataclass(frozen=True)
 class Delays:
     """Delays of an arm and of its baseline by seed, (n,) each, restricted at their common τ (`limit`).
@@ -113,8 +123,7 @@ class Delays:
 
         Where evaluations are too coarse its ends move as far as the ratio does from one end to the other.
         """
-        cut = self.counted_to
-        unit = f"times the baseline's {clock}" + ("" if cut is None else f", counting at most {cut:g} steps")
+        unit = f"times the baseline's {clock}{counting(self.counted_to)}"
         if not len(self.base) or self.base.mean() <= 0:
             return estimate(None, unit=unit)
         value = float(self.own.mean() / self.base.mean())

@@ -1,5 +1,6 @@
 """Numbers and findings in words."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,10 +16,12 @@ def number(value: float | None, unit: str = "") -> str:
     if value is None or value != value:
         return "–"
     size = abs(value)
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
     if size and (size < 1e-3 or size >= 1e6):
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{mantissa}·{ten_to(int(exponent))}" + _unit(unit)
-    text = f"{value:,.0f}".replace(",", "\u2009") if size >= 1000 or float(value).is_integer() else f"{value:.3g}"
+    text = f"{value:,.0f}".replace(",", "\u2009") if size >= 999.5 or float(value).is_integer() else f"{value:.3g}"
     return text.replace("-", "−") + _unit(unit)
 
 
