@@ -9,8 +9,9 @@ import pytest
 import by_hand
 from grokscape.analysis.effects import effects
 from grokscape.analysis.manipulation import check
-from grokscape.analysis.necessity import levels, necessity, targets
+from grokscape.analysis.necessity import levels, necessity
 from grokscape.analysis.record import Record
+from grokscape.analysis.targets import targets
 from grokscape.store import RunFolder
 from synthetic import COLUMNS, clamp
 

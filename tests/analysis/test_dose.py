@@ -6,7 +6,8 @@ import pytest
 import synthetic
 from grokscape.analysis.dose import page, trend
 from grokscape.analysis.effects import effects
-from grokscape.analysis.necessity import doses, necessity, targets
+from grokscape.analysis.necessity import doses, necessity
+from grokscape.analysis.targets import targets
 from synthetic import BASELINE, ArmTruth, clamp
 
 FLAT = "relative_flatness"

@@ -4,10 +4,10 @@ import polars as pl
 import pytest
 
 import synthetic
-from grokscape.analysis.necessity import targets
 from grokscape.analysis.pipeline import findings_of
 from grokscape.analysis.record import Record
 from grokscape.analysis.sufficiency import counterexamples
+from grokscape.analysis.targets import targets
 from synthetic import BASELINE, HELD, RANDOM, ArmTruth, clamp, record_of
 
 FLAT = "relative_flatness"

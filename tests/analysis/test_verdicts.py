@@ -8,8 +8,9 @@ import pytest
 
 import synthetic
 from grokscape.analysis.effects import effects
-from grokscape.analysis.necessity import necessity, targets
+from grokscape.analysis.necessity import necessity
 from grokscape.analysis.pipeline import findings_of
+from grokscape.analysis.targets import targets
 from synthetic import BASELINE, ArmTruth, clamp
 
 FLAT = "relative_flatness"

@@ -10,9 +10,8 @@ from grokscape.analysis.design import Arm
 from grokscape.analysis.estimation import estimate, mean_interval, share_interval
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import TEST_ACCURACY, first
-from grokscape.analysis.manipulation import check, log_ratio, middle
+from grokscape.analysis.manipulation import check, final_level, log_ratio, middle
 from grokscape.analysis.record import Record
-from grokscape.analysis.sufficiency import final_level
 from grokscape.analysis.survival import paired_delays
 from grokscape.plural import counted
 
@@ -42,6 +41,11 @@ def failures(found: list[Finding], property_name: str) -> list[str]:
     voids = VOIDS_ALL + (("rescaling",) if property_name == "flatness" else ())
     return [item.subject["title"] for item in found
             if item.verdict == "failed" and item.subject.get("control") in voids]
+
+
+def void(failed: list[str], why: str) -> str:
+    """The reason of a verdict that failed controls make void, in words."""
+    return f"a control failed ({', '.join(failed)}); without it the reading would be: {why}"
 
 
 def _finding(record: Record, arm: Arm) -> Finding:

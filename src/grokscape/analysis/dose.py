@@ -1,6 +1,6 @@
 """Dose and response: does more of a manipulation do more?"""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -9,12 +9,10 @@ from grokscape.analysis.effects import Effect
 from grokscape.analysis.frames import Array
 from grokscape.analysis.manipulation import middle, settled
 from grokscape.analysis.record import Record
-
-if TYPE_CHECKING:
-    from grokscape.analysis.necessity import Target
+from grokscape.analysis.targets import Target
 
 
-def trend(record: Record, target: "Target", found: list[Effect]) -> list[dict[str, Any]]:
+def trend(record: Record, target: Target, found: list[Effect]) -> list[dict[str, Any]]:
     """Page's trend test per hand with at least two doses: does test accuracy fall, and the delay grow, with the
     level?
 

@@ -18,6 +18,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from grokscape.store import KEYS
+
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
@@ -25,7 +27,6 @@ TRAIN_ACCURACY = "train/accuracy"
 TEST_ACCURACY = "test/accuracy"
 TRAIN_LOSS = "train/loss"
 NEEDED = ("step", TRAIN_ACCURACY, TEST_ACCURACY)
-_IDENTITY = ("replica", "arm", "seed", "init_seed", "split_seed", "step")
 
 
 class FrameError(ValueError):
@@ -53,7 +54,7 @@ def tidy(frame: pl.DataFrame) -> pl.DataFrame:
     if "replica" not in frame.columns:
         runs = frame.select("arm", "seed").unique(maintain_order=True).with_row_index("replica")
         frame = frame.join(runs, on=["arm", "seed"], how="left", nulls_equal=True, maintain_order="left")
-    measures = [name for name in frame.columns if name not in _IDENTITY]
+    measures = [name for name in frame.columns if name not in KEYS]
     strange = [name for name in measures if "/" in name and not (frame[name].dtype.is_numeric()
                                                                 or frame[name].dtype in (pl.Null, pl.Boolean))]
     if strange:

@@ -106,38 +106,46 @@ def verdict(numbers: dict[str, Any], alpha: float) -> str:
     return "lags" if numbers["p"] <= alpha and behind is not None and behind > 0 else "no clear order"
 
 
-def _finding(record: Record, row: dict[str, Any]) -> Finding:
-    found = verdict(row, record.rules.alpha)
-    lag, place = row["estimates"]["lag"], row["estimates"]["position"]
+def _in_words(record: Record, row: dict[str, Any], found: str) -> str:
+    """When the measure changes, or why that cannot be said."""
+    title, runs, factor = row["title"], counted(row["runs"], "run"), record.rules.moved_factor
     if not row["judged"]:
-        text = f"{row['title']} cannot be set against generalisation, for no run of the baseline generalised"
-    elif not row["started"]:
-        text = f"{row['title']} has no level at memorisation to move from, for no run of the baseline memorised"
-    elif found == "does not move":
+        return f"{title} cannot be set against generalisation, for no run of the baseline generalised"
+    if not row["started"]:
+        return f"{title} has no level at memorisation to move from, for no run of the baseline memorised"
+    if found == "does not move":
         which = "" if row["started"] == row["runs"] else " that memorised"
-        text = f"{row['title']} changes by less than a factor of {record.rules.moved_factor:g} after memorisation in " \
-               f"every run{which}"
-    elif lag["value"] is None:
-        text = f"{row['title']} changes in {row['moved']} of {counted(row['runs'], 'run')}, but none of these " \
-               "generalised"
-    else:
-        side = "before" if lag["value"] < 0 else "after"
-        way = {row["moved"]: " down", 0: " up"}.get(row["fell"], "")
-        steps = counted(f"{abs(lag['value']):.0f}", "step")
-        text = f"{row['title']} is half-way{way} {steps} {side} generalisation on average" \
-               f"{interval_text(lag, '.0f')}; before it in {row['leads']} and after it in {row['lags']} of " \
-               f"{counted(row['runs'], 'seed')}"
-        if row["n"] < row["runs"]:
-            text += f", in {row['n']} of which it changes and generalisation is seen"
-        if (row["accuracy_lag"] < 0).any():
-            text += f"; test accuracy itself is half-way {-row['accuracy_lag'].mean():.0f} steps before generalisation"
-        if place["value"] is not None:
-            text += f"; position {place['value']:.2f} between memorisation (0) and generalisation (1)"
-    about = record.columns[row["column"]]
+        return f"{title} changes by less than a factor of {factor:g} after memorisation in every run{which}"
+    if row["estimates"]["lag"]["value"] is None:
+        return f"{title} changes in {row['moved']} of {runs}, but none of these generalised"
+    return f"{title} is half-way{_against_generalisation(row)}"
+
+
+def _against_generalisation(row: dict[str, Any]) -> str:
+    """By how much the half-way point lies before or after generalisation, and in how many seeds."""
+    lag, place = row["estimates"]["lag"], row["estimates"]["position"]
+    side = "before" if lag["value"] < 0 else "after"
+    way = {row["moved"]: " down", 0: " up"}.get(row["fell"], "")
+    steps = counted(f"{abs(lag['value']):.0f}", "step")
+    text = f"{way} {steps} {side} generalisation on average" \
+           f"{interval_text(lag, '.0f')}; before it in {row['leads']} and after it in {row['lags']} of " \
+           f"{counted(row['runs'], 'seed')}"
+    if row["n"] < row["runs"]:
+        text += f", in {row['n']} of which it changes and generalisation is seen"
+    if (row["accuracy_lag"] < 0).any():
+        text += f"; test accuracy itself is half-way {-row['accuracy_lag'].mean():.0f} steps before generalisation"
+    if place["value"] is not None:
+        text += f"; position {place['value']:.2f} between memorisation (0) and generalisation (1)"
+    return text
+
+
+def _finding(record: Record, row: dict[str, Any]) -> Finding:
+    found, about = verdict(row, record.rules.alpha), record.columns[row["column"]]
     keys = ("seeds", "transition", "generalised", "half_way", "memorised", "change_point", "lag", "log_lag", "position",
             "start", "end", "leads", "lags", "moved", "fell", "runs", "check", "sign_p", "judged", "started", "enough")
     return Finding(
         f"lead_lag/{row['column']}", "lead_lag",
-        {"column": row["column"], "measure": about["measure"], "property": about["property"], "split": about["split"]},
-        text + ".", found, row["estimates"], row["n"], "t test of the log lag over seeds, Holm over measures", row["p"],
+        {"column": row["column"], **{key: about[key] for key in ("measure", "property", "split")}},
+        _in_words(record, row, found) + ".", found, row["estimates"], row["n"],
+        "t test of the log lag over seeds, Holm over measures", row["p"],
         RULE.format(moved=record.rules.moved_factor, alpha=record.rules.alpha), {key: row[key] for key in keys})

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from grokscape.analysis.design import Aim, Arm
 from grokscape.analysis.estimation import estimate, geometric_median
 from grokscape.analysis.finding import Finding
-from grokscape.analysis.frames import Array, Flags, first
+from grokscape.analysis.frames import Array, Flags, first, latest
 from grokscape.analysis.record import Record
 from grokscape.plural import counted, rounded
 
@@ -69,6 +69,11 @@ def at_memorisation(record: Record, column: str, relative_to: str | int | None =
     """Value of a measure at memorisation (first measurement from then on), per replica, (R,)."""
     values = record.series(column, relative_to)
     return first(record.window(record.moment("memorised")) & ~np.isnan(values), values)
+
+
+def final_level(record: Record, column: str) -> Array:
+    """Level of a measure over the last evaluations, per run."""
+    return geometric_median(latest(record.series(column), record.rules.final_evaluations))
 
 
 def _ends(record: Record) -> Array:

@@ -15,12 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from grokscape.analysis.controls import void
+from grokscape.analysis.design import Arm
 from grokscape.analysis.dose import trend
-from grokscape.analysis.effects import Effect, worded
+from grokscape.analysis.effects import Call, Effect, worded
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import TRAIN_LOSS
 from grokscape.analysis.manipulation import at_memorisation, log_ratio, middle, settled
 from grokscape.analysis.record import Record
+from grokscape.analysis.targets import Target, targets
 from grokscape.plural import counted, rounded
 from grokscape.rules import Rules
 
@@ -67,50 +70,19 @@ class Level:
     matching: bool
 
     @property
+    def arm(self) -> Arm:
+        """The arm."""
+        return self.effect.arm
+
+    @property
+    def call(self) -> Call:
+        """What is said of its effect."""
+        return self.effect.call
+
+    @property
     def counts(self) -> bool:
         """Whether harm that it does may be the property's."""
         return self.aimed or self.matching
-
-
-@dataclass(frozen=True)
-class Target:
-    """A measure that manipulation arms block or promote.
-
-    Attributes:
-        property_name: its property.
-        measure: its name.
-        column: the trajectory's column.
-        primary: whether it stands for its property.
-        asked: whether a verdict on it is due: not if its property is moved only beside one that other arms move alone.
-    """
-
-    property_name: str
-    measure: str
-    column: str
-    primary: bool
-    asked: bool
-
-    @property
-    def id(self) -> str:
-        """Name of its findings: the property alone for the measure that stands for it."""
-        return self.property_name if self.primary else f"{self.property_name}/{self.measure}"
-
-
-def targets(record: Record, *goals: str) -> list[Target]:
-    """The measures that manipulation arms block or promote, one of each property being the primary."""
-    count: dict[tuple[str, str, str], int] = {}
-    arms = [arm for arm in record.arms if arm.role == "manipulation"]
-    alone = {name for arm in arms if len(arm.properties) == 1 for name in arm.properties}
-    asked = {name for arm in arms for name in arm.properties & alone or arm.properties}
-    for arm in arms:
-        for aim in arm.aims:
-            if aim.goal in goals:
-                key = (aim.property, aim.measure, aim.column)
-                count[key] = count.get(key, 0) + 1
-    primary: dict[str, str] = dict(record.rules.primary)
-    for prop, measure, _ in sorted(count, key=lambda key: -count[key]):
-        primary.setdefault(prop, measure)
-    return [Target(prop, measure, column, primary[prop] == measure, prop in asked) for prop, measure, column in count]
 
 
 def levels(record: Record, target: Target, found: list[Effect]) -> list[Level]:
@@ -145,38 +117,38 @@ def comparisons(record: Record, found: list[Level]) -> list[dict[str, Any]]:
     for one in found:
         for two in found:
             gap = two.blocked - one.blocked
-            if one.effect.arm.hand == two.effect.arm.hand or one.effect.call != "harmed" or not one.counts:
+            if one.arm.hand == two.arm.hand or one.call != "harmed" or not one.counts:
                 continue
             matched = abs(gap) <= near
-            agree = matched and one.aimed and two.effect.call == "harmed" and two.counts and \
-                one.effect.arm.apart_from(two.effect.arm)
-            contradict = gap >= -short and two.effect.call in ("intact", "hastened")
+            agree = matched and one.aimed and two.call == "harmed" and two.counts and \
+                one.arm.apart_from(two.arm)
+            contradict = gap >= -short and two.call in ("intact", "hastened")
             if agree or contradict:
                 losses = abs(float(np.log(two.loss / one.loss))) if one.loss > 0 and two.loss > 0 else np.nan
                 result.append({
-                    "arms": [one.effect.arm.name, two.effect.arm.name], "agree": agree, "matched_level": matched,
-                    "hands": [one.effect.arm.hand, two.effect.arm.hand], "levels": [one.value, two.value],
-                    "calls": [one.effect.call, two.effect.call], "losses": [one.loss, two.loss],
+                    "arms": [one.arm.name, two.arm.name], "agree": agree, "matched_level": matched,
+                    "hands": [one.arm.hand, two.arm.hand], "levels": [one.value, two.value],
+                    "calls": [one.call, two.call], "losses": [one.loss, two.loss],
                     "matched_loss": bool(losses <= near)})
     return result
 
 
 def _verdict(found: list[Level], pairs: list[dict[str, Any]], rules: Rules) -> tuple[str, list[Level], str]:
     """Verdict, the arms that decided it, and the reason in words."""
-    by_name = {level.effect.arm.name: level for level in found}
+    by_name = {level.arm.name: level for level in found}
     contradicted = {pair["arms"][0]: pair["arms"][1] for pair in pairs if not pair["agree"]}
     for pair in pairs:
         if _clean(pair, pairs):
             chosen = [by_name[name] for name in pair["arms"]]
             return "consistent with necessary", chosen, _agreement(chosen, [by_name[name] for name in contradicted])
-    harmed = [level for level in found if level.effect.call == "harmed" and level.aimed]
-    disputed = [level for level in harmed if level.effect.arm.name in contradicted]
+    harmed = [level for level in found if level.call == "harmed" and level.aimed]
+    disputed = [level for level in harmed if level.arm.name in contradicted]
     if disputed:
-        one, two = disputed[-1], by_name[contradicted[disputed[-1].effect.arm.name]]
+        one, two = disputed[-1], by_name[contradicted[disputed[-1].arm.name]]
         beyond = [level for level in harmed if level.blocked > one.blocked]
         return "belongs to the manipulation", [one, two], (
-            f"“{one.effect.arm.title}” harmed generalisation at a level of {rounded(one.value)}, but "
-            f"“{two.effect.arm.title}” brought it to {rounded(two.value)} by another hand and left generalisation "
+            f"“{one.arm.title}” harmed generalisation at a level of {rounded(one.value)}, but "
+            f"“{two.arm.title}” brought it to {rounded(two.value)} by another hand and left generalisation "
             f"intact, so the harm belongs to the manipulation and not to the level{_further(beyond)}")
     if harmed:
         return "inconclusive", harmed[-1:], _alone(harmed[-1], found, float(np.log(rules.match_factor)))
@@ -186,18 +158,18 @@ def _verdict(found: list[Level], pairs: list[dict[str, Any]], rules: Rules) -> t
 def _alone(one: Level, found: list[Level], near: float) -> str:
     """One hand that harms and has no second beside it, in words."""
     beside = [two for two in found if two.counts and abs(two.blocked - one.blocked) <= near
-              and one.effect.arm.apart_from(two.effect.arm)]
+              and one.arm.apart_from(two.arm)]
     what = "no second hand that shares nothing with it brought the measure to the same level"
     if beside:
         two = beside[-1]
-        what = f"the effect of “{two.effect.arm.title}”, a second hand at the same level, is unclear"
-        if two.effect.call == "harmed":
-            what = f"“{two.effect.arm.title}”, a second hand that harmed at the same level ({rounded(two.value)}), " \
+        what = f"the effect of “{two.arm.title}”, a second hand at the same level, is unclear"
+        if two.call == "harmed":
+            what = f"“{two.arm.title}”, a second hand that harmed at the same level ({rounded(two.value)}), " \
                    f"is contradicted by a third there"
-        if two.effect.call in ("intact", "hastened"):
-            what = f"“{two.effect.arm.title}”, a second hand that left it intact, stopped short of that level " \
+        if two.call in ("intact", "hastened"):
+            what = f"“{two.arm.title}”, a second hand that left it intact, stopped short of that level " \
                    f"({rounded(two.value)} against {rounded(one.value)})"
-    return f"“{one.effect.arm.title}” harmed generalisation, but {what}, so the harm may be the manipulation's"
+    return f"“{one.arm.title}” harmed generalisation, but {what}, so the harm may be the manipulation's"
 
 
 def _clean(pair: dict[str, Any], pairs: list[dict[str, Any]]) -> bool:
@@ -212,14 +184,14 @@ def _further(beyond: list[Level]) -> str:
     """What harms at higher levels than the one that is disputed, in words."""
     if not beyond:
         return ""
-    named = " and ".join(f"“{level.effect.arm.title}” ({rounded(level.value)})" for level in beyond)
+    named = " and ".join(f"“{level.arm.title}” ({rounded(level.value)})" for level in beyond)
     return f"; {named} harmed at higher levels, at which no hand left it intact: of these this says nothing"
 
 
 def _agreement(chosen: list[Level], disputed: list[Level]) -> str:
     """Two hands that agree, in words, with what limits it: hands of one kind, and levels at which hands disagree."""
     one, two = chosen
-    text = f"two different hands, “{one.effect.arm.title}” and “{two.effect.arm.title}”, that brought it to the same " \
+    text = f"two different hands, “{one.arm.title}” and “{two.arm.title}”, that brought it to the same " \
            f"level ({rounded(one.value)} and {rounded(two.value)}) both harmed generalisation"
     if all(level.aimed for level in chosen):
         text += ", though both press on measures of this property and no hand of another kind reached the level"
@@ -234,12 +206,12 @@ def _unharmed(aimed: list[Level], enough: float) -> tuple[str, list[Level], str]
     if not aimed:
         return "inconclusive", [], "no arm that says something blocked it"
     last = aimed[-1]
-    if last.effect.call not in ("intact", "hastened"):
+    if last.call not in ("intact", "hastened"):
         return "inconclusive", [last], (
-            f"the effect of “{last.effect.arm.title}” is neither clearly within nor clearly beyond the margins")
+            f"the effect of “{last.arm.title}” is neither clearly within nor clearly beyond the margins")
     blocked = "" if np.isnan(last.share) else \
         f", which takes back {last.share:.0%} of the way it goes in the baseline after memorisation (log scale),"
-    kept = f"“{last.effect.arm.title}” kept it at {rounded(last.value)}{blocked} and generalisation stayed intact " \
+    kept = f"“{last.arm.title}” kept it at {rounded(last.value)}{blocked} and generalisation stayed intact " \
            f"within the margins"
     if last.share < enough:
         return "inconclusive", [last], f"{kept}, but too little of it was blocked (less than {enough:.0%})"
@@ -259,17 +231,17 @@ def necessity(record: Record, target: Target, found: list[Effect], failed: list[
     pairs = comparisons(record, ordered)
     verdict, deciding, why = _verdict(ordered, pairs, record.rules)
     if failed:
-        verdict, why = "inconclusive", f"a control failed ({', '.join(failed)}); without it the reading would be: {why}"
+        verdict, why = "inconclusive", void(failed, why)
     if not deciding:
         why += _mute([item for item in found if item.arm.is_to("block", target.property_name)])
     also = _also_blocked(record, target, found, deciding)
     title = record.title(target.column)
-    harm = any(level.effect.call == "harmed" for level in deciding)
+    harm = any(level.call == "harmed" for level in deciding)
     if harm:
         why += _inseparable(record, [other for other in also if other.property_name != target.property_name])
-    p = max((level.effect.p_harmed if harm and level.effect.call == "harmed" else level.effect.p_intact
+    p = max((level.effect.p_harmed if harm and level.call == "harmed" else level.effect.p_intact
              for level in deciding), default=None)
-    details = "; ".join(f"“{level.effect.arm.title}”: {worded(level.effect)}" for level in deciding)
+    details = "; ".join(f"“{level.arm.title}”: {worded(level.effect)}" for level in deciding)
     rules = record.rules
     first = Finding(
         f"necessity/{target.id}", "necessity", {"property": target.property_name, "measure": target.measure,
@@ -281,7 +253,7 @@ def necessity(record: Record, target: Target, found: list[Effect], failed: list[
         RULE.format(accuracy=rules.accuracy_margin, ratio=rules.delay_ratio_margin, alpha=rules.alpha,
                     blocked=rules.blocked_fraction),
         {"doses": doses(record, target, found), "trend": trend(record, target, found), "pairs": pairs,
-         "deciding": [level.effect.arm.name for level in deciding], "reason": why, "failed_controls": failed,
+         "deciding": [level.arm.name for level in deciding], "reason": why, "failed_controls": failed,
          "also_blocked": [other.measure for other in also]})
     return [first, _convergence(record, target, ordered, pairs)]
 
@@ -289,7 +261,7 @@ def necessity(record: Record, target: Target, found: list[Effect], failed: list[
 def _estimates(deciding: list[Level]) -> dict[str, dict[str, Any]]:
     result = {}
     for level in deciding:
-        name = level.effect.arm.name
+        name = level.arm.name
         result[f"accuracy difference, {name}"] = level.effect.accuracy
         result[f"{level.effect.clock} ratio, {name}"] = level.effect.ratio
         result[f"generalised, {name}"] = level.effect.generalised
@@ -302,7 +274,7 @@ def doses(record: Record, target: Target, found: list[Effect]) -> list[dict[str,
     Both are those while the arm acted.
     """
     values, losses = settled(record, target.column), settled(record, TRAIN_LOSS)
-    shares = {level.effect.arm.name: level.share for level in levels(record, target, found)}
+    shares = {level.arm.name: level.share for level in levels(record, target, found)}
     result = []
     for arm, item in [(record.baseline, None), *((item.arm, item) for item in found)]:
         rows = record.panel.rows(arm.name)
@@ -332,10 +304,10 @@ def _mute(found: list[Effect]) -> str:
 
 def _also_blocked(record: Record, target: Target, found: list[Effect], deciding: list[Level]) -> list[Target]:
     """Other targeted measures that every deciding arm blocked as well: the evidence cannot tell them apart."""
-    names = {level.effect.arm.name for level in deciding}
+    names = {level.arm.name for level in deciding}
     others = [other for other in targets(record, "block") if other.column != target.column]
     return [other for other in others
-            if names and names <= {level.effect.arm.name for level in levels(record, other, found)}]
+            if names and names <= {level.arm.name for level in levels(record, other, found)}]
 
 
 def _inseparable(record: Record, others: list[Target]) -> str:
@@ -349,7 +321,7 @@ def _inseparable(record: Record, others: list[Target]) -> str:
 
 def _convergence(record: Record, target: Target, found: list[Level], pairs: list[dict[str, Any]]) -> Finding:
     """The comparison of hands at matched levels as a finding of its own."""
-    hands = sorted({level.effect.arm.hand for level in found})
+    hands = sorted({level.arm.hand for level in found})
     against = [pair for pair in pairs if not pair["agree"]]
     clean = [pair for pair in pairs if _clean(pair, pairs)]
     verdict = "not tested" if not pairs else "hands agree" if not against else \
@@ -359,7 +331,7 @@ def _convergence(record: Record, target: Target, found: list[Level], pairs: list
         text = f"{counted(len(hands), 'hand')} moved {title} away from the baseline; none harms beside " \
                f"another at the same level, so there is nothing to compare"
     else:
-        arms = {level.effect.arm.name: level.effect.arm.title for level in found}
+        arms = {level.arm.name: level.arm.title for level in found}
         text = "; ".join(
             f"{title} at {rounded(pair['levels'][0])} by “{arms[pair['arms'][0]]}” and at {rounded(pair['levels'][1])} "
             f"by “{arms[pair['arms'][1]]}”: generalisation {pair['calls'][0]} and {pair['calls'][1]}"

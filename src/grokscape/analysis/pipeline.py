@@ -14,10 +14,11 @@ from grokscape.analysis.finding import Finding
 from grokscape.analysis.hazard import hazard
 from grokscape.analysis.lead_lag import lead_lag
 from grokscape.analysis.manipulation import manipulation_finding
-from grokscape.analysis.necessity import necessity, targets
+from grokscape.analysis.necessity import necessity
 from grokscape.analysis.pooled import joined, pooled
 from grokscape.analysis.record import Record
 from grokscape.analysis.sufficiency import sufficiency
+from grokscape.analysis.targets import targets
 from grokscape.analysis.theory import theory
 from grokscape.store import RunFolder, write_json
 

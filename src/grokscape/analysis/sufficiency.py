@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from grokscape.analysis.controls import void
 from grokscape.analysis.effects import Effect, worded
 from grokscape.analysis.estimation import geometric_median, share_interval
 from grokscape.analysis.finding import Finding
-from grokscape.analysis.frames import Array, latest
-from grokscape.analysis.manipulation import at_memorisation, intact_rows, log_ratio, middle
-from grokscape.analysis.necessity import Target
+from grokscape.analysis.frames import Array
+from grokscape.analysis.manipulation import at_memorisation, final_level, intact_rows, log_ratio, middle
 from grokscape.analysis.record import Record
+from grokscape.analysis.targets import Target
 from grokscape.plural import counted, rounded
 
 RULE = (
@@ -36,11 +37,6 @@ def level_at_generalisation(record: Record, column: str) -> Array:
     inside = record.window(start) & ~np.isnan(values)
     inside &= inside.cumsum(axis=1) <= record.rules.hold
     return geometric_median(np.where(inside, values, np.nan))[record.panel.rows(record.baseline.name)]
-
-
-def final_level(record: Record, column: str) -> Array:
-    """Level of a measure over the last evaluations, per run."""
-    return geometric_median(latest(record.series(column), record.rules.final_evaluations))
 
 
 def counterexamples(record: Record, target: Target) -> list[dict[str, Any]]:
@@ -70,36 +66,44 @@ def counterexamples(record: Record, target: Target) -> list[dict[str, Any]]:
     return result
 
 
+def _verdict(
+    against: list[dict[str, Any]], promoting: list[Effect], title: str
+) -> tuple[str, str, int, float | None]:
+    """Verdict, the reason in words, the runs or seeds behind it, and its p value."""
+    if against:
+        worst = against[0]
+        return "not sufficient", (
+            f"in “{worst['title']}” {worst['without']} of {counted(worst['n'], 'run')} reached {title} of "
+            f"{rounded(worst['level'])}, where the baseline had {rounded(worst['wanted'])} when it generalised, "
+            f"and did not generalise"), worst["n"], None
+    helping = [item for item in promoting if item.call == "hastened"]
+    if any(one.arm.apart_from(two.arm) for one, two in combinations(helping, 2)):
+        why = "; ".join(f"“{item.arm.title}”: {worded(item)}" for item in helping)
+        n, p = min(item.n for item in helping), max(item.p_hastened for item in helping)
+        return "consistent with sufficient", why, n, p
+    if helping:
+        one = helping[0]
+        return "inconclusive", (
+            f"“{one.arm.title}” brought generalisation forward ({worded(one)}), but no second hand "
+            f"did, so the gain may belong to the manipulation"), one.n, one.p_hastened
+    if promoting:
+        why = "; ".join(f"“{item.arm.title}”: " + (worded(item) if item.check.valid else
+                        "says nothing, " + ", ".join(item.check.reasons)) for item in promoting)
+        return "inconclusive", why, promoting[0].n, promoting[0].p_hastened
+    return "inconclusive", "no arm promotes it", 0, None
+
+
 def sufficiency(record: Record, target: Target, found: list[Effect], failed: list[str]) -> Finding:
     """The verdict on whether the property suffices."""
     against, rules, title = counterexamples(record, target), record.rules, record.title(target.column)
     promoting = [item for item in found if item.arm.is_to("promote", target.property_name)]
-    helping = [item for item in promoting if item.call == "hastened"]
-    verdict, why, n, p = "inconclusive", "no arm promotes it", 0, None
-    estimates = {}
-    if against:
-        worst = against[0]
-        verdict, n = "not sufficient", worst["n"]
-        why = f"in “{worst['title']}” {worst['without']} of {counted(worst['n'], 'run')} reached {title} of " \
-              f"{rounded(worst['level'])}, where the baseline had {rounded(worst['wanted'])} when it generalised, " \
-              f"and did not generalise"
-        estimates["runs without generalisation"] = share_interval(worst["without"], n, 1 - rules.alpha)
-    elif any(one.arm.apart_from(two.arm) for one, two in combinations(helping, 2)):
-        verdict, n, p = "consistent with sufficient", min(item.n for item in helping), max(
-            item.p_hastened for item in helping)
-        why = "; ".join(f"“{item.arm.title}”: {worded(item)}" for item in helping)
-    elif helping:
-        n, p = helping[0].n, helping[0].p_hastened
-        why = f"“{helping[0].arm.title}” brought generalisation forward ({worded(helping[0])}), but no second hand " \
-              f"did, so the gain may belong to the manipulation"
-    elif promoting:
-        n, p = promoting[0].n, promoting[0].p_hastened
-        why = "; ".join(f"“{item.arm.title}”: " + (worded(item) if item.check.valid else
-                        "says nothing, " + ", ".join(item.check.reasons)) for item in promoting)
+    verdict, why, n, p = _verdict(against, promoting, title)
     if failed:
-        verdict, why = "inconclusive", f"a control failed ({', '.join(failed)}); without it the reading would be: {why}"
-    for item in promoting:
-        estimates[f"{item.clock} ratio, {item.arm.name}"] = item.ratio
+        verdict, why = "inconclusive", void(failed, why)
+    estimates = {f"{item.clock} ratio, {item.arm.name}": item.ratio for item in promoting}
+    if against:
+        without = share_interval(against[0]["without"], n, 1 - rules.alpha)
+        estimates = {"runs without generalisation": without, **estimates}
     return Finding(
         f"sufficiency/{target.id}", "sufficiency",
         {"property": target.property_name, "measure": target.measure, "column": target.column},

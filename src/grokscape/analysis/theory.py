@@ -22,10 +22,9 @@ from grokscape.analysis.controls import number_of_classes
 from grokscape.analysis.estimation import bootstrap_interval, mean_and_error
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import Array
-from grokscape.analysis.manipulation import log_ratio
+from grokscape.analysis.manipulation import final_level, log_ratio
 from grokscape.analysis.onsets import final
 from grokscape.analysis.record import Record
-from grokscape.analysis.sufficiency import final_level
 from grokscape.plural import rounded
 
 COLUMNS = ("train/relative_flatness", "train/collapse_radius", "train/collapse_scale", "train/mean_offset")
