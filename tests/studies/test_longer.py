@@ -132,6 +132,18 @@ def test_what_cannot_become_longer_is_refused_and_left_as_it_was(tmp_path):
     assert folder.spec["steps"] == STEPS
 
 
+@pytest.mark.parametrize(("changes", "refused"), [({}, True), ({"every": 10}, False), ({"steps": [20, 60]}, False)])
+def test_a_run_that_lists_where_it_is_measured_is_not_left_unmeasured(tmp_path, changes, refused):
+    spec = tiny.spec(evaluation={"measures": ["cdnv"], "steps": [5, 20], **changes})
+    folder = RunFolder.create(tmp_path / "run", spec.model_dump(mode="json"))
+    if refused:
+        with pytest.raises(ValueError, match=r"evaluation.steps lists no step after 40, so a longer run would be meas"):
+            lengthen(folder, spec, 80)
+    else:
+        lengthen(folder, spec, 80)
+    assert folder.spec["steps"] == (STEPS if refused else 2 * STEPS)
+
+
 def test_steps_edited_by_hand_do_no_harm(tmp_path):
     for name, arms, steps, reason in (("a", ("baseline", "cosine"), 80, "a cosine ends with the run"),
                                       ("b", ARMS, 30, "40 steps are made")):

@@ -54,7 +54,8 @@ def lengthen(folder: RunFolder, spec: StudySpec, steps: int) -> None:
     """Give a run more steps, which it makes when it goes on; the command that reproduces it says so.
 
     Raises:
-        ValueError: they are fewer than it has, or its learning rate depends on how many there are.
+        ValueError: they are fewer than it has, its learning rate depends on how many there are, or none of them is
+            among the steps that the study lists to be measured at.
         RunFolderError: a process is training into the folder.
     """
     if steps < spec.steps:
@@ -64,6 +65,12 @@ def lengthen(folder: RunFolder, spec: StudySpec, steps: int) -> None:
         raise ValueError(
             f"the learning rate of arm {bound[0]!r} follows a cosine to the last of {spec.steps} steps, so a longer "
             f"run is another one: start the study anew with that many steps, in another folder"
+        )
+    listed = spec.evaluation.steps if spec.evaluation.every is None else None
+    if listed is not None and not any(spec.steps < step < steps for step in listed):
+        raise ValueError(
+            f"evaluation.steps lists no step after {spec.steps}, so a longer run would be measured at its end alone: "
+            f"start the study anew with that many steps and a longer list, in another folder"
         )
     StudySpec.model_validate({**dict(spec), "steps": steps})
     with folder.claim():
