@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from grokscape.measures import chunks, functional, relative_flatness, relative_flatness_bound
+from grokscape.measures import Snapshot, chunks, functional, relative_flatness, relative_flatness_bound
+from grokscape.measures.snapshot import Quantities
 
 
 def problem(seed=0, samples=9, width=5, classes=4):
@@ -72,6 +73,25 @@ def test_many_classes_of_which_the_likeliest_are_close():
     expected = relative_flatness(features.float().double(), weight.float().double(), bias=bias.float().double())
     found = relative_flatness(features.float(), weight.float(), bias=bias.float())
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_many_classes_of_which_the_likeliest_are_close_keep_their_digits_where_no_gradient_is_wanted(trainable):
+    features, weight, bias, _ = (tensor.float() for tensor in problem(samples=16, width=8, classes=300))
+    weight[0] *= 50
+    weight[1:6] = weight[0] + 1e-3 * weight[1:6]
+    bias[:6] += 3000
+    logits = features @ weight.T + bias
+    p, wide = torch.softmax(logits.double(), -1), weight.double()
+    pairs = p[:, :, None] * p[:, None, :] * (wide[:, None] - wide).square().sum(-1)
+    each = features.double().square().sum(-1) * pairs.sum((1, 2)) / 2
+    with torch.no_grad():
+        weight.requires_grad_(trainable)
+        found = relative_flatness(features, weight, logits, reduction="sample")
+        torch.testing.assert_close(found.double(), each, rtol=1e-5, atol=0)
+        seen = Quantities(Snapshot(features, logits, torch.zeros(16, dtype=torch.int64), weight))
+        typical = features.double().square().sum(-1) * seen.log_row_variance.double().exp()
+        torch.testing.assert_close(typical, each, rtol=1e-5, atol=0)
 
 
 def test_many_classes_in_few_dimensions():

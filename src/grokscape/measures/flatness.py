@@ -64,7 +64,7 @@ def log_row_variance(softmax: Softmax, weight: Tensor, distances: Tensor | None 
     peak = others.detach().amax(-1, keepdim=True)
     odds, peak = (others - peak).exp(), peak.squeeze(-1)
     if distances is None:
-        to_top, among = _distances_of_many(odds, odds.sum(-1), softmax.top, weight)
+        to_top, among = _distances_of_many(odds, softmax.top, weight)
     else:
         to_top, among = _distances_of_few(odds, softmax.top, distances)
     return peak - 2 * softmax.log_normaliser + log(to_top + peak.exp() * among)
@@ -120,30 +120,29 @@ class _RowVariance(torch.autograd.Function):
 
 def _row_variance_of_many(softmax: Softmax, weight: Tensor) -> Tensor:
     """½ Σ_{c,c'} p_c p_c' ‖w_c − w_c'‖² of every sample, without K × K numbers."""
-    to_top, among = _distances_of_many(softmax.rest, softmax.rest_mass, softmax.top, weight)
+    to_top, among = _distances_of_many(softmax.rest, softmax.top, weight)
     return (1 - softmax.rest_mass) * to_top + among
 
 
-def _distances_of_many(rest: Tensor, mass: Tensor, top: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _distances_of_many(rest: Tensor, top: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """As `_distances_of_few`, without K × K numbers: rows are taken relative to that of the likeliest class.
 
-    This cancels where the likeliest rows are close to each other and far from the rest, so it is done in float64; only
-    under a gradient, where that would cost a training step too much, in the rows' own dtype.
+    This cancels where the likeliest rows are close to each other and far from the rest, so all of it is done in
+    float64; only for a gradient, where that would cost a training step too much, in the rows' own dtype.
     """
     classes, width = weight.shape[-2:]
     lead = top.shape[:-1]
-    trains = weight.requires_grad or rest.requires_grad or not has_float64(weight.device)
-    wide = weight.dtype if trains else torch.float64
+    trains = torch.is_grad_enabled() and (weight.requires_grad or rest.requires_grad)
+    wide = weight.dtype if trains or not has_float64(weight.device) else torch.float64
     centred = weight.to(wide)
     centred = centred - centred.detach().mean(-2, keepdim=True)
     norms = centred.square().sum(-1)
     pieces = rest.split(max(1, _AT_ONCE // classes), -2) if wide != weight.dtype else (rest,)
-    means = [(piece.to(wide) @ centred, piece.to(wide) @ norms[..., None]) for piece in pieces]
-    mean_row, mean_norm = (torch.cat(parts, -2) for parts in zip(*means, strict=True))
-    mean_norm = mean_norm.squeeze(-1)
+    table = torch.cat([centred, norms[..., None], torch.ones_like(norms)[..., None]], -1)
+    sums = torch.cat([piece.to(wide) @ table for piece in pieces], -2)
+    mean_row, mean_norm, mass = sums[..., :width], sums[..., -2], sums[..., -1]
     top_row = select_rows(centred.expand(*lead, classes, width), top)
     top_norm = norms.expand(*lead, classes).gather(-1, top)
-    mass = mass.to(wide)
     to_top = mean_norm + mass * top_norm - 2 * (top_row * mean_row).sum(-1)
     among = mass * mean_norm - mean_row.square().sum(-1)
     return to_top.to(weight.dtype), among.to(weight.dtype)
