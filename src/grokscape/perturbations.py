@@ -42,8 +42,8 @@ class Perturbation:
 
     @classmethod
     def draw(cls, size: Tensor, samples: int, inputs: int, generator: torch.Generator) -> "Perturbation":
-        """With signs from a generator, the same in all replicas."""
-        columns, rows = rademacher(2, samples, inputs, generator=generator, like=size)
+        """With signs from a generator, the same in all replicas; sample by sample, so that pieces have the whole's."""
+        columns, rows = rademacher(samples, 2, inputs, generator=generator, like=size).unbind(1)
         return cls(size, columns, rows)
 
     def __call__(self, weight: Tensor, inputs: Tensor) -> Tensor:

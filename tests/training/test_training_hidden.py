@@ -64,6 +64,15 @@ def test_measured_in_pieces(monkeypatch):
     assert error < 0.3 * abs(expected)
 
 
+@pytest.mark.parametrize("pieces_of", [1, 7, 11])
+def test_pieces_have_the_signs_of_the_whole(monkeypatch, pieces_of):
+    found = trained({"baseline": ()}, measures=("relative_flatness@first", "relative_flatness_stderr@first"))
+    whole = found.measure(30)
+    monkeypatch.setattr(engine, "_CHUNK", 2 * pieces_of)  # there are as many pieces as more replicas would make
+    for name, value in found.measure(30).items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-6)
+
+
 def test_standard_errors_are_honest():
     names = ("relative_flatness@first", "relative_flatness_stderr@first")
     done = trained({"baseline": ()}, measures=names)
