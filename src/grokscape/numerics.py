@@ -39,7 +39,7 @@ def squared_distances(rows: Tensor, block: slice | None = None) -> Tensor:
 def root(values: Tensor) -> Tensor:
     """√x with slope 0, not ∞, at 0."""
     positive = values > 0
-    return values.where(positive, 1).sqrt().where(positive, values)
+    return values.where(positive, 1).sqrt().where(positive, values.detach())
 
 
 def log(values: Tensor) -> Tensor:
@@ -176,7 +176,8 @@ def pseudo_inverse(matrix: Tensor, null: Tensor, rtol: float) -> Tensor:
     size = torch.linalg.vector_norm(inverse.detach(), dim=(-2, -1), keepdim=True)
     regular = size * trace.detach() * rtol < 1  # no eigenvalue of `filled` is below 1 / size
     if not holds(regular.all()):
-        inverse = torch.linalg.inv_ex(filled.where(regular, torch.eye(matrix.shape[-1], dtype=matrix.dtype))).inverse
+        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        inverse = torch.linalg.inv_ex(filled.where(regular, identity)).inverse
         others = torch.linalg.pinv(matrix, rtol=rtol, hermitian=True)
         return (inverse - null / scale).where(regular, others)
     return inverse - null / scale
@@ -202,9 +203,7 @@ def full_precision() -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+        _end_autocast(stack)
         try:
             before = torch.get_float32_matmul_precision()
         except RuntimeError:  # somebody has used the settings of single backends, with which this one cannot be asked
@@ -216,6 +215,29 @@ def full_precision() -> Iterator[None]:
             if before != "highest":
                 torch.set_float32_matmul_precision("highest")
                 stack.callback(torch.set_float32_matmul_precision, before)
+        yield
+
+
+def _end_autocast(stack: ExitStack) -> None:
+    """Compute in the dtype of the numbers until the stack is closed."""
+    for device in ("cpu", "cuda", "mps"):
+        if torch.is_autocast_enabled(device):
+            stack.enter_context(torch.autocast(device, enabled=False))
+
+
+@contextmanager
+def fresh_settings() -> Iterator[None]:
+    """Autocast, default dtype and device as in a new process; what they, and the generator, were before is put back.
+
+    So that a run follows from its specification, whatever the session that it is started from has set.
+    """
+    with ExitStack() as stack:
+        _end_autocast(stack)
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type != "cpu":  # the mode that this enters slows every call down
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
         yield
 
 

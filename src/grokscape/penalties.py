@@ -12,11 +12,10 @@ from grokscape.numerics import holds
 
 def schedule_gate(step: int, start: Tensor | int, until: Tensor | float | None, ramp: Tensor | int = 0) -> Tensor:
     """Share of the full strength: 0 before `start` and from `until` on, else min(1, (step − start + 1)/ramp)."""
-    start = torch.as_tensor(start, dtype=torch.float64)
-    until = torch.as_tensor(torch.inf if until is None else until, dtype=torch.float64)
-    ramp = torch.as_tensor(ramp, dtype=torch.float64).clamp(min=1)
+    until = torch.inf if until is None else until
+    start, until, ramp = (torch.as_tensor(each, dtype=torch.float64, device="cpu") for each in (start, until, ramp))
     inside = (step >= start) & (step < until)
-    return inside * ((step - start + 1) / ramp).clamp(0, 1)
+    return inside * ((step - start + 1) / ramp.clamp(min=1)).clamp(0, 1)
 
 
 def measure_at(name: str, snapshot: Snapshot, temperature: float = 1.0) -> Tensor:

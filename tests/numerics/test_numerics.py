@@ -159,6 +159,25 @@ def test_the_slope_of_a_pseudo_inverse_is_numerical_even_beside_irregular_matric
     assert torch.autograd.gradcheck(lambda root: total(root, [1, 2]), root)
 
 
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
+def test_full_precision_ends_autocast(kind):
+    torch.set_autocast_enabled(kind, True)
+    try:
+        with full_precision():
+            assert not torch.is_autocast_enabled(kind)
+        assert torch.is_autocast_enabled(kind)
+    finally:
+        torch.set_autocast_enabled(kind, False)
+
+
+@pytest.mark.parametrize(("function", "expected"), [
+    (numerics.root, [0.0, 0.25]), (numerics.log, [0.0, 0.25])])
+def test_slopes_at_zero_are_zero(function, expected):
+    values = torch.tensor([0.0, 4.0], requires_grad=True)
+    function(values)[function(values).isfinite()].sum().backward()
+    assert values.grad.tolist() == expected
+
+
 def test_squared_norms_and_their_slopes():
     rows = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows[0, 1] = 0.0

@@ -183,7 +183,7 @@ def as_batch(batch: Any) -> Batch:
 def _labels(value: Any) -> Tensor:
     """The labels of a batch as a tensor."""
     try:
-        labels = torch.as_tensor(_tensor(value))
+        labels = value if isinstance(value, Tensor) else torch.as_tensor(_tensor(value))
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(value).__name__
         raise TypeError(f"labels, the last part of a batch, must be a tensor or an array, got a {kind}") from error

@@ -117,7 +117,7 @@ class Layer:
             return True
         generator = torch.Generator().manual_seed(0)
         shape = through.shape[:lead] + (1,) * (through.dim() - lead)
-        order = torch.randperm(math.prod(shape), generator=generator).reshape(shape)
+        order = torch.randperm(math.prod(shape), generator=generator, device=generator.device).reshape(shape)
         for bit in (0, 1):
             half = (order >> bit).remainder(2).to(through)
             along = (through * half * rademacher(*through.shape, generator=generator, like=through)).sum()

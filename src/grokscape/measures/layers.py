@@ -210,7 +210,7 @@ def _add_batch(layers: Sequence[Layer], total: Tensor, samples: int, plan: _Plan
         exact = plan.is_exact(layer)
         variable = layer.variable(exact)
         slope = slope if variable is layer.weight else through
-        sums = torch.zeros(1 if exact else plan.probes, dtype=torch.float64)
+        sums = torch.zeros(1 if exact else plan.probes, dtype=torch.float64, device="cpu")
         if slope is not None and slope.requires_grad:
             for index, direction in enumerate(_directions(layer, exact, plan)):
                 along = (slope * direction).sum()

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+from grokscape.numerics import fresh_settings
 from grokscape.store import RunFolder, write_json
 from grokscape.studies.spec import StudySpec, arm_optimizer, arm_testbed
 from grokscape.training import CHECKPOINT_SECONDS, Plan, Progress, Replica, Run, bound_to_length
 
 
+@fresh_settings()
 def plan(spec: StudySpec, device: str = "cpu", checkpoint_seconds: float = CHECKPOINT_SECONDS) -> Plan:
     """Everything that the engine needs, from a study's specification: arms outermost, seeds within."""
     splits: dict[Any, Any] = {}
@@ -36,6 +38,7 @@ def plan(spec: StudySpec, device: str = "cpu", checkpoint_seconds: float = CHECK
     )
 
 
+@fresh_settings()
 def train(
     spec: StudySpec,
     folder: RunFolder,

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from grokscape.numerics import fresh_settings
 from grokscape.store import RunFolder, RunFolderError, damaged_part, read_json, write_bytes
 from grokscape.studies.launch import plan, train
 from grokscape.studies.spec import StudySpec
@@ -120,6 +121,7 @@ def check_unchanged(folder: RunFolder, spec: StudySpec, shards: Sequence[Shard])
             )
 
 
+@fresh_settings()
 def trained(folder: RunFolder, spec: StudySpec, arm: str, seed: int) -> Trained:
     """The network of one arm and pair, from the run's own checkpoint or from that of the shard that trained it.
 
