@@ -19,7 +19,7 @@ from rich.text import Text
 import grokscape
 from grokscape.exits import explain, leave_in_peace, stoppable, terminated, warn
 from grokscape.plural import counted
-from grokscape.store import RunFolder, RunFolderError
+from grokscape.store import CHECKPOINT_SECONDS, RunFolder, RunFolderError
 
 app = cyclopts.App(
     name="grokscape",
@@ -62,7 +62,7 @@ class Where:
     launcher: LauncherName | None = None
     workers: int | None = None
     tracker: Annotated[tuple[TrackerName, ...], Parameter(negative="", show_default=False)] = ()
-    checkpoint_every: float = 20.0
+    checkpoint_every: float = CHECKPOINT_SECONDS
 
     def settings(self) -> dict[str, Any]:
         """As `workflow.run` and `workflow.resume` take them."""

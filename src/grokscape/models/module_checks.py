@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from grokscape.testbeds.types import InputSpec
 
-_Named = dict[str, Tensor]
+Named = dict[str, Tensor]
 
 
 def made(make: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -13,6 +13,7 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grokscape.models.module_checks import (
+    Named,
     check_parameters,
     check_repeatable,
     check_slopes,
@@ -28,8 +29,6 @@ from grokscape.models.module_checks import (
 from grokscape.models.network import Network
 from grokscape.perturbations import UNPERTURBED, Perturbations, can_be_perturbed, perturbed_module, signs_of
 from grokscape.testbeds.types import InputSpec
-
-_Named = dict[str, Tensor]
 
 
 @contextlib.contextmanager
@@ -105,7 +104,7 @@ class ModuleNetwork(Network):
         """See `Network.init`; the module draws as it always does, from a generator seeded by `generator`."""
         return self.initial(generator, dtype)[0]
 
-    def initial(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[_Named, _Named]:
+    def initial(self, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Named, Named]:
         """See `Network.initial`."""
         module = made(self._make, int(torch.randint(2**62, (), generator=generator)))
         parameters = {name: parameter.detach().to(dtype) for name, parameter in module.named_parameters()}
@@ -192,13 +191,13 @@ class ModuleNetwork(Network):
         return chosen
 
     def _one(
-        self, parameters: _Named, buffers: _Named, inputs: Tensor, perturbations: Perturbations = UNPERTURBED
+        self, parameters: Named, buffers: Named, inputs: Tensor, perturbations: Perturbations = UNPERTURBED
     ) -> Tensor:
         """What enters the head of one replica, (N, d)."""
         return self._called(parameters, buffers, inputs, perturbations)[0]
 
     def _called(
-        self, parameters: _Named, buffers: _Named, inputs: Tensor, perturbations: Perturbations
+        self, parameters: Named, buffers: Named, inputs: Tensor, perturbations: Perturbations
     ) -> tuple[Tensor, Any]:
         """What enters the head of one replica, (N, d), and what the module returns."""
         seen: list[Tensor] = []
@@ -240,16 +239,16 @@ class ModuleNetwork(Network):
             return self._called(dict(self._module.named_parameters()), buffers, inputs, UNPERTURBED)
 
     def _all_at_once(
-        self, parameters: _Named, buffers: _Named, inputs: Tensor, perturbations: Perturbations
+        self, parameters: Named, buffers: Named, inputs: Tensor, perturbations: Perturbations
     ) -> Tensor:
-        def one(parameters: _Named, buffers: _Named, inputs: Tensor, sizes: _Named) -> Tensor:
+        def one(parameters: Named, buffers: Named, inputs: Tensor, sizes: Named) -> Tensor:
             """One replica, with its own sizes."""
             own = {name: replace(perturbations[name], size=size) for name, size in sizes.items()}
             return self._one(parameters, buffers, inputs, own)
 
         return vmap(one)(parameters, buffers, inputs, {name: each.size for name, each in perturbations.items()})
 
-    def _one_by_one(self, parameters: _Named, buffers: _Named, inputs: Tensor, perturbations: Perturbations) -> Tensor:
+    def _one_by_one(self, parameters: Named, buffers: Named, inputs: Tensor, perturbations: Perturbations) -> Tensor:
         rows = (
             self._one(
                 {name: value[r] for name, value in parameters.items()},

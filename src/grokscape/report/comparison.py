@@ -10,14 +10,14 @@ from grokscape.analysis import FrameError, analyze
 from grokscape.report import glossary, wording
 from grokscape.report.arms import Arm, arms_of
 from grokscape.report.html import render
-from grokscape.report.interactive import figure_for_page, legend_entries, themed
+from grokscape.report.interactive import figure_for_page, legend_entries
 from grokscape.report.onsets import Outcomes
 from grokscape.report.panels import arms_for_page
 from grokscape.report.plate import Axis, Layer, Panel, Plate, Points, Rule
 from grokscape.report.provenance import provenance
 from grokscape.report.run import Run, read_run
 from grokscape.report.trajectories import panel, shown_steps
-from grokscape.report.verdicts import GLYPHS, PROPERTY_TITLES, VERDICT_TITLES
+from grokscape.report.verdicts import PROPERTY_TITLES, judged, stands_for_its_property
 from grokscape.store import RunFolder, write_bytes
 
 LEAD = (
@@ -157,9 +157,7 @@ def _delay(finding: Mapping[str, Any], arm: Arm, row: float, label: bool) -> Poi
 
 def verdict_matrix(runs: Sequence[Run], pooled: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Runs × properties, with a last row for what they say together."""
-    found = [
-        {_property(f): f for f in run.of_kind("necessity") if f["id"] == f"necessity/{_property(f)}"} for run in runs
-    ]
+    found = [{_property(f): f for f in run.of_kind("necessity") if stands_for_its_property(f)} for run in runs]
     properties = list(dict.fromkeys(name for row in found for name in row))
     shared = {_property(f): f for f in pooled if f["id"] == f"pooled/necessity/{_property(f)}"}
     rows = [
@@ -185,13 +183,7 @@ def _property(finding: Mapping[str, Any]) -> str:
 def _cell(run: Run, property_: str, finding: Mapping[str, Any] | None) -> dict[str, str]:
     if finding is None:
         return {"verdict": "", "why": "", "glyph": "", "hue": ""}
-    verdict = finding["verdict"]
-    return {
-        "verdict": wording.sentence(VERDICT_TITLES.get(verdict, verdict)),
-        "why": wording.sentence(run.readable(finding["data"]["reason"])),
-        "glyph": GLYPHS.get(verdict, "half"),
-        "hue": themed(wording.property_colour(property_)),
-    }
+    return {**judged(finding, property_), "why": wording.sentence(run.readable(finding["data"]["reason"]))}
 
 
 def _pooled(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], str]:

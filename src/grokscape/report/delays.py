@@ -7,6 +7,7 @@ from grokscape.report import wording
 from grokscape.report.arms import Arm
 from grokscape.report.plate import Axis, Band, Layer, Line, Missing, Panel, Plate, Points, Rule
 from grokscape.report.run import Run
+from grokscape.report.trajectories import arm_axis
 
 TITLE = "Delay from memorisation to generalisation"
 
@@ -100,5 +101,4 @@ def _ratios(run: Run) -> Panel | None:
                 [ratio["value"]], [row], arm.colour, arm=arm.name, x_ends=[(ratio["low"], ratio["high"])], hover=[text]
             )
         )
-    names = Axis(categories=tuple(arm.title for arm in arms), colours=tuple(arm.colour for arm in arms))
-    return Panel(Axis("Delay over the baseline's"), names, tuple(layers), height=max(1.0, 0.07 * len(arms)))
+    return Panel(Axis("Delay over the baseline's"), arm_axis(arms), tuple(layers), height=max(1.0, 0.07 * len(arms)))

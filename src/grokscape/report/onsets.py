@@ -11,9 +11,9 @@ from grokscape.analysis import Record
 from grokscape.analysis.summary import table_of
 from grokscape.plural import counted
 from grokscape.report.arms import Arm
-from grokscape.report.plate import Axis, Missing, Panel, Plate, Points, Symbol
+from grokscape.report.plate import Missing, Panel, Plate, Points, Symbol
 from grokscape.report.run import Run
-from grokscape.report.trajectories import panel, shown_steps, step_axis
+from grokscape.report.trajectories import arm_axis, panel, shown_steps, step_axis
 from grokscape.rules import Rules
 
 MOST_KEY_ARMS = 8
@@ -130,6 +130,4 @@ def _strip(run: Run, found: Outcomes, arms: Sequence[Arm]) -> Panel:
                 followed.tolist(), (position + spread[never]).tolist(), arm.colour, "", arm.name, "x", 6.0, hover=hover
             )
         )
-    axis = step_axis(run)
-    y = Axis(categories=tuple(arm.title for arm in arms), colours=tuple(arm.colour for arm in arms))
-    return Panel(axis, y, tuple(layers), height=max(0.5, 0.115 * len(arms)))
+    return Panel(step_axis(run), arm_axis(arms), tuple(layers), height=max(0.5, 0.115 * len(arms)))

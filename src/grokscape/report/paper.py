@@ -17,7 +17,7 @@ from grokscape.report.drawing import Style, write_plate
 from grokscape.report.palette import FAMILY_COLOURS, INK, MUTED, Colour, Dash
 from grokscape.report.plate import Axis, Band, Layer, Line, Panel, Plate, Rule
 from grokscape.report.run import Run, read_run
-from grokscape.report.trajectories import is_logarithmic, layers, rounded, shown_steps, step_axis, summarise
+from grokscape.report.trajectories import arm_axis, is_logarithmic, layers, rounded, shown_steps, step_axis, summarise
 from grokscape.store import RunFolder
 
 
@@ -122,9 +122,8 @@ def _angles(run: Run, name: str) -> Plate:
     ]
     if classes := last["train/classes"].to_list():
         drawn.insert(0, Rule(math.degrees(math.acos(-1 / (max(classes) - 1))), label="simplex"))
-    names = Axis(categories=tuple(arm.title for arm in arms), colours=tuple(arm.colour for arm in arms))
     angles = Axis("Angle between centred class means, degrees; line: all pairs, box: middle half, tick: median")
-    return _plate(name, (Panel(angles, names, tuple(drawn), height=max(1.0, 0.4 * len(arms))),), 1)
+    return _plate(name, (Panel(angles, arm_axis(arms), tuple(drawn), height=max(1.0, 0.4 * len(arms))),), 1)
 
 
 def _boxes(rows: Sequence[tuple[float, ...]], place: int, arm: Arm) -> list[Layer]:

@@ -150,6 +150,11 @@ def step_axis(run: Run) -> Axis:
     return Axis("Training step", log=True, limits=(float(first), run.last_step * 1.06))
 
 
+def arm_axis(arms: Sequence[Arm]) -> Axis:
+    """An axis with a place for each arm."""
+    return Axis(categories=tuple(arm.title for arm in arms), colours=tuple(arm.colour for arm in arms))
+
+
 def rounded(values: np.ndarray, digits: int = 4) -> list[float | None]:
     """Numbers to a few significant digits, None where there is none: what a screen can show."""
     return [_short(v, digits) if np.isfinite(v) else None for v in values.tolist()]

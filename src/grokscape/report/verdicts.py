@@ -18,35 +18,43 @@ def no_verdicts(run: Run) -> str:
 
 
 PROPERTY_TITLES = {"collapse": "neural collapse", "fit": "a low training loss", "norm": "a small weight norm"}
-VERDICT_TITLES = {"belongs to the manipulation": "the harm belongs to the manipulation"}
-GLYPHS = {"consistent with necessary": "full", "not necessary": "empty"}
+_VERDICT_TITLES = {"belongs to the manipulation": "the harm belongs to the manipulation"}
+_GLYPHS = {"consistent with necessary": "full", "not necessary": "empty"}
 
 
 def cards(run: Run) -> list[dict[str, Any]]:
     """What stands first: one card per judged property, or, where none was manipulated, one per claim of the papers."""
-    judged = [_property_card(run, finding) for finding in run.of_kind("necessity") if _stands_for_its_property(finding)]
-    return judged or [_claim_card(run, f) for f in run.of_kind("dispute") if f["verdict"] in ("agrees", "disagrees")]
+    found = [_property_card(run, finding) for finding in run.of_kind("necessity") if stands_for_its_property(finding)]
+    return found or [_claim_card(run, f) for f in run.of_kind("dispute") if f["verdict"] in ("agrees", "disagrees")]
 
 
-def _stands_for_its_property(finding: Mapping[str, Any]) -> bool:
-    return finding["id"] == f"necessity/{finding['subject']['property']}"
+def stands_for_its_property(finding: Mapping[str, Any]) -> bool:
+    """Whether a verdict of need is that of the measure which stands for its property."""
+    return bool(finding["id"] == f"necessity/{finding['subject']['property']}")
+
+
+def judged(finding: Mapping[str, Any], property_: str) -> dict[str, str]:
+    """How a verdict on a property looks: its words, the glyph beside them, its colour."""
+    verdict = finding["verdict"]
+    return {
+        "verdict": wording.sentence(_VERDICT_TITLES.get(verdict, verdict)),
+        "glyph": _GLYPHS.get(verdict, "half"),
+        "hue": themed(wording.property_colour(property_)),
+    }
 
 
 def _property_card(run: Run, finding: Mapping[str, Any]) -> dict[str, Any]:
     property_, measure = finding["subject"]["property"], run.measure_title(finding["subject"]["measure"])
-    verdict = finding["verdict"]
     return {
+        **judged(finding, property_),
         "heading": f"Is {PROPERTY_TITLES.get(property_, property_)} necessary?",
         "link": "def-necessary",
-        "verdict": wording.sentence(VERDICT_TITLES.get(verdict, verdict)),
-        "glyph": GLYPHS.get(verdict, "half"),
         "statement": f"{wording.sentence(run.readable(finding['data']['reason']))}.",
         "groups": wording.grouped(wording.estimates(finding, run)),
         "basis": _basis(finding),
         "rule": f"Measured by {measure}. Tests: {finding['test']}. {finding['rule']}",
         "anchor": wording.anchor(finding["id"]),
         "sufficient": _sufficiency(run, property_),
-        "hue": themed(wording.property_colour(property_)),
     }
 
 

@@ -15,6 +15,15 @@ Every file is written beside its place and moved over it, so a reader never sees
 """
 
 from grokscape.store.files import RunFolderError, read_json, write_bytes, write_json
-from grokscape.store.folder import KEYS, RunFolder, damaged_part
+from grokscape.store.folder import CHECKPOINT_SECONDS, KEYS, RunFolder, damaged_part
 
-__all__ = ["KEYS", "RunFolder", "RunFolderError", "damaged_part", "read_json", "write_bytes", "write_json"]
+__all__ = [
+    "CHECKPOINT_SECONDS",
+    "KEYS",
+    "RunFolder",
+    "RunFolderError",
+    "damaged_part",
+    "read_json",
+    "write_bytes",
+    "write_json",
+]

@@ -17,6 +17,7 @@ from grokscape.store.contents import FINDING, SPEC, STATUS, check_entries, check
 from grokscape.store.files import RunFolderError, is_temporary, locked, read_json, write_bytes, write_json
 
 KEYS = ("replica", "arm", "seed", "init_seed", "split_seed", "step")
+CHECKPOINT_SECONDS = 20.0  # between checkpoints, unless asked otherwise
 _METADATA_KEY = b"grokscape.columns"
 _SAVING_SECONDS = 5.0  # for so long who claims a folder waits for a process that is still saving into it
 

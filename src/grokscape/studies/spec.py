@@ -12,11 +12,12 @@ from grokscape.models import Model
 from grokscape.rules import OnsetRule, VerdictRule
 from grokscape.settings import Settings
 from grokscape.testbeds import Task
-from grokscape.training import Evaluation, Optimizer
+from grokscape.training import Evaluation, Optimizer, Precision
 from grokscape.training.columns import column_table
 from grokscape.training.levers import check_together
 
 Seed = Annotated[int, Field(ge=0, le=2**62)]  # what PyTorch's generators and Parquet's integers hold
+Name = Annotated[str, Field(min_length=1, max_length=80)]
 DEFAULT_MEASURES = (
     "relative_flatness",
     "relative_flatness_bound",
@@ -55,7 +56,7 @@ class Arm(Settings):
         testbed: settings that differ from the study's, such as {"random_labels": true}.
     """
 
-    name: Annotated[str, Field(min_length=1, max_length=80)]
+    name: Name
     title: str = ""
     role: Literal["baseline", "manipulation", "control"] = "manipulation"
     control: Literal["matched-level", "random-labels", "rescaling", "no-delay", "no-grokking"] | None = None
@@ -101,7 +102,7 @@ class StudySpec(Settings):
         precision, early_stop, compile: of the engine.
     """
 
-    name: Annotated[str, Field(min_length=1, max_length=80)]
+    name: Name
     title: str = ""
     question: str = ""
     description: str = ""
@@ -119,7 +120,7 @@ class StudySpec(Settings):
     evaluation: Evaluation = Evaluation(measures=DEFAULT_MEASURES)
     onset: OnsetRule = OnsetRule()
     verdict: VerdictRule = VerdictRule()
-    precision: Literal["float32", "float64", "bf16"] = "float32"
+    precision: Precision = "float32"
     compile: bool = False
     early_stop: bool = False
 

@@ -14,11 +14,11 @@ from grokscape.measures import layers_of
 from grokscape.models import Network
 from grokscape.rules import OnsetRule
 from grokscape.settings import Settings
+from grokscape.store import CHECKPOINT_SECONDS
 from grokscape.testbeds import Split
 from grokscape.training.optimisers import SGD, AdamW
 
-CHECKPOINT_SECONDS = 20.0
-
+Precision = Literal["float32", "float64", "bf16"]
 _SHARED = {"betas", "eps", "momentum", "nesterov"}
 _PER_ARM = ("lr", "weight_decay", "warmup", "schedule", "sam_radius", "orthogonal_gradient")
 
@@ -101,7 +101,7 @@ class Plan:
     evaluation: Evaluation
     onset: OnsetRule
     device: str = "cpu"
-    precision: Literal["float32", "float64", "bf16"] = "float32"
+    precision: Precision = "float32"
     compile: bool = False
     early_stop: bool = False
     checkpoint_seconds: float = CHECKPOINT_SECONDS
