@@ -27,9 +27,13 @@ def _promoted(name: str, title: str, measure: str) -> Arm:
     return Arm(name=name, title=title, interventions=(Promote(measure, strength=1e-2),))
 
 
-def _loss_held(level: float, name: str, title: str, strength: float = 0.1) -> Arm:
-    clamp = Clamp("loss", at_least=level, strength=strength)
-    return Arm(name=name, title=title, role="control", control="matched-level", interventions=(clamp,))
+def _other(name: str, title: str, *interventions: Intervention) -> Arm:
+    """Another hand: it presses on no measure of a property, and serves where it brings one to the same level."""
+    return Arm(name=name, title=title, role="control", control="matched-level", interventions=interventions)
+
+
+def _loss_held(level: float, strength: float = 0.1) -> Arm:
+    return _other(f"loss-{level:g}", f"Loss ≥ {level:g}", Clamp("loss", at_least=level, strength=strength))
 
 
 def _hands(levels: Mapping[str, Sequence[float]]) -> tuple[Arm, ...]:
@@ -59,7 +63,7 @@ def _with_norm_held(levels: Sequence[float]) -> tuple[Arm, ...]:
             interventions=(Clamp("relative_flatness", at_least=level), norm))
         for level in levels
     )
-    return (*both, Arm(name="norm", title=title, role="control", control="matched-level", interventions=(norm,)))
+    return (*both, _other("norm", title, norm))
 
 
 def _controls(**faster: float) -> tuple[Arm, ...]:
@@ -100,7 +104,7 @@ def _quickstart() -> StudySpec:
             _promoted("collapse-promoted", "Collapse promoted", "cdnv"),
             _held("collapse-held", "Collapse held back, CDNV", "cdnv", 1.2),
             _held("collapse-held", "Collapse held back, CDNV", "cdnv", 1.6),
-            _loss_held(1e-1, "loss-held", "Training loss held ≥ 0.1", strength=1.0),
+            _other("loss-held", "Training loss held ≥ 0.1", Clamp("loss", at_least=0.1, strength=1.0)),
         ),
         **_quick_testbed(points=32, refine=60),
     )
@@ -128,10 +132,10 @@ def _necessity() -> StudySpec:
                 }
             ),
             *_with_norm_held((30, 100)),
-            _loss_held(2e-3, "loss-0.002", "Loss ≥ 0.002"),
-            _loss_held(2e-2, "loss-0.02", "Loss ≥ 0.02"),
-            _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
-            _loss_held(6e-1, "loss-0.6", "Loss ≥ 0.6", strength=3.0),
+            _loss_held(0.002),
+            _loss_held(0.02),
+            _loss_held(0.1, strength=1.0),
+            _loss_held(0.6, strength=3.0),
             *_controls(lr=2e-2, weight_decay=2.0),
         ),
         **_quick_testbed("relative_flatness_geometric"),
@@ -158,8 +162,8 @@ def _necessity_digits() -> StudySpec:
                     "nc1": (0.6, 0.75), "ildr": (1.6, 1.3),
                 }
             ),
-            _loss_held(2e-2, "loss-0.02", "Loss ≥ 0.02"),
-            _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
+            _loss_held(0.02),
+            _loss_held(0.1, strength=1.0),
             *_controls(lr=2e-3, weight_decay=2.0),
         ),
         **_digits_testbed("relative_flatness_geometric"),
@@ -187,15 +191,10 @@ def _necessity_layers() -> StudySpec:
         title = f"κ of {title} ≥ {share:g} × at memorisation"
         return Arm(name=f"{name}-{share:g}", title=title, interventions=clamps)
 
-    def other(name: str, title: str, *interventions: Intervention) -> Arm:
-        """Another hand, which does not press on κ and leaves hidden layers sharp."""
-        return Arm(name=name, title=title, role="control", control="matched-level", interventions=interventions)
-
     uncertain = Clamp("predictive_entropy", at_least=1.0, strength=3.0)
     large = {share: Clamp("weight_norm", at_least=share, strength=1.0, relative_to="memorisation")
              for share in (0.9, 1.1)}
     first, second = (Clamp(measure, at_least=level) for measure, level in zip(hidden, (500, 1000)))
-
     return StudySpec(
         name="necessity-layers",
         title="Flatness of the head, and of the hidden layers",
@@ -210,15 +209,15 @@ def _necessity_layers() -> StudySpec:
             BASELINE,
             *(held("head", "the head", share, head) for share in (0.1, 0.5)),
             *(held("hidden", "hidden layers", share, *hidden) for share in (0.1, 0.5)),
-            _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
-            other("uncertain", "Entropy ≥ 1", uncertain),
-            *(other(f"uncertain-norm-{share:g}", f"Entropy ≥ 1, ‖θ‖ ≥ {share:g} × at memorisation", uncertain, clamp)
+            _loss_held(0.1, strength=1.0),
+            _other("uncertain", "Entropy ≥ 1", uncertain),
+            *(_other(f"uncertain-norm-{share:g}", f"Entropy ≥ 1, ‖θ‖ ≥ {share:g} × at memorisation", uncertain, clamp)
               for share, clamp in large.items()),
             Arm(name="uncertain-hidden", title="κ of hidden layers ≥ 500, 1000, entropy ≥ 1, ‖θ‖ ≥ 0.9",
                 interventions=(first, second, uncertain, large[0.9])),
             Arm(name="uncertain-second", title="κ of the second layer ≥ 2000, entropy ≥ 1",
                 interventions=(Clamp(hidden[1], at_least=2000), uncertain)),
-            other("margin", "Margin suppressed", Suppress("margin", strength=0.05)),
+            _other("margin", "Margin suppressed", Suppress("margin", strength=0.05)),
         ),
         **_digits_testbed("predictive_entropy", *hidden, *(name.replace("@", "_stderr@") for name in hidden))
         | {"steps": 2500},
@@ -266,7 +265,7 @@ def _necessity_transformer() -> StudySpec:
             _held("rnc1", "RNC1", "rnc1", 0.55, strength=1.0, start=200),
             _held("nc1", "NC1", "nc1", 6),
             _held("ildr", "ILDR", "ildr", 1.3, strength=1.0),
-            _loss_held(1e-1, "loss-0.1", "Loss ≥ 0.1", strength=1.0),
+            _loss_held(0.1, strength=1.0),
         ),
         "seeds": 8,
         "evaluation": Evaluation(measures=DEFAULT_MEASURES, points=40, every=100, refine=50, max_samples=1024),
