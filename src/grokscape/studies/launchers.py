@@ -129,7 +129,10 @@ class Ray:
     @staticmethod
     def found() -> Any:
         """The package; a ValueError where it is not installed."""
-        return _needs("ray", "ray")
+        try:
+            return importlib.import_module("ray")
+        except ImportError:
+            raise ValueError("this launcher needs ray, which is not installed: pip install 'grokscape[ray]'") from None
 
     def __call__(self, shard: Path) -> None:
         """Train it somewhere in the cluster."""
@@ -163,15 +166,6 @@ LAUNCHERS: dict[str, Callable[[Order], Launcher]] = {
     "slurm": Slurm,
 }
 ELSEWHERE = ("ray", "slurm")  # their workers need not be on this machine
-
-
-def _needs(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise ValueError(
-            f"this launcher needs {module}, which is not installed: pip install 'grokscape[{extra}]'"
-        ) from None
 
 
 @contextmanager
