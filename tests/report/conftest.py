@@ -47,29 +47,14 @@ FLOORS = {
 
 def columns() -> dict[str, dict[str, str]]:
     """Descriptions of the columns, as a run writes them."""
-    described = {
-        f"{split}/{name}": {
-            "measure": name,
-            "split": split,
-            "property": p,
-            "direction": d,
-            "unit": u,
-            "source": s,
-            "title": t,
-        }
-        for name, (p, d, u, s, t) in MEASURES.items()
-        for split in ("train", "test")
-    }
-    norm = {
-        "measure": "weight_norm",
-        "split": "params",
-        "property": "norm",
-        "direction": "lower",
-        "unit": "≥ 0",
-        "source": "Euclidean norm of all parameters",
-        "title": "Weight norm",
-    }
-    return described | {"params/weight_norm": norm}
+    rows = {f"{split}/{name}": row for name, row in MEASURES.items() for split in ("train", "test")}
+    rows["params/weight_norm"] = ("norm", "lower", "≥ 0", "Euclidean norm of all parameters", "Weight norm")
+    described = {}
+    for column, row in rows.items():
+        split, _, name = column.partition("/")
+        about = zip(("property", "direction", "unit", "source", "title"), row, strict=True)
+        described[column] = {"measure": name, "split": split, **dict(about)}
+    return described
 
 
 def curves(arm: str, steps: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:

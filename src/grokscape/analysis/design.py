@@ -11,7 +11,7 @@ Read from `spec.json`, every field with a default, so that a missing one is fine
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Literal
 
@@ -141,7 +141,7 @@ def arms_of(spec: Mapping[str, Any], columns: Mapping[str, Mapping[str, Any]], p
     marked = [arm.name for arm in arms if arm.role == "baseline"]
     first = marked[0] if marked else "baseline" if "baseline" in names else names[0] if names else ""
     rest = [arm for arm in arms if arm.name != first]
-    chosen = [Arm(arm.name, arm.title, "baseline", "", arm.aims, arm.hand) for arm in arms if arm.name == first]
+    chosen = [replace(arm, role="baseline", control="") for arm in arms if arm.name == first]
     return chosen + rest
 
 

@@ -47,8 +47,7 @@ class Record:
            columns: Mapping[str, Mapping[str, Any]] | None = None, status: Mapping[str, Any] | None = None) -> "Record":
         """The record of any trajectory; without a spec its arms are only compared, with default rules."""
         spec, panel = spec or {}, Panel.of(frame, status)
-        known = {name: describe(name, columns or {}) | dict((columns or {}).get(name, {}))
-                 for name in panel.frame.columns if "/" in name}
+        known = {name: describe(name, columns or {}) for name in panel.frame.columns if "/" in name}
         present = list(dict.fromkeys(panel.replicas["arm"].to_list()))
         arms = tuple(arms_of(spec, known, present))
         return cls(str(spec.get("name") or "study"), spec, known, panel, Rules.of(spec), arms)
