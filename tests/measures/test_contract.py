@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grokscape.measures import DEFAULT, MEASURES, Snapshot, evaluate
+from grokscape.measures import DEFAULT, MEASURES, Snapshot, evaluate, find_measure
 
 ROWS = list(MEASURES.values())
 NAMES = list(MEASURES)
@@ -56,6 +56,17 @@ def test_one_value_for_each_replica(name, lead):
     torch.testing.assert_close(value, MEASURES[name](s).expand(lead), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", [*NAMES, "relative_flatness@first"])
+@pytest.mark.parametrize("lead", [(), (2,)])
+@pytest.mark.parametrize("classes", [4, 200])
+def test_without_samples_there_is_nothing_to_measure(name, lead, classes):
+    s = snapshot(classes=classes)
+    fields = (x.expand(*lead, *x.shape) for x in (s.features[:0], s.logits[:0], s.labels[:0], s.weight))
+    value = find_measure(name)(Snapshot(*fields, parameters={"w": s.weight.expand(*lead, *s.weight.shape)}))
+    assert value.shape == lead
+    assert bool(value.isnan().all()) == (name not in ("head_norm", "weight_norm", "fourier_concentration"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_keeps_the_dtype(name, dtype):
@@ -64,11 +75,12 @@ def test_keeps_the_dtype(name, dtype):
     torch.testing.assert_close(value.double(), MEASURES[name](snapshot()), rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "weight_norm"])
+@pytest.mark.parametrize("name", NAMES)
 def test_half_precision_is_worked_on_in_float32(name):
     narrow = snapshot(dtype=torch.bfloat16)
     fields = (narrow.features, narrow.logits, narrow.labels, narrow.weight, narrow.bias)
-    wide = Snapshot(*(x.float() if x.is_floating_point() else x for x in fields))
+    parameters = {key: value.float() for key, value in narrow.parameters.items()}
+    wide = Snapshot(*(x.float() if x.is_floating_point() else x for x in fields), parameters)
     value = MEASURES[name](narrow)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, MEASURES[name](wide), rtol=0, atol=0, equal_nan=True)

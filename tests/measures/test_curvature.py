@@ -84,6 +84,8 @@ def test_errors_say_what_to_do(problem):
     model, inputs, labels, _, _ = problem
     with pytest.raises(ValueError, match="number must lie between 1 and 30, got 99"):
         curvature.hessian_eigenvalues(model, (inputs, labels), 99)
+    with pytest.raises(ValueError, match="probes must be at least 1, got 0"):
+        curvature.hessian_trace(model, (inputs, labels), 0)
     with pytest.raises(ValueError, match="there are no samples to measure"):
         curvature.hessian_trace(model, (inputs, torch.full_like(labels, -100)))
     with pytest.raises(ValueError, match="no trainable parameter"):

@@ -47,6 +47,14 @@ def test_the_body_is_the_one_of_transformers():
     torch.testing.assert_close(module(tokens), module.head(expected))
 
 
+def test_pictures_of_the_right_width_alone_are_scaled_too():
+    torch.manual_seed(0)
+    module = ResNet(widths=(4, 8), depths=(1, 1), pixels=16).make(InputSpec("image", (1, 24, 16)), 3).eval()
+    pictures = torch.rand(2, 1, 24, 16)
+    scaled = torch.nn.functional.interpolate(pictures, size=(16, 16), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(module(pictures), module(scaled))
+
+
 def test_resnet18_has_the_size_of_resnet18():
     network = ResNet().make(InputSpec("image", (3, 32, 32)), 10)
     assert sum(p.numel() for p in network.parameters()) == 11_181_642  # torchvision's resnet18(num_classes=10)

@@ -57,3 +57,13 @@ def test_measuring_normalises_and_does_not_augment(split):
     by_hand = split.train_inputs.double() / 255
     by_hand = (by_hand - by_hand.mean((0, 2, 3), keepdim=True)) / by_hand.std((0, 2, 3), correction=0, keepdim=True)
     torch.testing.assert_close(seen.double(), by_hand, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("floating", [False, True])
+def test_a_channel_that_is_the_same_everywhere_is_only_moved(floating):
+    train = torch.full((4, 2, 3, 3), 51, dtype=torch.uint8)
+    train[:, 0] = torch.arange(36).view(4, 3, 3)
+    train = train.float() / 255 if floating else train
+    mean, std = channel_statistics(train)
+    assert (mean[1], std[1]) == (pytest.approx(0.2), 1.0)
+    assert std[0] == pytest.approx(float(torch.arange(36.0).std(correction=0)) / 255)

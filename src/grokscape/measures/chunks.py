@@ -33,6 +33,8 @@ def in_chunks(
         return part(features, widen(logits), targets)
 
     samples = features.shape[-2]
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}; leave it out for one that fits memory")
     if mask is not None:
         _check_mask(mask, samples)
         features = features.where(mask[..., None], 0)

@@ -35,8 +35,10 @@ def hessian_trace(
 
     Raises:
         ImportError: curvlinops is not installed.
-        ValueError: no trainable parameter, no samples.
+        ValueError: no trainable parameter, no samples, probes below 1.
     """
+    if probes < 1:
+        raise ValueError(f"probes must be at least 1, got {probes}")
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
 
     def estimate(operator: Any, samples: int, like: Tensor) -> Estimate:

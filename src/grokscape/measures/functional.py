@@ -57,7 +57,7 @@ def relative_flatness(
 
     Raises:
         TypeError: integer features.
-        ValueError: shapes that do not fit, no samples, an unknown loss or reduction.
+        ValueError: shapes that do not fit, no samples, an unknown loss or reduction, a chunk_size below 1.
 
     Example:
         >>> features, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
@@ -110,7 +110,7 @@ def relative_flatness_bound(
 
     Raises:
         TypeError: integer features.
-        ValueError: shapes that do not fit, no samples, a temperature that is not positive.
+        ValueError: shapes that do not fit, no samples, a temperature that is not positive, a chunk_size below 1.
 
     Source: Walter et al. 2024; Han et al., NeurIPS 2025, Lemma A.2.
     """

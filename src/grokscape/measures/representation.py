@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grokscape.measures.softmax import Softmax
 from grokscape.measures.statistics import ClassMeans
-from grokscape.numerics import finite_or_identity, widest
+from grokscape.numerics import finite_or_identity, widen, widest
 
 NAN = float("nan")
 
@@ -110,8 +110,8 @@ def distance_from(parameters: Mapping[str, Tensor], initial: Mapping[str, Tensor
 
 
 def layer_norms(parameters: Mapping[str, Tensor], replica_axes: int = 0) -> dict[str, Tensor]:
-    """Frobenius norm of every parameter by name: (..., *shape) → (...)."""
+    """Frobenius norm of every parameter by name: (..., *shape) → (...), in float32 for half precision."""
     return {
-        name: torch.linalg.vector_norm(value.reshape(*value.shape[:replica_axes], -1), dim=-1)
+        name: torch.linalg.vector_norm(widen(value).reshape(*value.shape[:replica_axes], -1), dim=-1)
         for name, value in parameters.items()
     }

@@ -69,6 +69,8 @@ def smoothing_excess(
     """
     if kernel not in ("sphere", "gaussian"):
         raise ValueError(f"kernel must be 'sphere' or 'gaussian', got {kernel!r}")
+    if probes < 1:
+        raise ValueError(f"probes must be at least 1, got {probes}")
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     features, weight, logits = in_float64(features), in_float64(weight), in_float64(logits)
     labels = labels.to(logits.device, torch.int64)
@@ -129,7 +131,7 @@ def feature_robustness(
         generator: of the noise; by default one with seed 0.
 
     Raises:
-        TypeError, ValueError: input that does not fit, a radius that is not positive.
+        TypeError, ValueError: input that does not fit, a radius that is not positive, probes below 1.
 
     Source: Petzka et al., NeurIPS 2021, Section 4.
     """
@@ -183,7 +185,7 @@ def decompose_gap(
         radius, kernel, probes, generator: as in `feature_robustness`.
 
     Raises:
-        TypeError, ValueError: input that does not fit, a radius that is not positive.
+        TypeError, ValueError: input that does not fit, a radius that is not positive, probes below 1.
 
     Source: Petzka et al., NeurIPS 2021, Section 3; Han et al., NeurIPS 2025, Appendix D.
     """

@@ -184,6 +184,9 @@ class Quantities:
         return ClassStatistics.of(snapshot.features, snapshot.labels, snapshot.num_classes, around)
 
 
+WITHOUT_SAMPLES = {"weight", "bias", "parameters"}
+"""Inputs of measures that look at no sample."""
+
 Property = Literal["flatness", "collapse", "fit", "norm", "margin", "representation", "representativeness", "curvature"]
 
 
@@ -226,6 +229,8 @@ class Measure:
         return self.of(Quantities(snapshot), **options)
 
     def of(self, quantities: Quantities, **options: object) -> Tensor:
-        """Value from quantities that other measures may have computed already."""
+        """Value from quantities that other measures may have computed already; NaN where it needs samples, of none."""
+        if not quantities.labels.shape[-1] and not set(self.inputs) <= WITHOUT_SAMPLES:
+            return quantities.weight.new_full(quantities.weight.shape[:-2], float("nan"))
         with full_precision():
             return self.function(*(getattr(quantities, name) for name in self.inputs), **options)

@@ -67,7 +67,7 @@ class Classifier(nn.Module):
 
 
 def _scaled(images: Tensor, pixels: int | None) -> Tensor:
-    if pixels is None or images.shape[-1] == pixels:
+    if pixels is None or images.shape[-2:] == (pixels, pixels):
         return images
     return F.interpolate(images, size=(pixels, pixels), mode="bilinear", align_corners=False)
 

@@ -52,12 +52,15 @@ class ImageTransform:
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of images (N, C, H, W), on the scale where uint8 runs from 0 to 1."""
+    """Mean and standard deviation of each channel of images (N, C, H, W), on the scale where uint8 runs from 0 to 1.
+
+    The deviation of a channel that is the same everywhere is 1, so that others are told from it as they are stored.
+    """
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
     count = images.numel() / images.shape[1]
     parts = [part.transpose(0, 1).flatten(1) for part in images.split(1024)]
     mean = torch.stack([part.double().sum(1) for part in parts]).sum(0) / count
     squares = torch.stack([(part.double() - mean[:, None]).square().sum(1) for part in parts]).sum(0)
-    std = (squares / count).sqrt()
+    std = (squares / count).sqrt() / scale
     std = torch.where(std > 0, std, torch.ones_like(std))
-    return tuple((mean / scale).tolist()), tuple((std / scale).tolist())
+    return tuple((mean / scale).tolist()), tuple(std.tolist())

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from grokscape.measures import MEASURES, OF_LAYER, Measure, find_measure
+from grokscape.measures.snapshot import WITHOUT_SAMPLES
 from grokscape.symbols import SPLITS
 
 ALWAYS = ("accuracy", "loss")
-_HEAD_ONLY = {"weight", "bias", "parameters"}
 
 
 def measures_of(names: Sequence[str], side: str) -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def measures_of(names: Sequence[str], side: str) -> tuple[str, ...]:
 
 def _is_taken_on(side: str, row: Measure) -> bool:
     """Hidden layers are measured on training samples alone."""
-    if set(row.inputs) <= _HEAD_ONLY:
+    if set(row.inputs) <= WITHOUT_SAMPLES:
         return side == "params"
     if "layers" in row.inputs:
         return side == "train"
