@@ -7,6 +7,8 @@ from torch import nn
 
 import grokscape as gs
 from grokscape.measures import MeasureWarning
+from grokscape.models import Transformer
+from grokscape.testbeds import ModularArithmetic
 
 
 def problem():
@@ -47,7 +49,16 @@ def collapsed():
         return {name: float(value) for name, value in gs.neural_collapse(features, labels).items()}
 
 
-@pytest.mark.parametrize("found", [measured, layers, in_a_loop, collapsed])
+def out_of_a_run():
+    with torch.device("cpu"):
+        split = ModularArithmetic(p=5).split(0)
+        network = Transformer(width=8, heads=2).build(split.input_spec, 5)
+        model = network.single(network.init(torch.Generator().manual_seed(0)), {})
+    found = gs.layer_flatness(model, (split.train_inputs, split.train_labels), exact=False, probes=2)
+    return {name: each.value for name, each in found.items()}
+
+
+@pytest.mark.parametrize("found", [measured, layers, in_a_loop, collapsed, out_of_a_run])
 def test_the_default_device_does_not_matter(found):
     expected = found()
     with torch.device("meta"):

@@ -201,7 +201,7 @@ class Pairs:
         starts, length = self.numbers.starts, self.rows.shape[1]
         if bags.device.type == "cpu" and not torch.compiler.is_compiling():
             size, values = (len(bags), len(table)), bags.new_zeros(len(self.keys))
-            pairs = torch.sparse_csr_tensor(starts, self.keys, values, size, check_invariants=False)
+            pairs = torch.sparse_csr_tensor(starts, self.keys, values, size, device=bags.device, check_invariants=False)
             torch.sparse.sampled_addmm(pairs, bags, table.T, beta=0.0, alpha=scale, out=pairs)
             dots = pairs.values()
         else:  # the kernel that PyTorch has for the gradient of weights in a sum of rows
