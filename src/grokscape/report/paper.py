@@ -150,30 +150,23 @@ def _representativeness(run: Run, name: str) -> Plate:
 
 def _arms_plate(run: Run, name: str, family: str, split: str) -> Plate:
     arms = _against(run, name, family)
-    _need(run, name, f"{split}/accuracy", "train/cdnv", "train/relative_flatness_bound")
-    on = "Test" if split == "test" else "Training"
-    panels = (
-        _measure_panel(run, f"{split}/accuracy", arms, f"{on} accuracy"),
-        _measure_panel(run, "train/cdnv", arms, "CDNV"),
-        _measure_panel(run, "train/relative_flatness_bound", arms, "κ̄"),
-    )
+    accuracy = "Test accuracy" if split == "test" else "Training accuracy"
+    shown = {f"{split}/accuracy": accuracy, "train/cdnv": "CDNV", "train/relative_flatness_bound": "κ̄"}
+    _need(run, name, *shown)
     released = sorted({step for arm in arms if (step := _release(run, arm)) is not None})
-    rules = tuple(Rule(step, label="released" if step == released[0] else "") for step in released)
-    return _plate(name, tuple(Panel(p.x, p.y, (*rules, *p.layers), p.title) for p in panels), 3)
+    rules = [Rule(step, label="released" if step == released[0] else "") for step in released]
+    return _plate(name, tuple(_measure_panel(run, column, arms, title, rules) for column, title in shown.items()), 3)
 
 
-def _measure_panel(run: Run, column: str, arms: Sequence[Arm], title: str) -> Panel:
+def _measure_panel(run: Run, column: str, arms: Sequence[Arm], title: str, rules: Sequence[Rule]) -> Panel:
     steps = shown_steps(run)
     summaries = summarise(run, column, steps, seeds_shown=0)
-    drawn = [layer for arm in arms if arm.name in summaries for layer in layers(arm, steps, summaries[arm.name])]
-    shown = [summaries[arm.name] for arm in arms if arm.name in summaries]
+    known = [arm for arm in arms if arm.name in summaries]
+    drawn = [layer for arm in known for layer in layers(arm, steps, summaries[arm.name])]
     percent = column.endswith("/accuracy")
+    log = not percent and is_logarithmic([summaries[arm.name] for arm in known])
     limits = (-0.02, 1.02) if percent else None
-    return Panel(
-        step_axis(run),
-        Axis(title, log=not percent and is_logarithmic(shown), percent=percent, limits=limits),
-        tuple(drawn),
-    )
+    return Panel(step_axis(run), Axis(title, log=log, percent=percent, limits=limits), (*rules, *drawn))
 
 
 def _plate(name: str, panels: tuple[Panel, ...], columns: int) -> Plate:
