@@ -1,13 +1,14 @@
 """Hessian trace, eigenvalues and sharpness of a small network against its dense Hessian."""
 
 import copy
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from grokscape.measures import curvature
+from grokscape.measures import MeasureWarning, curvature
 
 
 @pytest.fixture
@@ -78,6 +79,15 @@ def test_sharpness_of_a_language_model():
         for parameter, slope in zip(model.parameters(), slopes, strict=True):
             parameter += 0.1 * slope / size
     assert found == pytest.approx((loss() - before).item(), rel=1e-8)
+
+
+@pytest.mark.parametrize(("inputs", "reason"), [(1.0, "zero, and has no direction"), (float("nan"), "NaN")])
+def test_sharpness_without_a_direction(inputs, reason):
+    model, labels = torch.nn.Linear(3, 2), torch.arange(4) % 2
+    torch.nn.init.zeros_(model.weight)
+    torch.nn.init.zeros_(model.bias)
+    with pytest.warns(MeasureWarning, match=f"sharpness is NaN: the gradient of the loss is {reason}"):
+        assert math.isnan(curvature.sharpness(model, (torch.full((4, 3), inputs), labels)))
 
 
 def test_errors_say_what_to_do(problem):

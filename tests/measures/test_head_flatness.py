@@ -154,6 +154,15 @@ def test_masked_positions_do_not_count():
     assert each[~mask].tolist() == [0.0] * 10
 
 
+@pytest.mark.parametrize("size", [4, 30])
+def test_replicas_share_their_labels_in_chunks_too(size):
+    features, weight, bias, labels = problem(samples=30)
+    many = torch.stack([features, 2 * features])
+    found = relative_flatness(many, weight, bias=bias, targets=labels, reduction="class", chunk_size=size)
+    for one, own in zip(many, found, strict=True):
+        torch.testing.assert_close(relative_flatness(one, weight, bias=bias, targets=labels, reduction="class"), own)
+
+
 @pytest.mark.parametrize("size", [1, 4, 29, 30])
 def test_chunks_change_nothing(size):
     features, weight, bias, labels = problem(samples=30)

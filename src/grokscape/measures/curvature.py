@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from grokscape.measures.batches import Batch, as_batch, batches, differentiable, eagerly, evaluating, placement
+from grokscape.measures.checks import MeasureWarning
 from grokscape.measures.locate import bare
 from grokscape.measures.model_loss import align, align_labels, at_least_one, forward, total_loss
 from grokscape.numerics import Estimate, full_precision, in_float64, rademacher
@@ -157,6 +158,9 @@ def sharpness(model: nn.Module, data: Any, radius: float = 0.05, *, batch_size: 
     Raises:
         ValueError: no trainable parameter, no samples.
 
+    Warns:
+        MeasureWarning: it is NaN, because the gradient is zero or NaN.
+
     Source: Foret et al., ICLR 2021.
     """
     model = bare(model)
@@ -168,6 +172,9 @@ def sharpness(model: nn.Module, data: Any, radius: float = 0.05, *, batch_size: 
         with differentiable(parameters), _differentiating():
             slope, loss, samples = _slope(model, prepared, parameters)
         size = torch.stack([part.square().sum() for part in slope]).sum().sqrt()
+        if not size > 0:  # nor where it is NaN
+            reason = "NaN" if size.isnan() else "zero, and has no direction"
+            warnings.warn(f"sharpness is NaN: the gradient of the loss is {reason}", MeasureWarning, stacklevel=3)
         moved = [p.detach() + radius * g / size for p, g in zip(parameters, slope, strict=True)]
         replaced = dict(zip(names, moved, strict=True))
         with torch.no_grad():

@@ -74,7 +74,8 @@ def relative_flatness(
         """κ of every sample of a chunk."""
         return squared_norms(features) * curvature(loss, weight, logits, targets)
 
-    values = in_chunks(part, features, weight, bias, logits, targets, chunk_size, mask)
+    of_loss = targets if callable(loss) else None
+    values = in_chunks(part, features, weight, bias, logits, of_loss, chunk_size, mask)
     result = _reduce(values, mask, reduction, targets, weight.shape[-2])
     if reduction != "class":
         checks.warn_if_nan("relative_flatness", result, lambda: _why_nan(features, weight, logits, mask))
