@@ -88,6 +88,17 @@ def test_a_worker_that_fails_says_why(tmp_path):
         Processes(Order(workers=1))(shard.folder.path)
 
 
+def test_last_words_are_those_of_the_worker_that_failed(tmp_path, monkeypatch):
+    shard, killed = tmp_path / "seeds-00000-00001", tmp_path / "killed"
+    shard.mkdir()
+    (shard / "log.txt").write_text("words of an earlier worker\n")
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(killed))
+    with pytest.raises(RuntimeError, match="^worker ended with signal 9; last words: none$"):
+        Processes(Order(workers=1))(shard)
+
+
 def test_a_lost_worker_costs_nothing_but_time(tmp_path, whole):
     folder = new_folder(tmp_path / "run")
     launcher = Scripted(killed_once)

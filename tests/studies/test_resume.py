@@ -283,6 +283,32 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path):
     assert folder.status["state"] == "finished"
 
 
+TRY = """
+import sys
+from grokscape.store import RunFolder, folder
+folder._SAVING_SECONDS = 0
+with RunFolder(folder.Path(sys.argv[1])).claim():
+    pass
+"""
+
+
+def test_who_asks_from_within_the_process_that_trains_is_told_and_lets_no_other_in(tmp_path):
+    def tried():
+        done = subprocess.run([sys.executable, "-c", TRY, folder.path], env=os.environ, capture_output=True, text=True)
+        return done.stderr
+
+    folder, seen = RunFolder.create(tmp_path / "run", tiny.study(steps=2)), []
+    train(tiny.spec(steps=2), folder, progress=lambda measured: seen.append(RunFolder.open(folder.path).state))
+    assert seen == ["running"] * 3
+    with folder.claim():
+        assert RunFolder(folder.path).in_use
+        with pytest.raises(RunFolderError, match=r"this process is training into .*wait for it"), folder.claim():
+            pass
+        assert "another process is training into" in tried()
+    assert not folder.in_use
+    assert tried() == ""
+
+
 FIRST = """
 import sys
 from grokscape.store import folder

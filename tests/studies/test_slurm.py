@@ -203,10 +203,17 @@ def test_whoever_waits_for_slurm_to_take_a_job_can_be_stopped(cluster, folder):
     assert jobs(cluster) == {"1": "CANCELLED"}
 
 
-def test_a_job_that_was_killed_is_noticed_without_accounting(cluster, shard):
+@pytest.mark.parametrize("words", ["Detected 1 oom-kill event", "none"])
+def test_a_job_that_was_killed_is_noticed_without_accounting(cluster, shard, monkeypatch, words):
+    def submit(*told, take=Slurm._submit):
+        with (shard / "log.txt").open("a") as log:
+            log.write(words.replace("none", ""))
+        return take(*told)
+
+    monkeypatch.setattr(Slurm, "_submit", submit)
     (cluster / "fate").write_text("OUT_OF_MEMORY")
-    (shard / "log.txt").write_text("Detected 1 oom-kill event\n")
-    with pytest.raises(RuntimeError, match="job 1 ended, state OUT_OF_MEMORY; last words: Detected 1 oom-kill event"):
+    (shard / "log.txt").write_text("words of an earlier job\n")
+    with pytest.raises(RuntimeError, match=f"^Slurm job 1 ended, state OUT_OF_MEMORY; last words: {words}$"):
         Slurm(Order())(shard)
 
 

@@ -4,10 +4,13 @@ import errno
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 _JSON: dict[type, str] = {dict: "object", list: "array"}
+_OURS: set[tuple[int, int]] = set()  # device and number of the files whose lock this process holds
 
 
 class RunFolderError(Exception):
@@ -34,6 +37,27 @@ def locked(file: IO[str], *, shared: bool = False) -> bool:
             raise
         return error.errno != errno.EACCES  # a file system without locks does not protect, nor forbid
     return True
+
+
+@contextmanager
+def ours(file: IO[str]) -> Iterator[None]:
+    """Inside, `is_ours` knows that this process holds the file's lock."""
+    about = os.fstat(file.fileno())
+    key = about.st_dev, about.st_ino
+    _OURS.add(key)
+    try:
+        yield
+    finally:
+        _OURS.discard(key)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this process holds the lock of a file: no lock keeps it out, and to open and close it ends its lock."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return False
+    return (about.st_dev, about.st_ino) in _OURS
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -14,7 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grokscape.store.contents import FINDING, SPEC, STATUS, check_entries, check_objects
-from grokscape.store.files import RunFolderError, is_temporary, locked, read_json, write_bytes, write_json
+from grokscape.store.files import (
+    RunFolderError,
+    is_ours,
+    is_temporary,
+    locked,
+    ours,
+    read_json,
+    write_bytes,
+    write_json,
+)
 
 KEYS = ("replica", "arm", "seed", "init_seed", "split_seed", "step")
 CHECKPOINT_SECONDS = 20.0  # between checkpoints, unless asked otherwise
@@ -106,30 +115,37 @@ class RunFolder:
 
     @contextmanager
     def claim(self) -> Iterator[None]:
-        """Be the only process that trains into the folder, and clear away files that a killed one had begun.
+        """Be the only one who trains into the folder, and clear away files that a killed process had begun.
 
         Raises:
-            RunFolderError: another process is at work in it.
+            RunFolderError: another process is at work in it, or this one already.
         """
+        if is_ours(self.path / ".lock"):
+            raise self._taken("this process")
         with open(self.path / ".lock", "a") as lock:
             last = time.monotonic() + _SAVING_SECONDS
             while not locked(lock):
                 if time.monotonic() >= last:
-                    raise RunFolderError(
-                        f"another process is training into {self.path}; wait for it, or stop it, then go on with: "
-                        f"{self.command('resume')}"
-                    )
+                    raise self._taken("another process")
                 time.sleep(0.1)
-            for place in (self.path, self.path / "trajectory", self.path / "checkpoints"):
-                for path in filter(is_temporary, place.glob(".*")):
-                    path.unlink(missing_ok=True)
-            yield
+            with ours(lock):
+                for place in (self.path, self.path / "trajectory", self.path / "checkpoints"):
+                    for path in filter(is_temporary, place.glob(".*")):
+                        path.unlink(missing_ok=True)
+                yield
+
+    def _taken(self, by: str) -> RunFolderError:
+        remedy = f"wait for it, or stop it, then go on with: {self.command('resume')}"
+        return RunFolderError(f"{by} is training into {self.path}; {remedy}")
 
     @property
     def in_use(self) -> bool:
-        """Whether another process is training into the folder at this moment; whoever may read it can ask."""
+        """Whether a process is training into the folder at this moment; whoever may read it can ask."""
+        path = self.path / ".lock"
+        if is_ours(path):
+            return True
         try:
-            with open(self.path / ".lock") as lock:
+            with open(path) as lock:
                 return not locked(lock, shared=True)
         except OSError:  # nobody ever did, or who did keeps it to himself
             return False

@@ -79,12 +79,12 @@ class Processes:
 
     def __call__(self, shard: Path) -> None:
         """Train it in a new process, which saves and stops when this one is gone."""
-        device = self._devices.get()
+        device, before = self._devices.get(), parts.said(shard)
         command = [sys.executable, "-m", "grokscape.studies.worker", str(shard), device]
         command.append(str(self._order.checkpoint_seconds))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         try:
-            with open(shard / "log.txt", "ab") as log:
+            with open(shard / parts.LOG, "ab") as log:
                 pipe = subprocess.PIPE  # a session of its own: Ctrl-C reaches it through the file that stops shards
                 with subprocess.Popen(
                     command, stdin=pipe, stdout=log, stderr=log, env=environment, start_new_session=True
@@ -93,7 +93,7 @@ class Processes:
         finally:
             self._devices.put(device)
         if code:
-            raise RuntimeError(f"worker ended with {_exit(code)}; last words: {parts.last_words(shard)}")
+            raise RuntimeError(f"worker ended with {_exit(code)}; last words: {parts.last_words(shard, before)}")
 
 
 def _cores() -> int:

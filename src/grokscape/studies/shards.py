@@ -27,6 +27,7 @@ from grokscape.studies.launch import plan, train
 from grokscape.studies.spec import StudySpec
 from grokscape.training import CHECKPOINT_SECONDS, Interrupted, Progress, Trained, take_out
 
+LOG = "log.txt"  # in the folder of a shard: what its workers say, one after another
 STOP = "stop"  # in the folder of the shards: all of them save and stop
 _BEACON_SECONDS = 0.5
 
@@ -143,10 +144,17 @@ def trained(folder: RunFolder, spec: StudySpec, arm: str, seed: int) -> Trained:
     return take_out(plan(alone), folder, number * (stop - first) + seed - first)
 
 
-def last_words(shard: Path) -> str:
-    """The last line that a shard's workers wrote to its log."""
+def said(shard: Path) -> int:
+    """How many bytes a shard's workers have written to its log."""
     with contextlib.suppress(FileNotFoundError):
-        lines = (shard / "log.txt").read_text(errors="replace").strip().splitlines()
+        return (shard / LOG).stat().st_size
+    return 0
+
+
+def last_words(shard: Path, since: int = 0) -> str:
+    """The last line that a shard's workers wrote to its log after so many bytes."""
+    with contextlib.suppress(FileNotFoundError):
+        lines = (shard / LOG).read_bytes()[since:].decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "none"
     return "none"
 

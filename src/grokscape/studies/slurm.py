@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from grokscape.studies.shards import STOP, Order, last_words
+from grokscape.studies.shards import LOG, STOP, Order, last_words, said
 
 _JOBS = 64
 _PREFIX = "grokscape-"
@@ -59,12 +59,12 @@ class Slurm:
 
     def __call__(self, shard: Path) -> None:
         """Train it in a job, or wait for the one that is in the queue already; return when it has left the queue."""
-        number = self._job(shard)
+        before, number = said(shard), self._job(shard)
         self._wait(number, shard.parent / STOP)
         done = _slurm("squeue", "--all", "--states=all", f"--jobs={number}", "--noheader", "--format=%T")
         state = done.stdout.strip() or "unknown"  # Slurm forgets after some minutes
         if state != "COMPLETED":
-            raise RuntimeError(f"Slurm job {number} ended, state {state}; last words: {last_words(shard)}")
+            raise RuntimeError(f"Slurm job {number} ended, state {state}; last words: {last_words(shard, before)}")
 
     def _job(self, shard: Path) -> str:
         """The job that is in the queue already, or a new one; once Slurm has taken a job, it is asked until it does."""
@@ -88,7 +88,7 @@ class Slurm:
             since = time.monotonic() - _ASK_SECONDS / 2
 
     def _submit(self, path: str, name: str) -> str:
-        log = path.replace("%", "%%") + "/log.txt"
+        log = f"{path.replace('%', '%%')}/{LOG}"
         options = ["--parsable", f"--job-name={name}", f"--output={log}", "--open-mode=append"]
         done = _slurm("sbatch", *options, script=self._script(path))
         number = re.search(r"^(\d+)(;.*)?$\s*\Z", done.stdout, re.MULTILINE)
