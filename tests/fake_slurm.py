@@ -2,7 +2,7 @@
 
 A file `full` there makes jobs wait, `refusal` is what sbatch says no with, `late` what it says instead of the number of
 the next job that it takes, `away` takes the controller from the net, and `fate` is the state that a job ends in at
-once, without running.
+once, without running. Jobs for another cluster, which SBATCH_CLUSTERS names, are seen by who asks for that cluster.
 """
 
 import sys
@@ -44,6 +44,10 @@ def run(number, script):
 
 if (place / "away").exists():
     fail("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+if verb != "sbatch" and os.environ.get("SLURM_CLUSTERS") != os.environ.get("SBATCH_CLUSTERS"):
+    sys.exit()
+if verb == "squeue" and "SLURM_CLUSTERS" in os.environ:
+    print("CLUSTER:", os.environ["SLURM_CLUSTERS"])
 if verb == "sbatch":
     if (place / "refusal").exists():
         fail((place / "refusal").read_text())

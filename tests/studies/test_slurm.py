@@ -107,6 +107,13 @@ def test_what_a_user_may_want_to_decide_is_left_to_the_variables_of_sbatch(clust
     assert "gres" not in (cluster / "script-1").read_text()
 
 
+def test_jobs_for_another_cluster_are_looked_for_there(cluster, shard, monkeypatch):
+    monkeypatch.setenv("SBATCH_CLUSTERS", "far")
+    Slurm(Order())(shard)
+    assert RunFolder(shard).finished
+    assert jobs(cluster) == {"1": "COMPLETED"}
+
+
 def test_a_refusal_is_told_in_the_words_of_sbatch(cluster, folder):
     (cluster / "refusal").write_text("sbatch: error: invalid partition specified: nosuch")
     with pytest.raises(ValueError, match=r"Slurm took no job \(sbatch: error: invalid partition .*SBATCH_PARTITION"):

@@ -62,7 +62,7 @@ class Slurm:
         before, number = said(shard), self._job(shard)
         self._wait(number, shard.parent / STOP)
         done = _slurm("squeue", "--all", "--states=all", f"--jobs={number}", "--noheader", "--format=%T")
-        state = done.stdout.strip() or "unknown"  # Slurm forgets after some minutes
+        state = (done.stdout.split() or ["unknown"])[-1]  # after its cluster's name; Slurm forgets after some minutes
         if state != "COMPLETED":
             raise RuntimeError(f"Slurm job {number} ended, state {state}; last words: {last_words(shard, before)}")
 
@@ -151,8 +151,10 @@ class Slurm:
 
 
 def _slurm(*command: str, script: str = "") -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands, out of Ctrl-C's reach and without the user's filters of squeue."""
+    """Run one of Slurm's commands, out of Ctrl-C's reach, where jobs go and without the user's filters of squeue."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
+    if "SBATCH_CLUSTERS" in kept:
+        kept["SLURM_CLUSTERS"] = kept["SBATCH_CLUSTERS"]
     return subprocess.run(
         command, input=script, capture_output=True, text=True, errors="replace", env=kept, start_new_session=True
     )
