@@ -95,7 +95,7 @@ def test_last_words_are_those_of_the_worker_that_failed(tmp_path, monkeypatch):
     killed.write_text("#!/bin/sh\nkill -9 $$\n")
     killed.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(killed))
-    with pytest.raises(RuntimeError, match="^worker ended with signal 9; last words: none$"):
+    with pytest.raises(RuntimeError, match=r"^worker ended with signal 9; last words: none$"):
         Processes(Order(workers=1))(shard)
 
 
