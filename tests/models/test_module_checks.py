@@ -218,6 +218,13 @@ class Clipped(Base):
         return super().hidden(x)
 
 
+class ClippedPastAutograd(Base):
+    def hidden(self, x):
+        with torch.no_grad():
+            self.a.weight.data.clamp_(-1, 1)
+        return super().hidden(x)
+
+
 class LazyBuffers(Base):
     def more(self):
         self.norm = nn.LazyBatchNorm1d(affine=False)
@@ -249,6 +256,7 @@ class LazyBuffers(Base):
         (lambda: Following(True), "once it has trained on them; keep what changes in buffers"),
         (lambda: Following(False), "once it has trained on them; keep what changes in buffers"),
         (Clipped, r"writes into its parameter 'a.weight' in its forward pass \(max_norm of an embedding, clipped w"),
+        (ClippedPastAutograd, "writes into its parameter 'a.weight' in its forward pass"),
         (LazyBuffers, "buffer 'norm.running_mean' has no shape yet; give the sizes of lazy layers"),
     ],
 )

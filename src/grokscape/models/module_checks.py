@@ -121,15 +121,30 @@ def check_repeatable(module: nn.Module, features: Callable[[bool], Tensor]) -> N
         )
     for name, parameter in module.named_parameters():
         if parameter._version != versions[name]:
-            raise ValueError(
-                f"the module writes into its parameter {name!r} in its forward pass (max_norm of an embedding, clipped "
-                f"weights), and a run's parameters change at its steps alone: take it out"
-            )
+            raise _writes_into(name)
     if not all(torch.equal(one, other) for one, other in zip(found, again, strict=True)):
         raise ValueError(
             "the module gives other features for the same inputs, parameters and buffers once it has trained on them; "
             "keep what changes in buffers (register_buffer), and nowhere else"
         )
+
+
+def check_writes(parameters: dict[str, Tensor], call: Callable[[dict[str, Tensor]], object]) -> None:
+    """Refuse a module that clips large weights past autograd (through `.data`), which only the values show."""
+    large = {name: 1e3 * value.detach() for name, value in parameters.items()}
+    before = {name: value.clone() for name, value in large.items()}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        call(large)
+    for name, value in before.items():
+        if not torch.equal(value, large[name]):
+            raise _writes_into(name)
+
+
+def _writes_into(name: str) -> ValueError:
+    return ValueError(
+        f"the module writes into its parameter {name!r} in its forward pass (max_norm of an embedding, clipped "
+        f"weights), and a run's parameters change at its steps alone: take it out"
+    )
 
 
 def check_slopes(own: tuple[Tensor, list[Tensor | None]], ours: tuple[Tensor, list[Tensor | None]]) -> None:

@@ -18,6 +18,7 @@ from grokscape.models.module_checks import (
     check_repeatable,
     check_slopes,
     check_twin,
+    check_writes,
     find_head,
     first_sentence,
     made,
@@ -94,6 +95,8 @@ class ModuleNetwork(Network):
             with torch.no_grad(), torch.random.fork_rng(devices=[]), _written_out():
                 one.eval()(probe[0].clone())
         check_repeatable(self._module, lambda training: self._as_made(probe[0], training))
+        buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
+        check_writes(dict(self._module.named_parameters()), lambda large: self._one(large, buffers, probe[0]))
         for training in (False, True):
             self._check_answer(probe[0], training)
         self._check_slopes(probe[0], twin.train(), twin.get_submodule(head))
