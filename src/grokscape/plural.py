@@ -12,6 +12,15 @@ def counted(number: object, noun: str) -> str:
     return f"{number} {noun}" if str(number) == "1" else f"{number} {noun}s"
 
 
+def only(number: int) -> str:
+    """A number that is too small.
+
+    >>> only(3), only(0)
+    ('only 3', 'none')
+    """
+    return f"only {number}" if number else "none"
+
+
 def duration(seconds: float) -> str:
     """Seconds for people.
 

@@ -11,7 +11,7 @@ from grokscape.analysis.estimation import estimate, geometric_median
 from grokscape.analysis.finding import Finding
 from grokscape.analysis.frames import Array, Flags, first, latest
 from grokscape.analysis.record import Record
-from grokscape.plural import counted, rounded
+from grokscape.plural import counted, only, rounded
 
 RULE = (
     "Held: in at least {held:.0%} of the seeds that memorised the goal is met, within {tolerance:.0%} of its level, at "
@@ -98,14 +98,15 @@ def check(record: Record, arm: Arm) -> Check:
         reasons.append(_not_intact(lost, len(rows), len(both)))
         state = "lost memorisation"
     elif len(rows) >= rules.minimum_seeds > both.sum():
-        reasons.append(f"in only {both.sum()} of its {counted(len(rows), 'seed')} is memorisation intact in it and in "
-                       f"the baseline, and a verdict needs {rules.minimum_seeds}")
+        reasons.append(f"in {only(int(both.sum()))} of its {counted(len(rows), 'seed')} is memorisation intact in it and "
+                       f"in the baseline, and a verdict needs {rules.minimum_seeds}")
     if state == "idle":
         reasons.append("the baseline meets the same goal by itself")
     if state == "not held":
         n, started = len(_judged(record, arm)), int((~np.isnan(record.moment("memorised", arm.until)[rows])).sum())
         beside = " here and in the baseline" if n < started else ""
-        reasons.append(f"the goal was met in only {round(held * n)} of the {counted(n, 'seed')} that memorised{beside}")
+        of_all = f"{only(round(held * n))} of the {counted(n, 'seed')}"
+        reasons.append(f"the goal was met in {of_all} that memorised{beside}")
     return Check(arm, state, held, float(intact.mean()) if len(rows) else 0.0, len(rows), tuple(reasons))
 
 

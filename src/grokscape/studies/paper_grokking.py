@@ -48,7 +48,10 @@ def fig1(scale: Scale) -> StudySpec:
         "CDNV falls from early on, before memorisation ends; κ̄ rises with train accuracy and falls when "
         "generalisation begins."
     )
-    cost = "3 × 10^6 steps of batch 512, about 14 hours on 2 CPU cores."
+    cost = (
+        "3 × 10^6 steps of batch 512, about 14 hours on 2 CPU cores; our networks stand still long before "
+        "(docs/paper.md)."
+    )
     text = describe("fig1", what[scale], result, cost, scale)
     return _spec("fig1", "Grokking: flatness and collapse over training", text, scale)
 
@@ -61,7 +64,10 @@ def fig1_code(scale: Scale) -> StudySpec:
         "paper": "Figure 1 as in the published code: 20 % of the pairs for training, 10^5 steps.",
     }
     result = "as fig1; the paper's text and code do not say which of them its figure shows."
-    cost = "3 × 10^5 steps of batch 512, about an hour and a half on 2 CPU cores."
+    cost = (
+        "3 × 10^5 steps of batch 512, about an hour and a half on 2 CPU cores; our networks do not generalise "
+        "in them (docs/paper.md)."
+    )
     text = describe("fig1-code", what[scale], result, cost, scale)
     return _spec("fig1-code", "Grokking, as in the published code", text, scale, fraction=0.2, steps=100_000)
 
