@@ -98,8 +98,9 @@ def check(record: Record, arm: Arm) -> Check:
         reasons.append(_not_intact(lost, len(rows), len(both)))
         state = "lost memorisation"
     elif len(rows) >= rules.minimum_seeds > both.sum():
-        reasons.append(f"in {only(int(both.sum()))} of its {counted(len(rows), 'seed')} is memorisation intact in it and "
-                       f"in the baseline, and a verdict needs {rules.minimum_seeds}")
+        of_all = f"{only(int(both.sum()))} of its {counted(len(rows), 'seed')}"
+        reasons.append(f"in {of_all} is memorisation intact in it and in the baseline, and a verdict needs "
+                       f"{rules.minimum_seeds}")
     if state == "idle":
         reasons.append("the baseline meets the same goal by itself")
     if state == "not held":
