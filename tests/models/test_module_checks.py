@@ -276,6 +276,16 @@ def test_a_module_may_take_roots_of_inputs_that_are_never_negative(positive):
     assert network.features(of_seeds(network), inputs).isfinite().all()
 
 
+def test_a_module_may_refuse_numbers_that_are_too_large_to_be_right():
+    class Careful(Base):
+        def hidden(self, x):
+            if (self.a(x).detach().abs() > 100).any():
+                raise RuntimeError("something went wrong")
+            return super().hidden(x)
+
+    assert network_of(Careful).features(of_seeds(network_of(Careful)), torch.rand(2, 3, 64).double()).shape == (2, 3, 8)
+
+
 class Same(torch.autograd.Function):
     """x, whose slope comes out wrong under vmap."""
 
