@@ -120,8 +120,7 @@ def comparisons(record: Record, found: list[Level]) -> list[dict[str, Any]]:
             if one.arm.hand == two.arm.hand or one.call != "harmed" or not one.counts:
                 continue
             matched = abs(gap) <= near
-            agree = matched and one.aimed and two.call == "harmed" and two.counts and \
-                one.arm.apart_from(two.arm)
+            agree = matched and one.aimed and two.call == "harmed" and two.counts and one.arm.apart_from(two.arm)
             contradict = gap >= -short and two.call in ("intact", "hastened")
             if agree or contradict:
                 losses = abs(float(np.log(two.loss / one.loss))) if one.loss > 0 and two.loss > 0 else np.nan
@@ -157,8 +156,8 @@ def _verdict(found: list[Level], pairs: list[dict[str, Any]], rules: Rules) -> t
 
 def _alone(one: Level, found: list[Level], near: float) -> str:
     """One hand that harms and has no second beside it, in words."""
-    beside = [two for two in found if two.counts and abs(two.blocked - one.blocked) <= near
-              and one.arm.apart_from(two.arm)]
+    beside = [two for two in found
+              if two.counts and abs(two.blocked - one.blocked) <= near and one.arm.apart_from(two.arm)]
     what = "no second hand that shares nothing with it brought the measure to the same level"
     if beside:
         two = beside[-1]
