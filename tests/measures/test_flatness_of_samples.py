@@ -43,6 +43,19 @@ def test_against_the_hessian_of_every_sample(classes):
     assert float(MEASURES[SHARE](snapshot)) == pytest.approx(share, rel=1e-10)
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_what_kappa_is_divided_by_and_divides(classes):
+    snapshot = seen(classes=classes)
+    kappa, p = sum(each(snapshot)) / len(snapshot.labels), snapshot.logits.softmax(-1)
+    bound = sum(w * w for w in snapshot.weight.flatten().tolist()) * sum(
+        sum(x * x for x in row) * (1 - sum(q * q for q in chances))
+        for row, chances in zip(snapshot.features.tolist(), p.tolist(), strict=True)
+    ) / len(p)
+    loss = -sum(math.log(chances[label]) for chances, label in zip(p.tolist(), snapshot.labels, strict=True)) / len(p)
+    assert float(MEASURES["relative_flatness_looseness"](snapshot)) == pytest.approx(bound / kappa, rel=1e-10)
+    assert float(MEASURES["relative_flatness_per_loss"](snapshot)) == pytest.approx(kappa / loss, rel=1e-10)
+
+
 def slow(logits, weight):
     """log tr Cov of the rows, as its definition has it."""
     p = logits.softmax(-1)

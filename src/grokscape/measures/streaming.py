@@ -65,8 +65,6 @@ class ClassMoments:
         if features.dim() != 2 or features.shape[-1] != self.means.shape[-1]:
             raise ValueError(f"features must be (N, {self.means.shape[-1]}), got {tuple(features.shape)}")
         check_labels(labels, features, len(self.counts))
-        if features.shape[0] == 0:
-            return self
         found, index = labels.long().unique(return_inverse=True)
         wide = features.to(self.means.dtype)
         offset = wide.mean(0)
