@@ -9,7 +9,7 @@ import synthetic
 from grokscape.analysis.controls import controls, number_of_classes
 from grokscape.analysis.pipeline import findings_of
 from grokscape.analysis.summary import table_of
-from grokscape.testbeds import Digits, ModularArithmetic, SymmetricGroup
+from grokscape.testbeds import Digits, ModularArithmetic, SparseParity, SymmetricGroup
 from synthetic import BASELINE, HELD, RANDOM, ArmTruth, clamp, record_of
 
 FLAT = "train/relative_flatness"
@@ -25,6 +25,12 @@ def test_random_labels_that_do_not_generalise_pass_and_show_what_happened_anyway
     assert found.verdict == "passed"
     assert found.data["chance"] == 1 / 31
     assert found.data["levels"]["train/cdnv"]["control"] < 0.3  # collapsed without generalising
+
+
+def test_chance_on_two_classes_is_a_half():
+    record = record_of()
+    record = dataclasses.replace(record, spec={**record.spec, "testbed": SparseParity().model_dump()})
+    assert number_of_classes(record) == SparseParity().num_classes == 2
 
 
 @pytest.mark.parametrize(("seeds", "accuracy", "expected"), [

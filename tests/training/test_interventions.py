@@ -167,6 +167,15 @@ def test_schedule_starts_ramps_and_ends():
 
 
 @pytest.mark.parametrize("kind", [Promote, Suppress, Clamp])
+def test_the_term_grows_with_its_ramp(snapshot, kind):
+    levels = {"at_least": 50.0} if kind is Clamp else {}
+    whole = kind("cdnv", strength=2.0, **levels)(snapshot)
+    ramped = kind("cdnv", strength=2.0, start=10, ramp=4, **levels)
+    for step, share in ((10, 0.25), (12, 0.75), (13, 1.0)):
+        torch.testing.assert_close(ramped(snapshot, step=step), share * whole)
+
+
+@pytest.mark.parametrize("kind", [Promote, Suppress, Clamp])
 def test_outside_its_schedule_a_penalty_looks_at_nothing(snapshot, kind):
     one = seen_of(snapshot.features[0], snapshot.weight[0], torch.zeros(20, dtype=torch.int64))
     levels = {"at_least": 1.0} if kind is Clamp else {}
