@@ -89,6 +89,21 @@ def test_the_projection_of_attention_is_no_head():
     assert gs.measure(Attends(), samples()).head == "output"
 
 
+def test_a_model_says_itself_which_layer_makes_its_logits():
+    class Says(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.classifier = nn.Linear(6, CLASSES), nn.Linear(6, 6)
+
+        def get_output_embeddings(self):
+            return self.words
+
+        def forward(self, x):
+            return self.words(torch.tanh(self.classifier(x)))
+
+    assert gs.measure(Says(), samples()).head == "words"
+
+
 def test_ignored_labels_are_left_out():
     inputs, labels = samples()
     masked = labels.clone()
