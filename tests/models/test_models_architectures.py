@@ -76,11 +76,6 @@ def test_pretrained_from_a_folder(tmp_path):
             Pretrained(name=str(tmp_path)).make(spec, 3)
 
 
-def test_a_pretrained_model_that_is_not_here(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"hf download .*nothing --local-dir models/nothing"):
-        Pretrained(name=str(tmp_path / "nothing")).make(TOKENS, 3)
-
-
 @pytest.mark.parametrize(("model", "spec"), [(ResNet(), TOKENS), (ViT(), TOKENS), (BERT(), IMAGE), (GPT2(), IMAGE)])
 def test_inputs_of_another_kind(model, spec):
     with pytest.raises(ValueError, match="choose a testbed with"):

@@ -202,6 +202,7 @@ def test_weight_cap_only_shrinks():
     torch.testing.assert_close(WeightCap(1.0)(weight), weight / 5)
     torch.testing.assert_close(WeightCap(1.0, norm="spectral")(weight), weight / 4)
     assert torch.equal(WeightCap(6.0)(weight), weight)
+    assert torch.equal(WeightCap(1.0, until=5)(weight, step=5), weight)
 
 
 def test_one_readable_line():

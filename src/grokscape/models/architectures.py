@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from grokscape.models.module_network import ModuleNetwork
 from grokscape.settings import Layers, Settings, Size, Sizes
+from grokscape.testbeds.hub import pretrained
 from grokscape.testbeds.types import InputSpec
 
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -331,16 +332,7 @@ class Pretrained(_Architecture):
 
     def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
         """The pretrained body with a new head."""
-        hf = transformers_package()
-        try:
-            body = hf.AutoModel.from_pretrained(self.name)
-        except OSError as error:
-            first = str(error).strip().splitlines()[0]
-            raise FileNotFoundError(
-                f"the model {self.name!r} is not on this machine, and the hub did not give it ({first}). Where there "
-                f"is a connection: `hf download {self.name} --local-dir models/{self.name.split('/')[-1]}`; then bring "
-                f"the folder here and give it as the model's name"
-            ) from error
+        body = pretrained(transformers_package().AutoModel.from_pretrained, self.name, "model")
         for part in body.modules():
             if isinstance(part, nn.Dropout):
                 part.p = 0.0

@@ -7,6 +7,8 @@ lines or Parquet files; which split a file belongs to follows from its name. `da
 import os
 import re
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -19,7 +21,7 @@ _EXTRA = "pip install 'grokscape[hf]'"
 
 
 class DataNotHere(FileNotFoundError):
-    """A data set that is neither on this machine nor within reach; the message says how to get it."""
+    """Data, a model or a tokenizer, neither on this machine nor within reach; the message says how to get it."""
 
 
 def _datasets() -> Any:
@@ -52,7 +54,7 @@ def load_tables(source: str, config: str | None = None) -> tuple[Any, Any]:
         if not folder.is_dir():
             raise ValueError(f"{source} holds no folder {config}, which config asks for; leave it out or name another")
         found = _from_folder(datasets, folder)
-    elif source.startswith((".", "/", "~")) or source.count("/") > 1:
+    elif _names_a_folder(source):
         raise DataNotHere(f"the folder {source} does not exist; give a folder with data, or a name on the hub")
     else:
         found = _from_hub(datasets, source, config)
@@ -172,17 +174,69 @@ def _by_split(folder: Path, files: list[Path]) -> dict[str, list[str]]:
 
 
 def _from_hub(datasets: Any, source: str, config: str | None) -> Any:
-    import huggingface_hub.constants as hub
-
-    offline = hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    if not _reachable(hub.ENDPOINT):
-        hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True  # ask the cache only, and do not wait
     try:
-        return datasets.load_dataset(source, config)
+        with _without_waiting(datasets.config):
+            return datasets.load_dataset(source, config)
     except (OSError, ValueError) as error:
         raise DataNotHere(_how_to_get(source, error)) from None
+
+
+def pretrained(load: Callable[[str], Any], name: str, what: str) -> Any:
+    """A model or a tokenizer of transformers, by its name on the hub or from a folder.
+
+    Args:
+        load: a `from_pretrained`.
+        name: as people give it.
+        what: what it is, for messages.
+
+    Raises:
+        DataNotHere: it is no folder, not in the cache, and the hub cannot be reached or does not have it.
+        ValueError: the folder holds nothing of the kind.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        try:
+            return load(str(folder))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"the folder {name} holds no {what} that transformers can read ({_first_line(error)}); expected what "
+                f"its save_pretrained writes"
+            ) from error
+    if _names_a_folder(name):
+        raise DataNotHere(f"the folder {name} does not exist; give a folder with a {what}, or a name on the hub")
+    try:
+        with _without_waiting():
+            return load(name)
+    except (OSError, ValueError) as error:
+        raise DataNotHere(
+            f"the {what} {name!r} is not on this machine, and the hub did not give it ({_first_line(error)}). Where "
+            f"there is a connection: `hf download {name} --local-dir models/{name.split('/')[-1]}`; then bring the "
+            f"folder here and give it as the {what}'s name"
+        ) from error
+
+
+def _names_a_folder(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.count("/") > 1
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _without_waiting(*settings: Any) -> Iterator[None]:
+    """Ask the cache alone while the hub cannot be reached; `settings` are other modules with a switch for that."""
+    import huggingface_hub.constants as hub
+
+    before = [(place, place.HF_HUB_OFFLINE) for place in (hub, *settings)]
+    if not _reachable(hub.ENDPOINT):
+        for place, _ in before:
+            place.HF_HUB_OFFLINE = True
+    try:
+        yield
     finally:
-        hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = offline
+        for place, offline in before:
+            place.HF_HUB_OFFLINE = offline
 
 
 def _reachable(endpoint: str) -> bool:
@@ -198,11 +252,10 @@ def _reachable(endpoint: str) -> bool:
 
 def _how_to_get(source: str, error: Exception) -> str:
     place = f"data/{source.split('/')[-1]}"
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return (
-        f"the data set {source!r} is not on this machine, and the hub did not give it ({first}). Where there is a "
-        f"connection: `hf download {source} --repo-type dataset --local-dir {place}`; then bring the folder here and "
-        f"add `--data {place}` to the command. Or run the same design on data that ships: `--scale small`"
+        f"the data set {source!r} is not on this machine, and the hub did not give it ({_first_line(error)}). Where "
+        f"there is a connection: `hf download {source} --repo-type dataset --local-dir {place}`; then bring the folder "
+        f"here and add `--data {place}` to the command. Or run the same design on data that ships: `--scale small`"
     )
 
 

@@ -3,14 +3,14 @@
 import re
 from collections import Counter
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from grokscape.settings import Settings, Size
-from grokscape.testbeds.hub import DataNotHere, column_of, labels_of, load_tables
+from grokscape.testbeds.hub import column_of, labels_of, load_tables, pretrained
 from grokscape.testbeds.pictures import some
 from grokscape.testbeds.splits import assigned
 from grokscape.testbeds.types import InputSpec, Split
@@ -97,16 +97,15 @@ def _with_tokenizer(name: str, texts: list[list[str]], length: int) -> tuple[lis
         from transformers import AutoTokenizer
     except ImportError as error:
         raise ImportError("tokenizers need the package `transformers`: pip install 'grokscape[hf]'") from error
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
-    except OSError as error:
-        raise DataNotHere(
-            f"the tokenizer {name!r} is not on this machine, and the hub did not give it. Where there is a connection: "
-            f"`hf download {name} --local-dir models/{name.split('/')[-1]}`; then bring the folder here and name it"
-        ) from error
+    tokenizer = pretrained(AutoTokenizer.from_pretrained, name, "tokenizer")
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"expected a tokenizer with a padding or an end sign, got {name!r}, which has neither; load it by "
+            f"AutoTokenizer, give it a pad_token, save it by .save_pretrained(FOLDER), and name that folder"
+        )
     options = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
     tokens = [tokenizer(part, **options)["input_ids"] for part in texts]
     return tokens, InputSpec("tokens", (length,), len(tokenizer), int(tokenizer.pad_token_id))
