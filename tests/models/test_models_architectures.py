@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grokscape.models import BERT, GPT2, Pretrained, ResNet, ViT
+from grokscape.models import BERT, GPT2, ResNet, ViT
 from grokscape.testbeds.types import InputSpec
 
 transformers = pytest.importorskip("transformers")
@@ -58,22 +58,6 @@ def test_pictures_of_the_right_width_alone_are_scaled_too():
 def test_resnet18_has_the_size_of_resnet18():
     network = ResNet().make(InputSpec("image", (3, 32, 32)), 10)
     assert sum(p.numel() for p in network.parameters()) == 11_181_642  # torchvision's resnet18(num_classes=10)
-
-
-def test_pretrained_from_a_folder(tmp_path):
-    config = transformers.GPT2Config(
-        vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=8, bos_token_id=1, eos_token_id=1
-    )
-    body = transformers.GPT2Model(config).eval()
-    body.save_pretrained(tmp_path)
-    module = Pretrained(name=str(tmp_path)).make(TOKENS, 3).eval()
-    tokens = torch.tensor([[3, 4, 5, 0, 0, 0]])
-    expected = body(input_ids=tokens[:, :3]).last_hidden_state[:, -1]
-    torch.testing.assert_close(module(tokens), module.head(expected))
-    assert Pretrained(name=str(tmp_path)).make(InputSpec("tokens", (8,), 20, 0), 3)
-    for spec, text in ((InputSpec("tokens", (9,), 20, 0), "9 out of 20"), (InputSpec("tokens", (6,), 21), "21; make")):
-        with pytest.raises(ValueError, match=rf"reads texts of up to 8 tokens out of 20, got .*{text}"):
-            Pretrained(name=str(tmp_path)).make(spec, 3)
 
 
 @pytest.mark.parametrize(("model", "spec"), [(ResNet(), TOKENS), (ViT(), TOKENS), (BERT(), IMAGE), (GPT2(), IMAGE)])

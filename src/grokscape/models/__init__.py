@@ -12,11 +12,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from grokscape.models.architectures import BERT, GPT2, Pretrained, ResNet, ViT
+from grokscape.models.architectures import BERT, GPT2, ResNet, ViT
 from grokscape.models.cnn import SmallCNN
 from grokscape.models.mlp import MLP
 from grokscape.models.module import ModuleModel
 from grokscape.models.network import Network
+from grokscape.models.pretrained import Pretrained
 from grokscape.models.quadratic import QuadraticMLP
 from grokscape.models.transformer import Transformer
 

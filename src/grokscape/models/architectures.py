@@ -1,10 +1,9 @@
-"""ResNet, ViT, BERT and GPT-2 of `transformers`, from configuration or with pretrained weights, as networks of studies.
+"""ResNet, ViT, BERT and GPT-2 of `transformers`, from configuration, as networks of studies.
 
 The body comes from transformers (an optional dependency), the head is one linear layer of our own. Nothing is dropped
 out at random. Images of another size than asked for are scaled in the network.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 
 from grokscape.models.module_network import ModuleNetwork
 from grokscape.settings import Layers, Settings, Size, Sizes
-from grokscape.testbeds.hub import pretrained
 from grokscape.testbeds.types import InputSpec
 
+Place = Literal["pooled", "first", "last"]
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -67,18 +66,21 @@ class Classifier(nn.Module):
         return self.head(self._features(self.body, inputs))
 
 
-def _scaled(images: Tensor, pixels: int | None) -> Tensor:
+def scaled(images: Tensor, pixels: int | None) -> Tensor:
+    """Images (N, C, H, W) at a size; as they are for None."""
     if pixels is None or images.shape[-2:] == (pixels, pixels):
         return images
     return F.interpolate(images, size=(pixels, pixels), mode="bilinear", align_corners=False)
 
 
-def _pooled_image(body: nn.Module, images: Tensor, *, pixels: int | None) -> Tensor:
-    return body(pixel_values=_scaled(images, pixels)).pooler_output.flatten(1)
+def pooled_image(body: nn.Module, images: Tensor, *, pixels: int | None) -> Tensor:
+    """What a body pools of images."""
+    return body(pixel_values=scaled(images, pixels)).pooler_output.flatten(1)
 
 
-def _first_token_of_image(body: nn.Module, images: Tensor, *, pixels: int | None) -> Tensor:
-    return body(pixel_values=_scaled(images, pixels)).last_hidden_state[:, 0]
+def first_token_of_image(body: nn.Module, images: Tensor, *, pixels: int | None) -> Tensor:
+    """The first of the tokens that a body makes of images."""
+    return body(pixel_values=scaled(images, pixels)).last_hidden_state[:, 0]
 
 
 def _present(tokens: Tensor, padding: int | None) -> Tensor:
@@ -91,27 +93,35 @@ def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
 
 
-def _pooled_text(body: nn.Module, tokens: Tensor, *, padding: int | None) -> Tensor:
-    seen = _present(tokens, padding)[:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
-    output = body(input_ids=tokens, attention_mask=_additive(seen, _dtype(body)))
-    pooled = getattr(output, "pooler_output", None)
-    return output.last_hidden_state[:, 0] if pooled is None else pooled
+def read_text(
+    body: nn.Module, tokens: Tensor, *, padding: int | None, causal: bool, place: Place, spelled: bool = True
+) -> Tensor:
+    """Features of texts (N, T): what the body pools, or its first or last token, padding apart.
 
-
-def _last_token(body: nn.Module, tokens: Tensor, *, padding: int | None) -> Tensor:
+    The mask is spelled out for every pair of positions, which can be batched over replicas, or else left to the body.
+    """
     present = _present(tokens, padding)
-    causal = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device).tril()
-    mask = _additive(causal & present[:, None, None, :], _dtype(body))
-    hidden = body(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+    mask = present.long()
+    if spelled:
+        pairs = present[:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
+        mask = _additive(pairs.tril() if causal else pairs, _dtype(body))
+    output = body(input_ids=tokens, attention_mask=mask)
+    if place == "pooled":
+        return output.pooler_output
+    if place == "first":
+        return output.last_hidden_state[:, 0]
     last = (present.sum(1) - 1).clamp(min=0)
-    return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1])).squeeze(1)
+    index = last[:, None, None].expand(-1, 1, output.last_hidden_state.shape[-1])
+    return output.last_hidden_state.gather(1, index).squeeze(1)
 
 
 def _dtype(body: nn.Module) -> torch.dtype:
     return next(body.parameters()).dtype
 
 
-class _Architecture(Settings):
+class Architecture(Settings):
+    """A network of transformers' parts, as settings."""
+
     _one_by_one: ClassVar[str | None] = None
 
     def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
@@ -129,7 +139,8 @@ class _Architecture(Settings):
         return ModuleNetwork(make, "head", input_spec, num_classes, self._one_by_one)
 
 
-def _need(kind: str, input_spec: InputSpec, model: str) -> None:
+def need(kind: str, input_spec: InputSpec, model: str) -> None:
+    """Refuse inputs of another kind than a model takes."""
     if input_spec.kind != kind:
         raise ValueError(f"a {model} needs {kind} inputs, got {input_spec.kind!r} inputs; choose a testbed with {kind}")
 
@@ -144,17 +155,7 @@ def _tokens(vocabulary: int | None, input_spec: InputSpec) -> int:
     return vocabulary or input_spec.vocabulary
 
 
-def _check_fits(config: Any, input_spec: InputSpec) -> None:
-    """Refuse texts that are longer than a pretrained language model reads, or of other tokens."""
-    longest, known = (getattr(config, of, None) or math.inf for of in ("max_position_embeddings", "vocab_size"))
-    if input_spec.kind == "tokens" and (input_spec.shape[0] > longest or input_spec.vocabulary > known):
-        raise ValueError(
-            f"{config.name_or_path!r} reads texts of up to {longest} tokens out of {known}, got {input_spec.shape[0]} "
-            f"out of {input_spec.vocabulary}; make the testbed's length shorter, and give it the model's own tokenizer"
-        )
-
-
-class ResNet(_Architecture):
+class ResNet(Architecture):
     """ResNet with basic blocks (He et al. 2016); the defaults are ResNet-18.
 
     Attributes:
@@ -182,7 +183,7 @@ class ResNet(_Architecture):
 
     def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
         """One ResNet."""
-        _need("image", input_spec, "resnet")
+        need("image", input_spec, "resnet")
         hf = transformers_package()
         config = hf.ResNetConfig(
             num_channels=input_spec.shape[0],
@@ -197,10 +198,10 @@ class ResNet(_Architecture):
             nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
             body.embedder.embedder.convolution = first
             body.embedder.pooler = nn.Identity()
-        return Classifier(body, partial(_pooled_image, pixels=self.pixels), self.widths[-1], num_classes)
+        return Classifier(body, partial(pooled_image, pixels=self.pixels), self.widths[-1], num_classes)
 
 
-class ViT(_Architecture):
+class ViT(Architecture):
     """Vision transformer (Dosovitskiy et al. 2021); the defaults are ViT-tiny with 16 × 16 patches.
 
     Attributes:
@@ -221,7 +222,7 @@ class ViT(_Architecture):
 
     def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
         """One ViT."""
-        _need("image", input_spec, "vit")
+        need("image", input_spec, "vit")
         pixels = self.pixels or min(input_spec.shape[1:])
         if pixels < self.patch:
             raise ValueError(
@@ -239,10 +240,10 @@ class ViT(_Architecture):
             **_NO_DROPOUT,
         )
         body = hf.ViTModel(config, add_pooling_layer=False)
-        return Classifier(body, partial(_first_token_of_image, pixels=self.pixels), self.width, num_classes, 0.02)
+        return Classifier(body, partial(first_token_of_image, pixels=self.pixels), self.width, num_classes, 0.02)
 
 
-class BERT(_Architecture):
+class BERT(Architecture):
     """BERT encoder with its pooler (Devlin et al. 2019); the defaults are TinyBERT's shape (Jiao et al. 2020).
 
     Attributes:
@@ -261,7 +262,7 @@ class BERT(_Architecture):
 
     def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
         """One BERT."""
-        _need("tokens", input_spec, "bert")
+        need("tokens", input_spec, "bert")
         hf = transformers_package()
         config = hf.BertConfig(
             vocab_size=_tokens(self.vocabulary, input_spec),
@@ -273,11 +274,11 @@ class BERT(_Architecture):
             pad_token_id=input_spec.padding,
             **_NO_DROPOUT,
         )
-        features = partial(_pooled_text, padding=input_spec.padding)
+        features = partial(read_text, padding=input_spec.padding, causal=False, place="pooled")
         return Classifier(hf.BertModel(config), features, self.width, num_classes, 0.02)
 
 
-class GPT2(_Architecture):
+class GPT2(Architecture):
     """GPT-2 decoder read at the last token (Radford et al. 2019); the defaults are DistilGPT2's shape.
 
     Attributes:
@@ -294,7 +295,7 @@ class GPT2(_Architecture):
 
     def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
         """One GPT-2."""
-        _need("tokens", input_spec, "gpt2")
+        need("tokens", input_spec, "gpt2")
         hf = transformers_package()
         config = hf.GPT2Config(
             vocab_size=_tokens(self.vocabulary, input_spec),
@@ -308,47 +309,7 @@ class GPT2(_Architecture):
             bos_token_id=None,
             eos_token_id=None,
             pad_token_id=input_spec.padding,
+            use_cache=False,
         )
-        features = partial(_last_token, padding=input_spec.padding)
+        features = partial(read_text, padding=input_spec.padding, causal=True, place="last")
         return Classifier(hf.GPT2Model(config), features, self.width, num_classes, 0.02)
-
-
-class Pretrained(_Architecture):
-    """The body of a pretrained model by name or folder, with a fresh linear head.
-
-    Every seed starts from the same body; only the head is drawn.
-
-    Attributes:
-        name: on the hub, such as "distilgpt2", or a folder made by `save_pretrained`.
-        features: where the features come from: "pooled" (the model's own pooling), "first" or "last" token; "auto" for
-            the last token of decoders, else pooled where the model pools, else the first.
-        pixels: size that images are scaled to; None for the model's.
-    """
-
-    kind: Literal["pretrained"] = "pretrained"
-    name: str
-    features: Literal["auto", "pooled", "first", "last"] = "auto"
-    pixels: Size | None = None
-
-    def make(self, input_spec: InputSpec, num_classes: int) -> nn.Module:
-        """The pretrained body with a new head."""
-        body = pretrained(transformers_package().AutoModel.from_pretrained, self.name, "model")
-        for part in body.modules():
-            if isinstance(part, nn.Dropout):
-                part.p = 0.0
-        config = body.config
-        _check_fits(config, input_spec)
-        width = getattr(config, "hidden_size", None) or config.hidden_sizes[-1]
-        pixels = self.pixels or getattr(config, "image_size", None)
-        return Classifier(body, self._pick(config, input_spec, pixels), width, num_classes, 0.02)
-
-    def _pick(self, config: Any, input_spec: InputSpec, pixels: int | None) -> Callable[[nn.Module, Tensor], Tensor]:
-        if input_spec.kind == "image":
-            chosen = _first_token_of_image if self.features in ("first", "last") else _pooled_image
-            if self.features == "auto" and not hasattr(config, "hidden_sizes"):
-                chosen = _first_token_of_image
-            return partial(chosen, pixels=pixels)
-        _need("tokens", input_spec, "pretrained language model")
-        decodes = config.model_type in ("gpt2", "gpt_neo", "gpt_neox", "llama", "mistral", "qwen2", "opt")
-        last = self.features == "last" or (self.features == "auto" and decodes)
-        return partial(_last_token if last else _pooled_text, padding=input_spec.padding)

@@ -199,7 +199,7 @@ def pretrained(load: Callable[[str], Any], name: str, what: str) -> Any:
             return load(str(folder))
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"the folder {name} holds no {what} that transformers can read ({_first_line(error)}); expected what "
+                f"the folder {name} holds no {what} that transformers can read ({first_line(error)}); expected what "
                 f"its save_pretrained writes"
             ) from error
     if _names_a_folder(name):
@@ -209,7 +209,7 @@ def pretrained(load: Callable[[str], Any], name: str, what: str) -> Any:
             return load(name)
     except (OSError, ValueError) as error:
         raise DataNotHere(
-            f"the {what} {name!r} is not on this machine, and the hub did not give it ({_first_line(error)}). Where "
+            f"the {what} {name!r} is not on this machine, and the hub did not give it ({first_line(error)}). Where "
             f"there is a connection: `hf download {name} --local-dir models/{name.split('/')[-1]}`; then bring the "
             f"folder here and give it as the {what}'s name"
         ) from error
@@ -219,7 +219,8 @@ def _names_a_folder(source: str) -> bool:
     return source.startswith((".", "/", "~")) or source.count("/") > 1
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, for a message of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -253,7 +254,7 @@ def _reachable(endpoint: str) -> bool:
 def _how_to_get(source: str, error: Exception) -> str:
     place = f"data/{source.split('/')[-1]}"
     return (
-        f"the data set {source!r} is not on this machine, and the hub did not give it ({_first_line(error)}). Where "
+        f"the data set {source!r} is not on this machine, and the hub did not give it ({first_line(error)}). Where "
         f"there is a connection: `hf download {source} --repo-type dataset --local-dir {place}`; then bring the folder "
         f"here and add `--data {place}` to the command. Or run the same design on data that ships: `--scale small`"
     )
