@@ -182,6 +182,52 @@ class SmallAndTogether(Base):
         return hidden - hidden.mean(0)
 
 
+class MadeLate(Base):
+    """Something is made in the first forward pass: a buffer, or numbers by chance."""
+
+    def hidden(self, x):
+        if "late" not in self._buffers:
+            self.register_buffer("late", self.numbers())
+        return super().hidden(x) * self.late
+
+    def numbers(self):
+        return torch.linspace(0, 1, 8)
+
+
+class DrawnLate(MadeLate):
+    def numbers(self):
+        with torch.no_grad():
+            return torch.randn(8)
+
+
+def test_a_buffer_that_is_made_in_the_first_forward_pass():
+    network = network_of(MadeLate)
+    network.prepare(2, torch.device("cpu"), torch.float64)
+    parameters, inputs = of_seeds(network), torch.rand(2, 4, 64, dtype=torch.float64)
+    found = network.features(parameters, inputs)
+    hidden = torch.tanh(inputs[1] @ parameters["a.weight"][1].T + parameters["a.bias"][1])
+    expected = (hidden @ parameters["b.weight"][1].T + parameters["b.bias"][1]).tanh() * torch.linspace(0, 1, 8)
+    torch.testing.assert_close(found[1], expected, rtol=1e-6, atol=1e-6, check_dtype=False)
+
+
+def test_numbers_that_are_drawn_in_the_first_forward_pass_follow_from_no_seed():
+    with pytest.raises(ValueError, match=r"random numbers in its first forward pass; .*draw them where it is made"):
+        network_of(DrawnLate)
+
+
+class LooksInEval(Base):
+    """Looks at its numbers in eval mode alone, which cannot be batched."""
+
+    def hidden(self, x):
+        return super().hidden(x) if self.training or float(x.abs().max()) > 0 else x[:, :8]
+
+
+def test_what_cannot_be_batched_in_eval_mode_alone_runs_one_by_one():
+    network = network_of(LooksInEval)
+    assert not network.batched
+    assert "torch.func cannot batch it" in network.reason
+
+
 ONE = Base()
 
 

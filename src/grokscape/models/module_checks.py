@@ -97,6 +97,19 @@ def _states_of_chance() -> tuple[object, ...]:
     return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())  # noqa: NPY002
 
 
+def check_first_pass(module: nn.Module, inputs: Tensor) -> None:
+    """Let a module make what it makes at its first forward pass, and refuse one that draws numbers for it."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        before = _states_of_chance()
+        module.eval()(inputs.clone())
+        drawn = _states_of_chance() != before
+    if drawn:
+        raise ValueError(
+            "the module draws random numbers in its first forward pass; runs must follow from their seeds alone: draw "
+            "them where it is made, or take it out"
+        )
+
+
 def check_repeatable(module: nn.Module, features: Callable[[bool], Tensor]) -> None:
     """Refuse a module that draws numbers, writes into its parameters, or gives other features when asked again.
 

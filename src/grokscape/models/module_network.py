@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grokscape.models.module_checks import (
     Named,
+    check_first_pass,
     check_parameters,
     check_repeatable,
     check_slopes,
@@ -91,9 +92,9 @@ class ModuleNetwork(Network):
         self.buffers: dict[str, Tensor] = {}
         self._rows = slice(None)
         refuse_dropout(self._module)
-        for one in (self._module, twin):  # what is made at a first forward pass
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), _written_out():
-                one.eval()(probe[0].clone())
+        for one in (self._module, twin):
+            with _written_out():
+                check_first_pass(one, probe[0])
         check_repeatable(self._module, lambda training: self._as_made(probe[0], training))
         buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
         check_writes(dict(self._module.named_parameters()), lambda large: self._one(large, buffers, probe[0]))
