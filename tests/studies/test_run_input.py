@@ -7,6 +7,7 @@ import torch
 
 import grokscape as gs
 import tiny
+from grokscape.workflow import specification
 
 
 @pytest.mark.parametrize("form", ["path", "text", "mapping", "specification"])
@@ -40,3 +41,10 @@ def test_one_tracker_may_be_named_without_a_list(tmp_path):
     pytest.importorskip("tensorboard")
     run = gs.run(tiny.spec(steps=2), tmp_path / "run", trackers="tensorboard", report=False, device=torch.device("cpu"))
     assert sorted(place.name for place in (run.path / "tensorboard").iterdir()) == ["baseline", "held"]
+
+
+def test_where_the_data_lie_goes_to_a_testbed_that_reads_them():
+    assert specification("fig16", data="data/sst5").testbed.source == "data/sst5"
+    assert specification("fig16").testbed.source != "data/sst5"
+    with pytest.raises(ValueError, match=r"'quickstart' makes its own data \(modular\); leave `--data x` out"):
+        specification("quickstart", data="x")
