@@ -50,6 +50,13 @@ def test_a_folder_of_images(pictures):
     assert (split.transform.crop, split.transform.flip) == (1, True)
 
 
+def test_pictures_are_cut_and_mirrored_where_that_is_asked_for_alone(pictures):
+    splits = (Images(source=str(pictures), pixels=16, augment=how).split(0) for how in ("none", "crop_flip"))
+    plain, moved = (split.transform for split in splits)
+    assert (plain.random, plain.crop, plain.flip) == (False, 0, False)
+    assert (moved.random, moved.crop, moved.flip) == (True, 2, True)
+
+
 def test_a_word_that_happens_to_contain_train_does_not_put_a_test_file_into_training(tmp_path):
     for name, count in (("constraints_train", 4), ("constraints_test", 2), ("latest-validation", 1), ("mytrain", 3)):
         write_csv(tmp_path / f"{name}.csv", [(f"{name} {k}", k % 2) for k in range(count)])
