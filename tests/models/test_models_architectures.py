@@ -47,6 +47,14 @@ def test_the_body_is_the_one_of_transformers():
     torch.testing.assert_close(module(tokens), module.head(expected))
 
 
+def test_a_decoder_sees_no_later_token():
+    torch.manual_seed(0)
+    module = GPT2(width=8, layers=2, heads=2).make(TOKENS, 3).eval()
+    tokens = torch.tensor([[3, 4, 5, 0, 0, 0], [3, 4, 5, 6, 7, 8]])
+    alone = [module.body(input_ids=row[None]).last_hidden_state[:, -1] for row in (tokens[0, :3], tokens[1])]
+    torch.testing.assert_close(module(tokens), module.head(torch.cat(alone)))
+
+
 def test_pictures_of_the_right_width_alone_are_scaled_too():
     torch.manual_seed(0)
     module = ResNet(widths=(4, 8), depths=(1, 1), pixels=16).make(InputSpec("image", (1, 24, 16)), 3).eval()

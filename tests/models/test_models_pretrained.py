@@ -42,6 +42,7 @@ CAUSAL = {
     "Llama": {**SMALL, **WORDS, "num_key_value_heads": 2},
     "Qwen3": {**SMALL, "vocab_size": 20, "num_key_value_heads": 2, "head_dim": 4},
     "Gemma": {**SMALL, **WORDS, "num_key_value_heads": 2, "head_dim": 4},
+    "Mistral": {**SMALL, **WORDS, "num_key_value_heads": 2, "sliding_window": 2},
     "OPT": {**{k: SMALL[k] for k in list(SMALL)[:3]}, **WORDS, "ffn_dim": 8, "word_embed_proj_dim": 8},
     "Bloom": {"vocab_size": 20, "hidden_size": 8, "n_layer": 1, "n_head": 2},
 }
