@@ -48,3 +48,9 @@ def test_where_the_data_lie_goes_to_a_testbed_that_reads_them():
     assert specification("fig16").testbed.source != "data/sst5"
     with pytest.raises(ValueError, match=r"'quickstart' makes its own data \(modular\); leave `--data x` out"):
         specification("quickstart", data="x")
+
+
+@pytest.mark.parametrize("role", ["manipulation", "baseline"])
+def test_what_a_control_shows_is_said_of_controls_alone(role):
+    with pytest.raises(ValueError, match=f"this arm's role is '{role}'; give it role='control', or leave control out"):
+        gs.Arm(name="loss", role=role, control="matched-level")

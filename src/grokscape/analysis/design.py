@@ -153,7 +153,7 @@ def _arm(item: Mapping[str, Any], columns: Mapping[str, Mapping[str, Any]]) -> A
     control = str(item.get("control") or "")
     if not control and (item.get("testbed") or {}).get("random_labels"):
         control = "random-labels"
-    role = str(item.get("role") or ("control" if control else "manipulation"))
+    role = str(item.get("role") or "manipulation")
     return Arm(str(item["name"]), str(item.get("title") or item["name"]), role, control if role == "control" else "",
                aims, " + ".join(sorted({*kinds, *overrides})))
 

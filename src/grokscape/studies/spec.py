@@ -66,6 +66,11 @@ class Arm(Settings):
 
     @model_validator(mode="after")
     def _go_together(self) -> "Arm":
+        if self.control is not None and self.role != "control":
+            raise ValueError(
+                f"control={self.control!r} says what a control shows, but this arm's role is {self.role!r}; "
+                f"give it role='control', or leave control out"
+            )
         check_together(self.interventions)
         return self
 
