@@ -18,6 +18,7 @@ from grokscape.measures import (
     neural_collapse,
 )
 from grokscape.measures import statistics as statistics_module
+from grokscape.measures.streaming import ClassMoments
 
 
 def data(seed=0, counts=(9, 4, 2, 7, 5), width=6, offset=0.0, spread=1.0, dtype=torch.float64):
@@ -251,6 +252,42 @@ def test_a_rank_cut_off_can_be_chosen():
     assert MEASURES["nc1_rank"](snapshot) == 2
     assert MEASURES["nc1_rank"](snapshot, tolerance=0.9) == 1
     assert MEASURES["nc1"](snapshot, tolerance=0.9) < MEASURES["nc1"](snapshot)
+
+
+def ways(features, labels, classes):
+    """nc1 and its rank from all samples at once, in the features' type, and from batches of them."""
+    streamed = ClassMoments.empty(classes, features.shape[1])
+    for batch in torch.arange(len(labels)).split(50):
+        streamed = streamed.update(features[batch], labels[batch])
+    at_once = statistics_module.ClassStatistics.of(features, labels, classes)
+    return [(float(collapse.nc1(each)), int(collapse.nc1_rank(each))) for each in (at_once, streamed.compute())]
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_what_rounding_leaves_in_an_unused_direction_is_no_class_mean(offset):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(20).repeat_interleave(30)
+    raw = torch.randn(20, 8, generator=generator)[labels] + torch.randn(600, 8, generator=generator)
+    basis = torch.linalg.svd(torch.ones(1, 8).double()).Vh[1:]  # behind a layer norm features add up to the same
+    features = torch.nn.functional.layer_norm(raw, (8,)) + offset * torch.randn(8, generator=generator)
+    within = features.double() @ basis.T
+    expected = neural_collapse(within, labels)
+    for value, rank in ways(features, labels, 20):
+        assert rank == expected["nc1_rank"] == 7
+        assert value == pytest.approx(float(expected["nc1"]), rel=1e-3)
+
+
+@pytest.mark.parametrize("counts", [(5,) * 6, (5,) * 40])
+def test_a_direction_that_means_hardly_use_counts(counts):
+    features, labels, weight, bias = data(counts=counts, width=20)
+    if len(counts) > 20:
+        features[:, 0] *= 1e-4
+    else:
+        features[labels == 1] = features[labels == 0] + 1e-4 * weight[1]
+    expected = oracle(features, labels, weight, bias)
+    for value, rank in ways(features.float(), labels, len(counts)):
+        assert rank == expected["nc1_rank"]
+        assert value == pytest.approx(expected["nc1"], rel=1e-2)
 
 
 def test_nothing_else_is_read_from_absent_classes():

@@ -150,12 +150,12 @@ def nc1(statistics: ClassMeans, *, tolerance: float | None = None) -> Tensor:
 
     Args:
         statistics: class statistics.
-        tolerance: eigenvalues of the Gram matrix up to `tolerance` times the largest count as zero; by default its
-            size times the rounding error of the dtype. With means that coincide the result depends on it: see
-            `nc1_rank`.
+        tolerance: eigenvalues of the Gram matrix up to `tolerance` times the largest count as zero; by default 1e-11,
+            which is above what float32 features leave in a direction that they do not use (behind a layer norm there
+            is one). With means that coincide the result depends on it: see `nc1_rank`.
     """
     gram, exists = statistics.gram
-    inverse = pseudo_inverse(gram, statistics.gram_null, _cut(statistics, tolerance)).to(statistics.means.dtype)
+    inverse = pseudo_inverse(gram, statistics.gram_null, _cut(gram, tolerance)).to(statistics.means.dtype)
     classes, width = statistics.means.shape[-2:]
     total = statistics.within_through(inverse) if classes <= width else statistics.within_with(inverse)
     return total.where(exists, NAN)
@@ -164,14 +164,12 @@ def nc1(statistics: ClassMeans, *, tolerance: float | None = None) -> Tensor:
 def nc1_rank(statistics: ClassMeans, *, tolerance: float | None = None) -> Tensor:
     """How many directions `nc1` kept: the rank of Σ_B above its cut-off, K − 1 for means in general position."""
     gram, exists = statistics.gram
-    rank = torch.linalg.matrix_rank(gram, rtol=_cut(statistics, tolerance), hermitian=True)
+    rank = torch.linalg.matrix_rank(gram, rtol=_cut(gram, tolerance), hermitian=True)
     return rank.to(statistics.means.dtype).where(exists, NAN)
 
 
-def _cut(statistics: ClassMeans, tolerance: float | None) -> float:
-    if tolerance is not None:
-        return tolerance
-    return min(statistics.means.shape[-2:]) * torch.finfo(statistics.means.dtype).eps
+def _cut(gram: Tensor, tolerance: float | None) -> float:
+    return tolerance if tolerance is not None else max(1e-11, gram.shape[-1] * torch.finfo(gram.dtype).eps)
 
 
 def nc1_ratio(statistics: ClassMeans) -> Tensor:
