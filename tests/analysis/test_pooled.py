@@ -160,6 +160,9 @@ def test_several_testbeds_are_summarised_and_written(tmp_path):
     told = {}
     for item in (one for one in found.values() if one.kind == "pooled" and one.subject["of"] in ("lead_lag", "hazard")):
         (factor,) = item.estimates.values()
+        each = [row[name]["value"] for row in item.data["testbeds"] for name in item.estimates]
+        each = np.exp(each) if item.subject["of"] == "lead_lag" else each
+        assert min(each) <= factor["value"] <= max(each), item.id
         told[item.verdict] = item.id
         assert item.verdict == ("above one" if factor["low"] > 1 else "below one" if factor["high"] < 1 else
                                 "no clear effect"), item.id

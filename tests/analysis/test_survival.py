@@ -32,6 +32,7 @@ def test_kaplan_meier_is_the_product_limit():
     assert (found["steps"][0], found["share"][0]) == (0.0, 1.0)
     assert dict(zip(found["steps"][1:], found["share"][1:])) == pytest.approx(slow)
     assert found["median"] == min(step for step, share in slow.items() if share <= 0.5)
+    assert found["censored"] == sorted(time for time, seen in zip(times, observed) if not seen)
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
