@@ -76,6 +76,7 @@ def test_the_finding_compares_measured_exact_and_bound():
     (found,) = theory(Record.of(frame, {"testbed": {"num_classes": 10}}))
     assert found.estimates["measured over exact collapse"]["value"] == pytest.approx(3)
     assert found.estimates["bound over measured"]["value"] > 1
+    assert "is 3 times what exact collapse with its radius and scale would give" in found.statement
     assert found.data["distance_from_collapse"]["train/nc1"] == [0.2] * seeds
     assert np.shape(found.data["curves"]["exact"]) == (seeds, len(grid))
 
