@@ -82,7 +82,8 @@ def measure(
         splits: dict[str, tuple[_Seen, _Seen | None, list[str]]] = {"train": (train, None, names)}
         if test_loader is not None:
             held_out = [name for name in names if MEASURES[name].property != "norm"]
-            test = _Source(model, probe, test_loader, batch_size, progress, "test").measured(held_out)
+            source = _Source(model, probe, test_loader, batch_size, progress, "test")
+            test = source.measured(held_out, known=train.moments.counts >= 2)
             splits["test"] = (test, None, held_out)
             splits["cross"] = (test, train, [name for name in held_out if MEASURES[name].around])
         values: dict[str, float] = {}
@@ -135,18 +136,23 @@ class _Source:
             if self.progress is not None:
                 self.progress(f"{self.name}: batch {number}, {counted(len(snapshot.labels), 'sample')}")
 
-    def measured(self, names: Iterable[str]) -> "_Seen":
-        """Go through the data once."""
+    def measured(self, names: Iterable[str], known: Tensor | None = None) -> "_Seen":
+        """Go through the data once; samples of classes that are not `known` (K) get moments of their own."""
         needed = {name for measure in names for name in MEASURES[measure].inputs} | {"labels"}
         parts: dict[str, list[Tensor]] = {name: [] for name in _PER_SAMPLE if needed & _NEEDED_FOR[name]}
         kept: list[Looked] | None = [] if set(names) & _SECOND_LOOK else None
-        elements, moments, head = 0, None, None
+        elements, moments, foreign, head = 0, None, None, None
         shared: dict[str, Any] = {"noise": torch.Generator().manual_seed(0)}
         scatter = bool(set(names) & _OF_THE_SCATTER)
         for head in self:
             classes, width = head.weight.shape
-            moments = moments or ClassMoments.empty(classes, width, head.weight.device, scatter=scatter)
-            moments = moments.update(head.features, head.labels)
+            nothing = ClassMoments.empty(classes, width, head.weight.device, scatter=scatter)
+            inside = None if known is None or known[head.labels].all() else known[head.labels]
+            if inside is None:
+                moments = (moments or nothing).update(head.features, head.labels)
+            else:
+                moments = (moments or nothing).update(head.features[inside], head.labels[inside])
+                foreign = (foreign or nothing).update(head.features[~inside], head.labels[~inside])
             quantities = Quantities(head, **shared)
             for name, values in parts.items():
                 values.append(_PER_SAMPLE[name](quantities))
@@ -156,9 +162,10 @@ class _Source:
                 # a copy: features may be a view of something larger, or lie in memory that a loader writes to again
                 kept.append((head.features.clone(), head.labels, quantities.prediction))
             kept = kept if elements <= KEPT_ELEMENTS else None
-        if head is None or moments is None or not moments.counts.sum():
+        if head is None or moments is None or not elements:
             raise ValueError(f"there are no {self.name} samples: the data is empty, or every label is ignored")
-        return _Seen(self, head, {name: torch.cat(values) for name, values in parts.items()}, moments, kept)
+        samples = {name: torch.cat(values) for name, values in parts.items()}
+        return _Seen(self, head, samples, moments, foreign, kept)
 
 
 _PER_SAMPLE: dict[str, Callable[[Quantities], Tensor]] = {
@@ -209,13 +216,23 @@ class _Impurity:
 
 @dataclass
 class _Seen:
-    """What one pass over the data left: numbers of every sample, class moments, and features as long as they fit."""
+    """What one pass over the data left: numbers of every sample, class moments, and features as long as they fit.
+
+    Samples of classes that do not take part in training have moments of their own, for around training means they are
+    left out.
+    """
 
     source: _Source
     head: Snapshot
     samples: dict[str, Tensor]
-    moments: ClassMoments
+    known: ClassMoments
+    foreign: ClassMoments | None
     kept: list[Looked] | None
+
+    @cached_property
+    def moments(self) -> ClassMoments:
+        """Class moments of all samples."""
+        return self.known if self.foreign is None else self.known.merge(self.foreign)
 
     @property
     def number(self) -> int:
@@ -232,7 +249,7 @@ class _Seen:
 
     def quantities(self, around: "_Seen | None") -> Any:
         """What the rows of the table take, under the same names as `Quantities` has."""
-        statistics = self.moments.compute() if around is None else self.moments.around(around.moments)
+        statistics = self.moments.compute() if around is None else self.known.around(around.moments)
         fields = {name: value for name, value in self.samples.items() if name != "impurity"}
         centre = self if around is None else around
         if {"cross_entropies", "smoothing_excesses"} <= centre.samples.keys():
@@ -301,7 +318,4 @@ def _values(seen: _Seen, around: _Seen | None, names: Iterable[str]) -> tuple[di
 def _why(seen: _Seen, statistics: ClassMeans) -> str:
     if "looked" in vars(statistics) and vars(statistics)["looked"][0].isnan():
         return "the features are too many to keep, and the data could not be gone through again; give a DataLoader"
-    scatter, reason = getattr(statistics, "scatter", None), nan_inputs(class_means=seen.moments.means)
-    if reason is None and scatter is not None and scatter.isnan().any() and not statistics.means.isnan().any():
-        return "some of the samples are of classes that have fewer than two training samples"
-    return reason or why_no_collapse(None, statistics)
+    return nan_inputs(class_means=seen.moments.means) or why_no_collapse(None, statistics)
