@@ -1,6 +1,7 @@
 """The presets of the paper's experiments: complete, at the paper's settings, and trainable at small scale."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,7 +63,17 @@ def test_settings_of_the_paper():
         assert [i.strength for arm in spec.arms[1:] for i in arm.interventions] == [1e-2, 1e-3, 1e-4, 1e-5, 1e-6]
         assert (spec.model.stem, spec.testbed.augment, spec.optimizer) == (stem, augment, fig2.optimizer)
     assert {"class_angle_min", "class_angle_max", "classes"} <= set(fig2.evaluation.measures)
+    for name, of, values in (("fig11", 0, [0.5, 0.1, 1e-2, 1e-3, 1e-4]), ("fig12", 2, [20, 50, 100, 150, 200])):
+        spec = gs.preset(name)
+        assert (spec.optimizer, spec.model, spec.testbed, spec.steps) == (
+            fig4.optimizer, fig4.model, fig4.testbed, fig4.steps)
+        for arm, value in zip(spec.arms[1:], values, strict=True):
+            changed = list(fig4.arms[2].interventions)
+            changed[of] = replace(changed[of], **{"strength" if of == 0 else "at_most": value})
+            assert arm.interventions == tuple(changed)
     assert (fig13.batch_size, fig13.arms[1].interventions[2].at_most) == (256, 150)
+    assert (fig13.optimizer.lr, fig13.optimizer.momentum, fig13.arms[1].interventions[0]) == (0.01, 0.9, penalty)
+    assert (fig13.steps, fig13.arms[2].interventions[-1].step * 2) == (300 * (126_689 // 256), fig13.steps)
     assert fig13.arms[2].interventions[-1].lr == 5e-2
     bert, gpt2 = gs.preset("fig16"), gs.preset("fig18")
     penalty, _, cap = bert.arms[1].interventions
@@ -74,7 +85,11 @@ def test_settings_of_the_paper():
         assert text.steps == 300 * (8544 // text.batch_size)
     fig1, code = gs.preset("fig1"), gs.preset("fig1-code")
     assert (fig1.steps, fig1.testbed.train_fraction, fig1.optimizer.lr) == (10**6, 0.5, 1e-4)
+    assert (fig1.optimizer.weight_decay, fig1.optimizer.betas) == (1.0, (0.9, 0.98))
+    assert (fig1.model.layers, fig1.model.heads, fig1.model.width) == (2, 4, 128)
+    assert (fig1.testbed.operation, fig1.testbed.p) == ("x+y", 97)
     assert (code.steps, code.testbed.train_fraction) == (10**5, 0.2)
+    assert (code.optimizer, code.model) == (fig1.optimizer, fig1.model)
 
 
 @pytest.mark.parametrize("name", ["fig2", "fig4", "fig7", "fig13", "fig16", "fig18"])

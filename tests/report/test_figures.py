@@ -91,6 +91,35 @@ def test_a_long_axis_label_stays_beside_its_panel(style) -> None:
     assert drawn.axes[0].yaxis.label.get_window_extent().height < drawn.bbox.height
 
 
+def test_all_that_a_panel_says_is_drawn() -> None:
+    layers = (
+        Band([1, 2, 4], [1, 2, 3], [2, 3, 5], opacity=0.3),
+        Line([1, 2, 4], [1, None, 5], dash="dash", stairs=True),
+        Line([1, 4], [0, 100], right=True),
+        Points([2], [3], x_ends=[(1, 3)], y_ends=[(2, 5)], symbol="x"),
+        Rule(3, label="memorised"),
+        Rule(2, axis="y", label="held", dash="dot"),
+    )
+    steps, accuracy = Axis("step", log=True, limits=(1, 5)), Axis("accuracy", limits=(0, 200))
+    panel = Panel(steps, Axis("κ"), layers, "Title", right=accuracy)
+    axes, right = draw(Plate("all", "", "", "", (panel,))).axes
+    assert (axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()) == ("Title", "step", "κ")
+    assert (axes.get_xscale(), axes.get_xlim(), axes.get_yscale()) == ("log", (1, 5), "linear")
+    assert (right.get_ylabel(), right.get_ylim(), right.spines["right"].get_visible()) == ("accuracy", (0, 200), True)
+    assert [line.get_ydata().tolist() for line in right.lines] == [[0, 100]]
+    curve, along, across, mark, memorised, held = axes.lines
+    assert curve.get_drawstyle() == "steps-post"
+    assert math.isnan(curve.get_ydata()[1])
+    assert (list(along.get_xdata()), list(along.get_ydata())) == ([1, 3], [3, 3])
+    assert (list(across.get_xdata()), list(across.get_ydata())) == ([2, 2], [2, 5])
+    assert (mark.get_marker(), mark.get_markeredgewidth() > 0) == ("x", True)
+    assert (list(memorised.get_xdata()), list(held.get_ydata())) == ([3, 3], [2, 2])
+    assert all(line.is_dashed() for line in (curve, memorised, held))
+    (band,) = axes.collections
+    assert band.get_alpha() == 0.3
+    assert {text.get_text(): text.xy for text in axes.texts} == {"memorised": (3, 1.0), "held": (1.0, 2)}
+
+
 def test_an_unknown_style_is_refused(small: Plate) -> None:
     with pytest.raises(ValueError, match="expected a style out of paper, talk, got 'poster'"):
         draw(small, "poster")

@@ -90,7 +90,10 @@ def test_a_run_that_moves_nothing_answers_the_claims_about_order(make_run: Any, 
     judged = [text for text, verdict in claims.items() if verdict in ("agrees", "disagrees")]
     assert judged
     for text in judged:
-        assert html.index(text, html.index("<main>")) < html.index('id="outcomes"')
+        place = html.index(text, html.index("<main>"))
+        assert place < html.index('id="outcomes"')
+        glyph = html[html.index("glyph ", place) :].split('"')[0]
+        assert glyph == ("glyph full" if claims[text] == "agrees" else "glyph empty")
     assert "Here nothing is moved by hand" in html
     assert "There is no arm beside the baseline" in html
 
