@@ -13,6 +13,7 @@ from matplotlib.image import imread
 from grokscape.report import FigureError, figure, write_figures
 from grokscape.report.delays import survival_plate
 from grokscape.report.drawing import draw, write_plate
+from grokscape.report.interactive import plotly_figure
 from grokscape.report.onsets import Outcomes, hero, key_arms
 from grokscape.report.paper import RECIPES
 from grokscape.report.plate import Axis, Band, Line, Missing, Panel, Plate, Points, Rule
@@ -91,7 +92,8 @@ def test_a_long_axis_label_stays_beside_its_panel(style) -> None:
     assert drawn.axes[0].yaxis.label.get_window_extent().height < drawn.bbox.height
 
 
-def test_all_that_a_panel_says_is_drawn() -> None:
+def everything() -> Plate:
+    """A panel with every kind of layer and a right axis, and one with names on its axis."""
     layers = (
         Band([1, 2, 4], [1, 2, 3], [2, 3, 5], opacity=0.3),
         Line([1, 2, 4], [1, None, 5], dash="dash", stairs=True),
@@ -101,8 +103,15 @@ def test_all_that_a_panel_says_is_drawn() -> None:
         Rule(2, axis="y", label="held", dash="dot"),
     )
     steps, accuracy = Axis("step", log=True, limits=(1, 5)), Axis("accuracy", limits=(0, 200))
-    panel = Panel(steps, Axis("κ"), layers, "Title", right=accuracy)
-    axes, right = draw(Plate("all", "", "", "", (panel,))).axes
+    names = Axis(categories=("first", "second"))
+    first = Panel(steps, Axis("κ"), layers, "Title", right=accuracy)
+    return Plate("all", "", "", "", (first, Panel(Axis("share", percent=True), names, (Points([0.5], [0]),))))
+
+
+def test_all_that_a_panel_says_is_drawn() -> None:
+    drawn = draw(everything())
+    drawn.draw_without_rendering()
+    axes, named, right = drawn.axes
     assert (axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()) == ("Title", "step", "κ")
     assert (axes.get_xscale(), axes.get_xlim(), axes.get_yscale()) == ("log", (1, 5), "linear")
     assert (right.get_ylabel(), right.get_ylim(), right.spines["right"].get_visible()) == ("accuracy", (0, 200), True)
@@ -118,6 +127,34 @@ def test_all_that_a_panel_says_is_drawn() -> None:
     (band,) = axes.collections
     assert band.get_alpha() == 0.3
     assert {text.get_text(): text.xy for text in axes.texts} == {"memorised": (3, 1.0), "held": (1.0, 2)}
+    assert [label.get_text() for label in named.get_yticklabels()] == ["first", "second"]
+    assert named.get_ylim()[0] > named.get_ylim()[1]  # the first name stands at the top
+    assert named.get_xticklabels()[0].get_text().endswith("%")
+
+
+def test_the_page_shows_the_same() -> None:
+    made = plotly_figure(everything())
+    low, high, curve, other, mark, named = made["data"]
+    layout = made["layout"]
+    assert (low["y"], high["y"], high["fill"], high["fillcolor"][-4:]) == ([1, 2, 3], [2, 3, 5], "tonexty", "|0.3")
+    assert (curve["y"], curve["line"]["shape"], curve["line"]["dash"]) == ([1, None, 5], "hv", "6px,3px")
+    assert [trace["yaxis"] for trace in made["data"]] == ["y", "y", "y", "y101", "y", "y2"]
+    assert (other["y"], layout["yaxis101"]["side"], layout["yaxis101"]["range"]) == ([0, 100], "right", [0, 200])
+    assert (mark["error_x"]["array"], mark["error_x"]["arrayminus"]) == ([1], [1])
+    assert (mark["error_y"]["array"], mark["error_y"]["arrayminus"]) == ([2], [1])
+    assert (layout["xaxis"]["type"], layout["xaxis"]["range"]) == ("log", [0, pytest.approx(math.log10(5), abs=1e-4)])
+    ends = [tuple(shape[key] for key in ("x0", "x1", "y0", "y1")) for shape in layout["shapes"]]
+    assert ends == [(3, 3, 0, 1), (0, 1, 2, 2)]
+    notes = {note["text"]: (note["x"], note["y"]) for note in layout["annotations"]}
+    assert notes["memorised"] == (pytest.approx(math.log10(3)), 1)
+    assert notes["held"] == (1, 2)
+    assert "Title" in notes
+    assert [text.split(">")[1].split("<")[0] for text in layout["yaxis2"]["ticktext"]] == ["first", "second"]
+    assert layout["yaxis2"]["range"][0] > layout["yaxis2"]["range"][1]
+    assert (named["y"], layout["xaxis2"]["tickformat"]) == ([0], ".0%")
+    (left, right), (below, above) = layout["xaxis"]["domain"], layout["yaxis"]["domain"]
+    assert (left, right, above) == (0, 1, 1)
+    assert layout["yaxis2"]["domain"][1] < below  # panels do not overlap
 
 
 def test_an_unknown_style_is_refused(small: Plate) -> None:
