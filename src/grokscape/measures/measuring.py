@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,13 +146,13 @@ class _Source:
         scatter = bool(set(names) & _OF_THE_SCATTER)
         for head in self:
             classes, width = head.weight.shape
-            nothing = ClassMoments.empty(classes, width, head.weight.device, scatter=scatter)
-            inside = None if known is None or known[head.labels].all() else known[head.labels]
-            if inside is None:
-                moments = (moments or nothing).update(head.features, head.labels)
+            empty = partial(ClassMoments.empty, classes, width, head.weight.device, scatter=scatter)
+            inside = None if known is None else known[head.labels]
+            if inside is None or inside.all():
+                moments = (moments or empty()).update(head.features, head.labels)
             else:
-                moments = (moments or nothing).update(head.features[inside], head.labels[inside])
-                foreign = (foreign or nothing).update(head.features[~inside], head.labels[~inside])
+                moments = (moments or empty()).update(head.features[inside], head.labels[inside])
+                foreign = (foreign or empty()).update(head.features[~inside], head.labels[~inside])
             quantities = Quantities(head, **shared)
             for name, values in parts.items():
                 values.append(_PER_SAMPLE[name](quantities))
