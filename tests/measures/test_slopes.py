@@ -82,6 +82,23 @@ def test_slopes_keep_their_digits_where_the_softmax_is_nearly_one_hot(scale):
         assert (ours.double() - theirs).norm() < 2e-5 * theirs.norm()
 
 
+@pytest.mark.parametrize("name", ["loss", "relative_flatness_per_loss", "head_sharpness"])
+@pytest.mark.parametrize("scale", [1.0, 10.0, 30.0])
+def test_slopes_of_what_the_loss_is_part_of_keep_their_digits(name, scale):
+    logits, features, weight = drawn((8, 4), (8, 6), (4, 6))
+    labels = logits.argmax(-1)
+    logits = logits + scale * torch.eye(4, dtype=torch.float64)[labels]
+    logits, features, weight = (x.float() for x in (logits, features, weight))
+
+    def slopes(dtype):
+        inputs = [x.to(dtype).requires_grad_() for x in (logits, features, weight)]
+        value = MEASURES[name](Snapshot(inputs[1], inputs[0], labels, inputs[2]))
+        return [x.double() for x in torch.autograd.grad(value, inputs, allow_unused=True) if x is not None]
+
+    for ours, theirs in zip(slopes(torch.float32), slopes(torch.float64), strict=True):
+        assert (ours - theirs).norm() < 2e-5 * theirs.norm()
+
+
 @pytest.mark.parametrize("first", ["relative_flatness", "relative_flatness_bound", "loss"])
 def test_what_measures_share_keeps_its_slopes_whoever_asks_first(first):
     features, weight = (x.requires_grad_() for x in drawn((12, 4), (3, 4)))

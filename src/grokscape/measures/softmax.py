@@ -62,8 +62,9 @@ class Softmax:
         return Softmax.of(self.gaps, temperature)
 
     def cross_entropy(self, labels: Tensor) -> Tensor:
-        """−log p_y of every sample, (..., N); keeps its digits where p_y rounds to 1."""
-        return self.log_normaliser - self.gaps.gather(-1, labels[..., None]).squeeze(-1)
+        """−log p_y of every sample, (..., N); it and its gradient keep their digits where p_y rounds to 1."""
+        gap = self.gaps.gather(-1, labels[..., None]).squeeze(-1)
+        return self.log_normaliser - torch.where(labels == self.top, 0.0, gap)
 
     def saturated(self) -> Tensor:
         """Whether Σ_c exp(z_c − max z) rounds to 1 in the logits' dtype, bool (..., N)."""
