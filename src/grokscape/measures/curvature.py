@@ -18,7 +18,8 @@ from grokscape.measures.batches import Batch, as_batch, batches, differentiable,
 from grokscape.measures.checks import MeasureWarning
 from grokscape.measures.locate import bare
 from grokscape.measures.model_loss import align, align_labels, at_least_one, forward, total_loss
-from grokscape.numerics import Estimate, full_precision, in_float64, rademacher
+from grokscape.measures.softmax import Softmax
+from grokscape.numerics import Estimate, full_precision, in_float64, rademacher, widen
 
 
 @full_precision()
@@ -100,7 +101,7 @@ def _with_operator(
         samples = at_least_one(sum(len(labels) for _, labels in pairs))
         operator = HessianLinearOperator(
             _Rows(model),
-            nn.CrossEntropyLoss(reduction="sum"),
+            _CrossEntropy(),
             parameters,
             [({"batch": batch}, labels) for batch, labels in pairs if len(labels)],
             check_deterministic=False,
@@ -136,6 +137,16 @@ class _Rows(nn.Module):
         """Logits of the positions that carry a label, one row each."""
         batch: Batch = inputs["batch"]
         return align(self.model, batch.labels, forward(self.model, batch))[1]
+
+
+class _CrossEntropy(nn.Module):
+    """The summed cross-entropy of rows, as curvlinops calls it."""
+
+    reduction = "sum"
+
+    def forward(self, rows: Tensor, labels: Tensor) -> Tensor:
+        """With derivatives that keep their digits."""
+        return Softmax.of(widen(rows)).cross_entropy(labels).sum()
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

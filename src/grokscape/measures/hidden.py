@@ -7,15 +7,15 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grokscape.measures.batches import differentiable
 from grokscape.measures.layer_routes import Layer
 from grokscape.measures.locate import Hook, evaluation_flags
+from grokscape.measures.softmax import Softmax
 from grokscape.measures.table import OF_LAYER
-from grokscape.numerics import full_precision, holds
+from grokscape.numerics import full_precision, holds, widen
 from grokscape.perturbations import (
     DifferentiableNorms,
     Perturbation,
@@ -150,7 +150,7 @@ class HiddenLayers:
                     f"κ of layer {name!r} needs it to be called once in a forward pass, on one row of inputs for each "
                     f"of the {rows} in the batch; it was called on {on}"
                 )
-        loss = F.cross_entropy(logits, labels)
+        loss = Softmax.of(widen(logits)).cross_entropy(labels).mean()
         for name in self._layers:
             if (key := (name, self._model.training)) not in self._lasting.checked:
                 self._check(name, loss)

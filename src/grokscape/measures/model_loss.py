@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from grokscape.measures.batches import IGNORED, Batch, logits_of, shifts_labels, without_adapters
 from grokscape.measures.checks import check_indices, check_labels, form_of_labels
 from grokscape.measures.losses import Loss, check_loss
+from grokscape.measures.softmax import Softmax
 from grokscape.numerics import holds, widen
 
 _MOVE_CLASSES = "; classes come last, move them by .movedim(1, -1), or give layer_flatness a function as loss"
@@ -133,7 +134,7 @@ def total_loss(
         kept, rows = align(model, labels, logits)
         check_outputs(rows)
         check_labels(kept, rows, rows.shape[-1])
-        return F.cross_entropy(widen(rows), kept, reduction="sum"), len(kept)
+        return Softmax.of(widen(rows)).cross_entropy(kept).sum(), len(kept)
     logits = widen(logits)
     if labels.shape != logits.shape:
         raise ValueError(
@@ -160,7 +161,9 @@ def _dense_loss(loss: Any, logits: Tensor, targets: Tensor) -> Tensor:
     if loss == "cross_entropy":
         if targets.dim() > 2 and _are_shares(targets, 1) and not _are_shares(targets, -1):
             raise ValueError(f"soft labels of shape {tuple(targets.shape)} sum to 1 over axis 1{_MOVE_CLASSES}")
-        return -(targets * torch.log_softmax(logits, -1)).sum(-1)
-    if loss == "binary_cross_entropy":
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1)
+        return Softmax.of(logits).cross_entropy(targets)
+    if loss == "binary_cross_entropy":  # softplus of what is negative, whose derivatives do not cancel
+        positive = logits > 0
+        unlikely = F.softplus(logits.where(~positive, -logits))
+        return (unlikely + torch.where(positive, 1 - targets, -targets) * logits).mean(-1)
     return (logits - targets).square().mean(-1)

@@ -60,7 +60,7 @@ def kernel_alignment(statistics: ClassMeans) -> Tensor:
 
 
 def softmax_collapse(saturated: Tensor, weight: Tensor) -> Tensor:
-    """Share of samples whose Σ_c exp(z_c − max z) rounds to 1, so that those classified rightly give no gradient."""
+    """Share of samples whose Σ_c exp(z_c − max z) rounds to 1: what else is computed from p takes them for one-hot."""
     return saturated.to(weight.dtype).mean(-1)
 
 

@@ -62,7 +62,14 @@ class Softmax:
         return Softmax.of(self.gaps, temperature)
 
     def cross_entropy(self, labels: Tensor) -> Tensor:
-        """−log p_y of every sample, (..., N); it and its gradient keep their digits where p_y rounds to 1."""
+        """−Σ_c t_c log p_c of every sample, (..., N); it and its derivatives keep their digits where p is one-hot.
+
+        Args:
+            labels: classes y, int64 (..., N), for −log p_y; or targets t, (..., N, K).
+        """
+        if labels.is_floating_point():
+            gaps = self.gaps.scatter(-1, self.top[..., None], 0.0)
+            return self.log_normaliser * labels.sum(-1) - (labels * gaps).sum(-1)
         gap = self.gaps.gather(-1, labels[..., None]).squeeze(-1)
         return self.log_normaliser - torch.where(labels == self.top, 0.0, gap)
 

@@ -179,7 +179,7 @@ class Engine:
         """Training loss plus penalties of a chunk's replicas, (r,)."""
         changes = self._hidden.changes(chunk.layers, labels, self._hidden.generators(chunk.layers, step))
         seen = self.snapshot(self.layout.view(flat), inputs, labels, step, chunk.rows, changes)
-        loss = cross_entropies(seen).mean(1)
+        loss = cross_entropies(seen, curved=bool(changes)).mean(1)
         if not self.levers.needs_parameters:
             seen = replace(seen, parameters={})
         if pressed := self.levers.layers_pressed(step, chunk):
@@ -262,7 +262,7 @@ class Engine:
 
         def losses(changes: Perturbations, inputs: Tensor, labels: Tensor) -> Tensor:
             """Cross-entropies of perturbed networks."""
-            return cross_entropies(self.snapshot(parameters, inputs, labels, step, chunk.rows, changes))
+            return cross_entropies(self.snapshot(parameters, inputs, labels, step, chunk.rows, changes), curved=True)
 
         return self._hidden.measured(tuple(layers), step, losses, lambda: self._pieces("train", chunk.rows))
 

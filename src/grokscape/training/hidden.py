@@ -13,16 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grokscape.measures import OF_LAYER, OF_LAYER_ERROR, Snapshot
+from grokscape.measures.softmax import Softmax
 from grokscape.models import Network
 from grokscape.perturbations import Perturbation, Perturbations, curvatures
 
 _PROBES = 4  # where it is measured; in a penalty there is one
 
 
-def cross_entropies(seen: Snapshot) -> Tensor:
-    """Of every sample, (r, N)."""
-    losses = F.cross_entropy(seen.logits.flatten(0, 1), seen.labels.flatten(), reduction="none")
-    return losses.view(seen.labels.shape)
+def cross_entropies(seen: Snapshot, *, curved: bool) -> Tensor:
+    """Of every sample, (r, N), with slopes that keep their digits where 1 − p_y is below the rounding of 1.
+
+    A sample's slopes in its logits add up to 0: what is left over in floating point is the rounding of p_y − 1.
+
+    Args:
+        seen: of the samples.
+        curved: whether second derivatives are wanted, and their digits; takes longer.
+    """
+    if curved:
+        return Softmax.of(seen.logits).cross_entropy(seen.labels)
+    logits, labels = seen.logits.flatten(0, 1), seen.labels.flatten()
+    if logits.requires_grad:
+        logits.register_hook(lambda slope: slope.scatter_add(-1, labels[:, None], -slope.sum(-1, keepdim=True)))
+    return F.cross_entropy(logits, labels, reduction="none").view(seen.labels.shape)
 
 
 def flatness_of(loss: Tensor, changes: Perturbations, layers: Iterable[str]) -> dict[str, Tensor]:
