@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from grokscape.measures import Snapshot
 from grokscape.models import MLP
 from grokscape.testbeds import ModularArithmetic
 from grokscape.training import AdamW, Engine, Evaluation, OnsetRule, Plan, Replica
+from grokscape.training.hidden import cross_entropies
 
 TASK = ModularArithmetic(operation="x+y", p=7, train_fraction=0.6)
 MODEL = MLP(widths=(16, 16))
@@ -47,3 +49,15 @@ def test_the_flatness_of_a_hidden_layer_is_that_of_float64(engines):
     with torch.no_grad():
         found, expected = (engine.measure(1400)["train/" + HIDDEN] for engine in engines)
     torch.testing.assert_close(found.double(), expected.double(), rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_second_derivatives_are_those_of_float64_whether_a_sample_is_right_or_wrong(label):
+    def curvature(dtype):
+        logits = torch.tensor([[[19.0, 0.5, -1.0]]], dtype=dtype, requires_grad=True)
+        seen = Snapshot(logits, logits, torch.tensor([[label]]), torch.eye(3, dtype=dtype)[None])
+        (slope,) = torch.autograd.grad(cross_entropies(seen, curved=True).sum(), logits, create_graph=True)
+        return [torch.autograd.grad(part, logits, retain_graph=True)[0].double() for part in slope.flatten()]
+
+    for found, expected in zip(curvature(torch.float32), curvature(torch.float64), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0.0)
