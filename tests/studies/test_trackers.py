@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import grokscape as gs
 import tiny
 from grokscape import trackers
 from grokscape.store import RunFolder
@@ -177,3 +178,16 @@ def test_wandb_runs_offline(tmp_path, monkeypatch):
     curves = wandb_curves(folder)
     assert set(curves) == {"baseline", "held"}
     assert_curves_match(folder, lambda arm, column: {step: row[column] for step, row in curves[arm].items()})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_run_in_shards_is_told_to_its_trackers_and_resumes_with_as_many_workers(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    study = gs.run(
+        tiny.spec(seeds=3), tmp_path / "run", launcher="processes", workers=3, trackers=["tensorboard"], report=False
+    )
+    reader = events.EventAccumulator(str(study.folder.path / "tensorboard" / "held"), size_guidance={"scalars": 0})
+    told = {event.step for event in reader.Reload().Scalars("test/accuracy")}
+    assert told >= set(tiny.spec().evaluation.grid(40))
+    study.folder.write_status(**{**study.folder.status, "state": "interrupted"})
+    assert gs.resume(study.folder.path, report=False).folder.status["workers"] == 3
