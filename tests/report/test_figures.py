@@ -6,11 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from matplotlib.image import imread
 
-from grokscape.report import FigureError, figure, write_figures
+from grokscape.report import FigureError, figure, trajectories, write_figures
 from grokscape.report.delays import survival_plate
 from grokscape.report.drawing import draw, write_plate
 from grokscape.report.interactive import plotly_figure
@@ -18,6 +19,7 @@ from grokscape.report.onsets import Outcomes, hero, key_arms
 from grokscape.report.paper import RECIPES
 from grokscape.report.plate import Axis, Band, Line, Missing, Panel, Plate, Points, Rule
 from grokscape.report.run import read_run
+from grokscape.report.trajectories import shown_steps, summarise
 from grokscape.store import RunFolder
 
 
@@ -304,3 +306,19 @@ def test_a_released_arm_is_marked(make_run: Any, tmp_path: Path) -> None:
     rules = [layer for panel in plate.panels for layer in panel.layers if isinstance(layer, Rule)]
     assert {(rule.at, rule.label) for rule in rules} == {(700.0, "released")}
     assert len(rules) == 3
+
+
+def test_what_falls_by_decades_is_drawn_by_ratio(finished: RunFolder) -> None:
+    run = read_run(finished)
+    steps = shown_steps(run)
+    for measure in ("accuracy", "loss", "relative_flatness", "cdnv"):
+        medians = [s.median for s in summarise(run, f"train/{measure}", steps).values()]
+        wide = max(m.max() for m in medians) > 20 * min(m.min() for m in medians)
+        drawn = trajectories.panel(run, measure, "train", steps)
+        assert drawn is not None
+        assert drawn.y.log == (wide and measure != "accuracy"), measure
+    kappa = trajectories.panel(run, "relative_flatness", "train", steps)
+    assert kappa is not None
+    assert kappa.y.log
+    rising = trajectories.summary_of(np.array([[0.0, 1.0, 30.0]]))
+    assert not trajectories.is_logarithmic([rising]), "0 has no place on such an axis"
